@@ -1,0 +1,62 @@
+"""The ``fedhelm`` command: an umbrella that imports a subcommand only when it is used."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib.metadata import EntryPoint, entry_points, version
+
+from fedhelm.errors import ExitStatus
+
+__all__ = ["main", "run"]
+
+_SUMMARIES = {
+    "demo": "watch a federation survive the death of its primary server",
+    "poc": "prepare, start, stop a local federation",
+    "console": "the admin console; `-c CMD` for scripts",
+    "overseer": "run an overseer from its kit",
+    "server": "run an FL server from its kit",
+    "client": "run a site from its kit",
+}
+
+
+def _commands() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="fedhelm.commands")}
+
+
+def _help(names: list[str]) -> str:
+    order = [name for name in _SUMMARIES if name in names] + sorted(set(names) - set(_SUMMARIES))
+    lines = [f"  {name:<10} {_SUMMARIES.get(name, '')}".rstrip() for name in order]
+    return "usage: fedhelm COMMAND ...\n\n" + "\n".join(lines) + "\n\n`fedhelm COMMAND -h` explains each.\n"
+
+
+def main(argv: list[str]) -> int:
+    """Run one subcommand; return its exit status."""
+    commands = _commands()
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help(list(commands)))
+        return ExitStatus.OK if argv else ExitStatus.USAGE
+    if argv[0] == "--version":
+        sys.stdout.write(f"fedhelm {version('fedhelm')}\n")
+        return ExitStatus.OK
+    name = argv[0]
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, n=2)
+        hint = f" (hint: did you mean {' or '.join(near)}?)" if near else " (hint: fedhelm -h)"
+        sys.stderr.write(f"error[UNKNOWN_COMMAND]: no command {name!r}{hint}\n")
+        return ExitStatus.USAGE
+    return int(commands[name].load()(argv[1:]))
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    try:
+        status = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        status = ExitStatus.INTERRUPTED
+    sys.exit(int(status))
+
+
+if __name__ == "__main__":
+    run()

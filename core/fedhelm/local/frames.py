@@ -1,0 +1,169 @@
+"""Length-prefixed JSON frames over a socket: 4 bytes of length (big endian), then one JSON object with a ``type``.
+
+The same frames run between supervisor and child, child and runner, agent and nanny, agent and job process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from typing import Any
+
+from fedhelm.errors import ProtocolError
+
+__all__ = ["MAX_FRAME", "Channel", "FrameReader", "SyncChannel", "encode", "open_fd"]
+
+MAX_FRAME = 16 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+
+Frame = dict[str, Any]
+
+
+def encode(frame: Frame) -> bytes:
+    """Return the bytes of one frame.
+
+    Raises:
+        ProtocolError: it is larger than ``MAX_FRAME``.
+    """
+    data = json.dumps(frame, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    if len(data) > MAX_FRAME:
+        raise ProtocolError(f"a frame of {len(data)} bytes is larger than {MAX_FRAME}")
+    return _LENGTH.pack(len(data)) + data
+
+
+def _decode(data: bytes) -> Frame:
+    try:
+        frame = json.loads(data)
+    except ValueError as error:
+        raise ProtocolError("a frame is not JSON") from error
+    if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
+        raise ProtocolError("a frame is not an object with a type")
+    return frame
+
+
+def _check_length(length: int) -> int:
+    if length > MAX_FRAME:
+        raise ProtocolError(f"a frame of {length} bytes is larger than {MAX_FRAME}")
+    return length
+
+
+class FrameReader:
+    """Turns bytes, however they are cut, into frames. Does no I/O."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Add bytes; return the frames they complete.
+
+        Raises:
+            ProtocolError: a length above ``MAX_FRAME``, or a frame that is not an object with a ``type``.
+        """
+        self._buffer += data
+        frames: list[Frame] = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            length = _check_length(_LENGTH.unpack_from(self._buffer, start)[0])
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            frames.append(_decode(bytes(self._buffer[start + _LENGTH.size : end])))
+            start = end
+        del self._buffer[:start]
+        return frames
+
+
+class Channel:
+    """One end of a socketpair or Unix connection, for asyncio. Sends do not interleave."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    async def from_socket(cls, sock: socket.socket) -> Channel:
+        """Take over a connected stream socket."""
+        sock.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        return cls(reader, writer)
+
+    async def send(self, type: str, **fields: Any) -> None:  # noqa: A002 - the wire's own word
+        """Send one frame; returns when the socket has taken it.
+
+        Raises:
+            ConnectionError: the other side is gone.
+        """
+        async with self._lock:
+            self._writer.write(encode({"type": type, **fields}))
+            await self._writer.drain()
+
+    def post(self, type: str, **fields: Any) -> None:  # noqa: A002 - the wire's own word
+        """Queue one frame without waiting; lost if the other side is gone."""
+        if not self._writer.is_closing():
+            self._writer.write(encode({"type": type, **fields}))
+
+    async def receive(self) -> Frame | None:
+        """Return the next frame, or None when the other side has closed or died.
+
+        Raises:
+            ProtocolError: the bytes are not frames.
+        """
+        try:
+            head = await self._reader.readexactly(_LENGTH.size)
+            data = await self._reader.readexactly(_check_length(_LENGTH.unpack(head)[0]))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        return _decode(data)
+
+    def close(self) -> None:
+        """Close the connection; the other side reads EOF."""
+        self._writer.close()
+
+
+async def open_fd(fd: int) -> Channel:
+    """Take over the descriptor that a parent passed with ``--control-fd``."""
+    return await Channel.from_socket(socket.socket(fileno=fd))
+
+
+class SyncChannel:
+    """The same frames for blocking code. One thread may send while another receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = FrameReader()
+        self._ready: list[Frame] = []
+
+    def send(self, type: str, **fields: Any) -> None:  # noqa: A002 - the wire's own word
+        """Send one frame.
+
+        Raises:
+            ConnectionError: the other side is gone.
+        """
+        self._socket.sendall(encode({"type": type, **fields}))
+
+    def receive(self, timeout: float | None = None) -> Frame | None:
+        """Return the next frame, or None when the other side is gone.
+
+        Raises:
+            TimeoutError: nothing came for ``timeout`` seconds.
+            ProtocolError: the bytes are not frames.
+        """
+        while not self._ready:
+            self._socket.settimeout(timeout)
+            try:
+                data = self._socket.recv(1 << 16)
+            except ConnectionError:
+                return None
+            finally:
+                self._socket.settimeout(None)
+            if not data:
+                return None
+            self._ready.extend(self._reader.feed(data))
+        return self._ready.pop(0)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()

@@ -1,0 +1,42 @@
+"""Logging of a participant: status lines to standard output and to its ``log.txt``, UTC stamps, no secrets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+__all__ = ["setup"]
+
+
+class _Formatter(logging.Formatter):
+    converter = time.gmtime
+    default_msec_format = "%s.%03dZ"
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+
+
+def setup(name: str, log_file: Path | None = None, *, stdout: bool = True, level: int = logging.INFO) -> None:
+    """Send the logs of this process to standard output and, if given, to ``log_file``.
+
+    Args:
+        name: stands in every line, so that logs of several participants can be read together.
+        log_file: is appended to. A process in the background already has its output there: leave it out.
+        stdout: also write to standard output.
+        level: least level of Fedhelm's own loggers; libraries write from WARNING.
+    """
+    formatter = _Formatter(f"%(asctime)s {name} %(levelname)s %(message)s")
+    handlers: list[logging.Handler] = []
+    if stdout:
+        handlers.append(logging.StreamHandler(sys.stdout))
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("fedhelm").setLevel(level)
