@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Mapping
@@ -110,10 +111,21 @@ class ParticipantLock:
         """
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # An observer (`holder`) may hold a shared lock for a moment: only a live owner's id is a refusal.
+        for _ in range(40):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                pid = os.pread(fd, 32, 0).decode(errors="replace").strip()
+                if pid.isdigit() and Path(f"/proc/{pid}").exists():
+                    break
+                select.select([], [], [], 0.025)
+        else:
+            pid = "unknown"
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.read(fd, 32).decode(errors="replace").strip()
             os.close(fd)
             where = self._path.parent.parent
             raise AlreadyRunning(

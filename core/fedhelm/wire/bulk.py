@@ -1,0 +1,258 @@
+"""Blobs over the network: chunks that are hashed, resumable, and sent as raw messages of 1 MiB."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from blake3 import blake3
+
+from fedhelm.errors import Corrupt, ProtocolError
+from fedhelm.persist.base import BlobStore
+from fedhelm.persist.blobs import BlobRef, Manifest
+from fedhelm.v1 import common_pb2 as common
+
+__all__ = [
+    "CHUNK_SIZE",
+    "PIECE",
+    "fetch_blob",
+    "manifest_of",
+    "receive_blob",
+    "ref_from_proto",
+    "ref_to_proto",
+    "stream_blob",
+    "upload_file",
+    "upload_sync",
+]
+
+PIECE = 1024 * 1024
+"""Bytes of one raw message."""
+
+CHUNK_SIZE = 8 * 1024 * 1024
+"""Bytes of one chunk of an uploaded blob."""
+
+_CALL_TIMEOUT = 10.0
+
+
+def ref_to_proto(ref: BlobRef) -> common.BlobRef:
+    """Return the wire's form of a reference."""
+    return common.BlobRef(owner=ref.owner, digest=ref.digest, size=ref.size)
+
+
+def ref_from_proto(ref: common.BlobRef) -> BlobRef:
+    """Return the store's form of a reference; its owner is checked where the store is touched."""
+    return BlobRef(owner=ref.owner, digest=ref.digest, size=ref.size)
+
+
+def _manifest_to_proto(manifest: Manifest) -> common.Manifest:
+    return common.Manifest(size=manifest.size, chunk_size=manifest.chunk_size, chunks=manifest.chunks)
+
+
+def _manifest_from_proto(manifest: common.Manifest) -> Manifest:
+    return Manifest(size=manifest.size, chunk_size=manifest.chunk_size, chunks=tuple(manifest.chunks))
+
+
+def manifest_of(path: Path) -> Manifest:
+    """Hash a file into the manifest of its blob."""
+    chunks: list[str] = []
+    size = 0
+    with path.open("rb") as file:
+        while data := file.read(CHUNK_SIZE):
+            chunks.append(blake3(data).hexdigest())
+            size += len(data)
+    return Manifest(size=size, chunk_size=CHUNK_SIZE, chunks=tuple(chunks))
+
+
+def _pieces(path: Path, owner: str, manifest: Manifest, indices: Sequence[int]) -> Iterator[bytes]:
+    yield common.PutBlobHeader(
+        owner=owner, manifest=_manifest_to_proto(manifest), indices=indices
+    ).SerializeToString()
+    with path.open("rb") as file:
+        for index in indices:
+            left = min(manifest.chunk_size, manifest.size - index * manifest.chunk_size)
+            file.seek(index * manifest.chunk_size)
+            while left > 0:
+                piece = file.read(min(PIECE, left))
+                if not piece:
+                    raise Corrupt(f"{path} became shorter while it was sent")
+                left -= len(piece)
+                yield piece
+
+
+class _AsyncUploader(Protocol):
+    async def missing_chunks(
+        self, request: common.MissingChunksRequest, timeout: float
+    ) -> common.MissingChunksReply: ...
+
+    async def put_blob(self, messages: Any, timeout: float | None = None) -> common.BlobRef: ...
+
+
+class _SyncUploader(Protocol):
+    def missing_chunks(self, request: common.MissingChunksRequest, timeout: float) -> common.MissingChunksReply: ...
+
+    def put_blob(self, messages: Any, timeout: float | None = None) -> common.BlobRef: ...
+
+
+class _Fetcher(Protocol):
+    async def get_manifest(self, blob: common.BlobRef, timeout: float) -> common.Manifest: ...
+
+    def get_blob(self, request: common.GetBlobRequest) -> AsyncIterator[bytes]: ...
+
+
+async def upload_file(stub: _AsyncUploader, owner: str, path: Path) -> common.BlobRef:
+    """Upload a file as a blob; chunks that the store has already are not sent again.
+
+    Raises:
+        FedhelmError: whatever the call raised; calling again resumes.
+    """
+    manifest = await asyncio.to_thread(manifest_of, path)
+    indices: Sequence[int] = range(len(manifest.chunks))
+    if len(indices) > 1:
+        request = common.MissingChunksRequest(owner=owner, manifest=_manifest_to_proto(manifest))
+        indices = list((await stub.missing_chunks(request, timeout=_CALL_TIMEOUT)).indices)
+    pieces = _pieces(path, owner, manifest, indices)
+
+    async def messages() -> AsyncIterator[bytes]:
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+
+    return await stub.put_blob(messages())
+
+
+def upload_sync(stub: _SyncUploader, owner: str, path: Path, progress: Callable[[int], None] | None = None) -> BlobRef:
+    """The same as :func:`upload_file`, blocking.
+
+    Args:
+        stub: an admin stub.
+        owner: of the blob.
+        path: the file.
+        progress: called with the number of bytes of each message sent.
+    """
+    manifest = manifest_of(path)
+    indices: Sequence[int] = range(len(manifest.chunks))
+    if len(indices) > 1:
+        request = common.MissingChunksRequest(owner=owner, manifest=_manifest_to_proto(manifest))
+        indices = list(stub.missing_chunks(request, timeout=_CALL_TIMEOUT).indices)
+
+    def messages() -> Iterator[bytes]:
+        for number, piece in enumerate(_pieces(path, owner, manifest, indices)):
+            yield piece
+            if progress is not None and number:
+                progress(len(piece))
+
+    return ref_from_proto(stub.put_blob(messages()))
+
+
+class _Assembler:
+    """Cuts a stream of raw messages into the chunks a header announced."""
+
+    def __init__(self, manifest: Manifest, indices: Sequence[int]) -> None:
+        if any(index >= len(manifest.chunks) for index in indices):
+            raise ProtocolError("an upload announces a chunk that its manifest does not have")
+        self._manifest = manifest
+        self._indices = list(indices)
+        self._buffer = bytearray()
+
+    @property
+    def done(self) -> bool:
+        return not self._indices
+
+    def feed(self, piece: bytes) -> Iterator[tuple[str, bytes]]:
+        """Add a message; yield each chunk it completes, as (digest, data)."""
+        self._buffer += piece
+        while self._indices:
+            index = self._indices[0]
+            want = min(self._manifest.chunk_size, self._manifest.size - index * self._manifest.chunk_size)
+            if len(self._buffer) < want:
+                return
+            yield self._manifest.chunks[index], bytes(self._buffer[:want])
+            del self._buffer[:want]
+            self._indices.pop(0)
+        if self._buffer:
+            raise ProtocolError("an upload sent more bytes than it announced")
+
+
+async def receive_blob(messages: AsyncIterator[bytes], store: BlobStore, check_owner: Callable[[str], None]) -> BlobRef:
+    """Store an upload as it arrives; at most two chunks are in memory.
+
+    Args:
+        messages: a serialized ``PutBlobHeader``, then raw bytes.
+        store: where the chunks go.
+        check_owner: raises if the caller may not write under this owner.
+
+    Raises:
+        ProtocolError: the stream does not follow its header.
+        Corrupt: a chunk is not what its digest says.
+        StoreUnavailable: nothing was acknowledged.
+    """
+    header = common.PutBlobHeader()
+    try:
+        header.ParseFromString(await anext(messages))
+    except (StopAsyncIteration, ValueError) as error:
+        raise ProtocolError("an upload does not begin with its header") from error
+    check_owner(header.owner)
+    manifest = _manifest_from_proto(header.manifest)
+    manifest.check()
+    assembler = _Assembler(manifest, header.indices)
+    async for piece in messages:
+        for digest, data in assembler.feed(piece):
+            await asyncio.to_thread(store.put_chunk, header.owner, digest, data)
+    if not assembler.done:
+        raise ProtocolError("an upload ended before its last chunk")
+    return await asyncio.to_thread(store.put_manifest, header.owner, manifest)
+
+
+async def stream_blob(store: BlobStore, ref: BlobRef, offset: int) -> AsyncIterator[bytes]:
+    """Yield the bytes of a blob from an offset, in messages of at most 1 MiB; each chunk is verified first."""
+    manifest = await asyncio.to_thread(store.manifest, ref)
+    for index in range(offset // manifest.chunk_size, len(manifest.chunks)):
+        data = await asyncio.to_thread(store.read_chunk, ref.owner, manifest.chunks[index])
+        start = max(0, offset - index * manifest.chunk_size)
+        for at in range(start, len(data), PIECE):
+            yield data[at : at + PIECE]
+
+
+async def fetch_blob(stub: _Fetcher, blob: common.BlobRef, target: Path) -> None:
+    """Download a blob to a file: resumed from whole chunks of an earlier try, verified, then renamed into place.
+
+    Raises:
+        Corrupt: the bytes are not what the reference's digest says.
+        FedhelmError: whatever the call raised; calling again resumes.
+    """
+    manifest = _manifest_from_proto(await stub.get_manifest(blob, timeout=_CALL_TIMEOUT))
+    manifest.check()
+    if manifest.digest != blob.digest or manifest.size != blob.size:
+        raise Corrupt(f"the manifest of {blob.owner} {blob.digest[:12]} does not have its digest")
+    part = target.with_name(f"{target.name}.part")
+    have = (part.stat().st_size if part.exists() else 0) // manifest.chunk_size
+    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "r+b") as file:
+        have = await asyncio.to_thread(_verified_chunks, file, manifest, have)
+        file.seek(have * manifest.chunk_size)
+        file.truncate()
+        if have < len(manifest.chunks):
+            await _append(stub, blob, manifest, have, file)
+        file.flush()
+    part.replace(target)
+
+
+async def _append(stub: _Fetcher, blob: common.BlobRef, manifest: Manifest, have: int, file: Any) -> None:
+    offset = have * manifest.chunk_size
+    assembler = _Assembler(manifest, range(have, len(manifest.chunks)))
+    async for piece in stub.get_blob(common.GetBlobRequest(blob=blob, offset=offset)):
+        for digest, data in assembler.feed(piece):
+            if await asyncio.to_thread(lambda data=data: blake3(data).hexdigest()) != digest:
+                raise Corrupt(f"a chunk of {blob.owner} {blob.digest[:12]} arrived damaged")
+            file.write(data)
+    if not assembler.done:
+        raise ProtocolError(f"the download of {blob.owner} ended early")
+
+
+def _verified_chunks(file: Any, manifest: Manifest, have: int) -> int:
+    for index in range(have):
+        if blake3(file.read(manifest.chunk_size)).hexdigest() != manifest.chunks[index]:
+            return index
+    return have

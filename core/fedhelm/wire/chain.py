@@ -1,0 +1,185 @@
+"""The chain that every gRPC call passes: identity, authorise, audit, handler, errors.
+
+Handlers are plain async functions named after the method in snake case. They get the request (or an async iterator of
+them) and a :class:`Call`; a streaming answer is an async generator. A service whose method declares no known
+permission, or has no handler, cannot be built, so the process refuses to start.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fedhelm.wire
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from fedhelm.errors import BadCertificate, FedhelmError
+from fedhelm.security.identity import Principal, principal_from_uris
+from fedhelm.security.policy import PERMISSIONS, authorise
+from fedhelm.v1 import common_pb2
+from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, encode_error, status_of
+
+__all__ = ["Call", "ServiceHandlers", "serve_options", "server_credentials"]
+
+assert fedhelm.wire  # imported before grpc, for the environment it sets
+
+_log = logging.getLogger("fedhelm.wire")
+
+MAX_CONTROL = 4 * 1024 * 1024
+"""Largest message, bytes. Bulk streams cut theirs at 1 MiB."""
+
+_RAW = common_pb2.DESCRIPTOR.message_types_by_name["Raw"].full_name
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: who makes it, and its context."""
+
+    principal: Principal
+    method: str
+    context: Any
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _permission(method: MethodDescriptor) -> str:
+    permission = str(method.GetOptions().Extensions[common_pb2.permission])
+    if permission not in PERMISSIONS:
+        raise ValueError(f"{method.full_name} declares no known permission ({permission!r})")
+    return permission
+
+
+def _identity(context: Any, project: str) -> Principal:
+    auth: Mapping[str, Sequence[bytes]] = context.auth_context()
+    uris = [value.decode(errors="replace") for value in auth.get("peer_uri", ())]
+    if not uris:
+        raise BadCertificate("the client certificate has no URI that names a participant")
+    return principal_from_uris(uris, project)
+
+
+class ServiceHandlers(grpc.GenericRpcHandler):
+    """All methods of one service, each wrapped into the chain.
+
+    Args:
+        service: descriptor of the service.
+        implementation: has an async method for each, named in snake case.
+        project: callers of another project are refused.
+        epoch: the epoch that replies carry.
+        audit: called with every write after it was authorised.
+
+    Raises:
+        ValueError: a method has no known permission or no handler.
+    """
+
+    def __init__(
+        self,
+        service: ServiceDescriptor,
+        implementation: object,
+        *,
+        project: str,
+        epoch: Callable[[], int],
+        audit: Callable[[Call], None] | None = None,
+    ) -> None:
+        self._project = project
+        self._epoch = epoch
+        self._audit = audit
+        self._handlers = {
+            f"/{service.full_name}/{method.name}": self._wrap(method, implementation) for method in service.methods
+        }
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return the handler of a method, None if it is not ours (grpc's own interface)."""
+        return self._handlers.get(handler_call_details.method)
+
+    def _wrap(self, method: MethodDescriptor, implementation: object) -> Any:
+        handler = getattr(implementation, _snake(method.name), None)
+        if handler is None:
+            raise ValueError(f"{method.full_name} has no handler")
+        permission = _permission(method)
+
+        def enter(context: Any) -> Call:
+            principal = _identity(context, self._project)
+            authorise(principal, permission)
+            call = Call(principal, method.name, context)
+            if self._audit is not None:
+                self._audit(call)
+            return call
+
+        async def unary(request: Any, context: Any) -> Any:
+            try:
+                reply = await handler(request, enter(context))
+            except FedhelmError as error:
+                await self._abort(context, error)
+            except Exception as error:  # noqa: BLE001 - a bug must reach the caller as an error, not as a hang
+                await self._crash(context, method, error)
+            else:
+                self._stamp(context)
+                return reply
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async for reply in handler(request, enter(context)):
+                    yield reply
+            except FedhelmError as error:
+                await self._abort(context, error)
+            except Exception as error:  # noqa: BLE001 - as above
+                await self._crash(context, method, error)
+            self._stamp(context)
+
+        kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(
+            stream if method.server_streaming else unary,
+            request_deserializer=None if method.input_type.full_name == _RAW else _parser(method.input_type),
+            response_serializer=None if method.output_type.full_name == _RAW else _serialize,
+        )
+
+    def _stamp(self, context: Any) -> None:
+        context.set_trailing_metadata(((EPOCH_KEY, str(self._epoch())),))
+
+    async def _abort(self, context: Any, error: FedhelmError) -> None:
+        metadata = ((ERROR_KEY, encode_error(error)), (EPOCH_KEY, str(self._epoch())))
+        await context.abort(status_of(error), error.message[:500], trailing_metadata=metadata)
+
+    async def _crash(self, context: Any, method: MethodDescriptor, error: Exception) -> None:
+        if isinstance(error, grpc.RpcError | grpc.aio.AbortError):
+            raise error
+        _log.error("%s failed", method.full_name, exc_info=error)
+        await self._abort(context, FedhelmError(f"{method.name} failed inside the server; its log has the reason"))
+
+
+def _parser(message: Any) -> Callable[[bytes], Any]:
+    parse: Callable[[bytes], Any] = GetMessageClass(message).FromString  # type: ignore[attr-defined]
+    return parse
+
+
+def _serialize(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def serve_options() -> list[tuple[str, int]]:
+    """Return the options of a gRPC server: keep-alive, limits, and no silent sharing of a port."""
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MAX_CONTROL),
+        ("grpc.max_send_message_length", MAX_CONTROL),
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.max_metadata_size", 16_384),
+    ]
+
+
+def server_credentials(ca: bytes, cert: bytes, key: bytes) -> grpc.ServerCredentials:
+    """Return credentials that demand a client certificate of the project's CA."""
+    return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)

@@ -1,0 +1,71 @@
+"""Errors on the wire: a FedhelmError travels as a gRPC status with its code and hint in the trailing metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import fedhelm.wire
+import grpc
+
+from fedhelm.errors import BadCertificate, DeadlineExceeded, FedhelmError, ProtocolError, Unreachable, error_class
+
+__all__ = ["EPOCH_KEY", "ERROR_KEY", "decode_error", "encode_error", "epoch_of", "status_of"]
+
+assert fedhelm.wire  # imported before grpc, for the environment it sets
+
+ERROR_KEY = "fedhelm-error-bin"
+EPOCH_KEY = "fedhelm-epoch"
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+def status_of(error: FedhelmError) -> grpc.StatusCode:
+    """Return the gRPC status that this error travels as."""
+    return grpc.StatusCode[error.grpc_status]
+
+
+def encode_error(error: FedhelmError) -> bytes:
+    """Return the value of ``fedhelm-error-bin``."""
+    return json.dumps({"code": error.code, "message": error.message[:2000], "hint": error.hint}).encode()
+
+
+def epoch_of(metadata: Metadata | None) -> int | None:
+    """Return the epoch a reply carries, if it does."""
+    for key, value in metadata or ():
+        if key == EPOCH_KEY:
+            text = value.decode() if isinstance(value, bytes) else value
+            return int(text) if text.isdigit() else None
+    return None
+
+
+def _from_metadata(metadata: Metadata | None) -> FedhelmError | None:
+    for key, value in metadata or ():
+        if key == ERROR_KEY and isinstance(value, bytes):
+            try:
+                body = json.loads(value)
+                return error_class(str(body["code"]))(str(body["message"]), hint=body.get("hint"))
+            except (ValueError, KeyError, TypeError):
+                return ProtocolError("the server sent an error that cannot be read")
+    return None
+
+
+def decode_error(code: grpc.StatusCode, details: str | None, metadata: Metadata | None, where: str) -> FedhelmError:
+    """Return the error that a failed call stands for.
+
+    Args:
+        code: the call's status.
+        details: its text.
+        metadata: its trailing metadata.
+        where: who was called, for the message.
+    """
+    if (error := _from_metadata(metadata)) is not None:
+        return error
+    text = details or code.name
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"{where} did not answer in time")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return BadCertificate(f"{where} refused the certificate: {text}")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+        return Unreachable(f"{where} cannot be reached: {text}")
+    return ProtocolError(f"{where} answered {code.name}: {text}")
