@@ -1,0 +1,251 @@
+"""Bodies of the overseer's HTTP API: frozen values, checked where they enter.
+
+Every model ignores keys it does not know, so that neighbours may be one version apart. Numbers of records are slots of
+the log: the last record read, ``-1`` before genesis. Ages and durations are seconds; times are ISO 8601 UTC.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "API_ROOT",
+    "ActivateRequest",
+    "BeatRequest",
+    "ErrorBody",
+    "Event",
+    "EventKind",
+    "Health",
+    "HistoryEntry",
+    "Intent",
+    "LeaseState",
+    "LeaseView",
+    "PrimaryView",
+    "PromoteReply",
+    "PromoteRequest",
+    "RegisterReply",
+    "RegisterRequest",
+    "ReleaseRequest",
+    "RenewReply",
+    "RenewRequest",
+    "Role",
+    "ServerState",
+    "ServerView",
+]
+
+API_ROOT = "/api/v1"
+"""Prefix of every route but ``/healthz``."""
+
+LeaseState = Literal["never", "granted", "active", "released"]
+Role = Literal["STANDBY", "PROMOTING", "ACTIVE", "DRAINING", "FENCED", "UNLEASED", "READONLY"]
+ServerState = Literal["STANDBY", "PROMOTING", "ACTIVE", "DRAINING", "FENCED", "UNLEASED", "READONLY", "DOWN"]
+EventKind = Literal["grant", "active", "release", "failover", "promote", "member_up", "member_down"]
+
+_Id = Annotated[str, Field(pattern=r"^[0-9A-Za-z._-]{1,64}$")]
+_Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,252}$")]
+_Epoch = Annotated[int, Field(ge=0, lt=2**53)]
+_Slot = Annotated[int, Field(ge=-1, lt=2**53)]
+_Reason = Annotated[str, Field(max_length=2000)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ErrorBody(_Body):
+    """What every answer of 400 and above carries: ``code`` is one of :mod:`fedhelm.errors`."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+class Health(_Body):
+    """Answer of ``/healthz``."""
+
+    status: str
+    project: str
+    version: str
+
+
+class Intent(_Body):
+    """A planned switchover that an admin asked for."""
+
+    target: _Name
+    request_id: _Id
+
+
+class LeaseView(_Body):
+    """The lease row.
+
+    ``version`` changes with every decision (grant, activate, release, intent), not with renewals; it is what
+    ``wait_lease`` compares. ``log_seq`` is the last slot a holder reported: whoever promotes with a shorter log refuses.
+    """
+
+    version: int
+    epoch: _Epoch
+    holder: str | None = None
+    incarnation: str | None = None
+    renew_seq: int = 0
+    state: LeaseState = "never"
+    intent: Intent | None = None
+    paused: bool = False
+    log_seq: int = -1
+    cause: str | None = None
+
+
+class RegisterRequest(_Body):
+    """A server announces its child.
+
+    ``replaces`` is the incarnation whose process the supervisor has reaped: it may be taken for dead at once.
+    ``cluster`` is the id in the genesis record it read, None while it could not read one. ``reason`` says why it is not
+    ready, for people.
+    """
+
+    incarnation: _Id
+    replaces: _Id | None = None
+    cluster: str | None = Field(default=None, max_length=64)
+    log_epoch: _Epoch = 0
+    log_seq: _Slot = -1
+    unleased: bool = False
+    store_ok: bool = True
+    ready: bool = False
+    role: Role = "STANDBY"
+    reason: _Reason | None = None
+
+
+class RegisterReply(_Body):
+    """``accepted`` is False while another incarnation of the name is live, or for another cluster's log.
+
+    With ``retry_after_s`` the caller tries again after that time; without, it will never be accepted as it is.
+    """
+
+    accepted: bool
+    lease: LeaseView
+    retry_after_s: float | None = None
+    message: str | None = None
+
+
+class BeatRequest(_Body):
+    """Sign of life of a registered incarnation, every R. ``ready``: tails the log and may be granted the lease."""
+
+    incarnation: _Id
+    role: Role
+    log_epoch: _Epoch
+    log_seq: _Slot
+    ready: bool
+    store_ok: bool = True
+    unleased: bool = False
+
+
+class RenewRequest(_Body):
+    """The holder renews; also counts as its beat."""
+
+    epoch: _Epoch
+    incarnation: _Id
+    log_epoch: _Epoch
+    log_seq: _Slot
+    role: Role
+
+
+class RenewReply(_Body):
+    """``held`` False: the row is somebody else's or released; demote now."""
+
+    held: bool
+    lease: LeaseView
+
+
+class ActivateRequest(_Body):
+    """The holder's fence is in the log, at or before slot ``log_seq``."""
+
+    epoch: _Epoch
+    incarnation: _Id
+    log_seq: _Slot
+
+
+class ReleaseRequest(_Body):
+    """The holder gives the lease back.
+
+    ``refused``: it could not promote (``reason``), and is not asked again until it registers again. ``handoff``: it has
+    drained for the intent in the row, whose target is then preferred.
+    """
+
+    epoch: _Epoch
+    incarnation: _Id
+    reason: _Reason
+    refused: bool = False
+    handoff: bool = False
+
+
+class PromoteRequest(_Body):
+    """An admin asks for a planned switchover to ``target``; repeating a ``request_id`` changes nothing."""
+
+    target: _Name
+    request_id: _Id
+
+
+class PromoteReply(_Body):
+    """The intent is in the row. ``epoch`` and ``primary`` are those before the switchover."""
+
+    epoch: _Epoch
+    primary: str
+    target: str
+    request_id: str
+
+
+class ServerView(_Body):
+    """One server of the project as this overseer sees it.
+
+    ``state`` is the role it last reported, DOWN without a beat for T. ``epoch`` is the lease's, for its holder only.
+    """
+
+    name: str
+    state: ServerState
+    epoch: int | None = None
+    incarnation: str | None = None
+    log_epoch: int | None = None
+    log_seq: int | None = None
+    fed_learn_port: int
+    admin_port: int
+    beat_age_s: float | None = None
+    note: str | None = None
+
+
+class PrimaryView(_Body):
+    """Who leads: its fence is in the log, and its renewals are younger than T. ``ssid`` is ``<project>:<epoch>``."""
+
+    name: str
+    epoch: _Epoch
+    host: str
+    fed_learn_port: int
+    admin_port: int
+    ssid: str
+
+
+class HistoryEntry(_Body):
+    """One epoch.
+
+    ``gap_s`` runs from the last renewal (or the release) of the epoch before, as this overseer saw it, to this one's
+    activation; None for the first epoch and before activation. ``previous`` is the holder before.
+    """
+
+    epoch: int
+    holder: str
+    incarnation: str
+    cause: str
+    granted_at: str
+    active_at: str | None = None
+    gap_s: float | None = None
+    previous: str | None = None
+
+
+class Event(_Body):
+    """One line for people, with its facts in ``data``. Ids rise; a stream resumes after the last one seen."""
+
+    id: int
+    time: str
+    kind: EventKind
+    text: str
+    data: dict[str, Any] = Field(default_factory=dict)
