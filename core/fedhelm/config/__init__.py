@@ -1,0 +1,1 @@
+"""Typed, frozen configuration: timing, kits, YAML with positions."""

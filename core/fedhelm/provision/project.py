@@ -1,0 +1,98 @@
+"""The project: who takes part, where they answer, which times they keep. The input of :mod:`fedhelm.provision.kits`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import ClassVar
+
+from fedhelm.config.kit import OverseerAddress, ServerAddress
+from fedhelm.config.timing import PROFILES, Timing
+from fedhelm.errors import BadInput
+from fedhelm.ids import check_admin_name, check_host_name, new_cluster_id
+
+__all__ = ["Participant", "Project"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Participant:
+    """One that gets a kit.
+
+    Attributes:
+        name: A host name for overseers, servers and sites; an address (``name@domain``) for admins.
+        role: ``overseer``, ``server``, ``site`` or ``project_admin``.
+        org: Its organisation, 1 to 64 characters.
+        host: Where others dial it; overseers and servers only. The name itself if empty.
+        ports: An overseer's one port; a server's fed_learn and admin port.
+        enable_byoc: Whether jobs may bring their own code to it.
+    """
+
+    name: str
+    role: str
+    org: str
+    host: str = ""
+    ports: tuple[int, ...] = ()
+    enable_byoc: bool = False
+
+    _PORTS: ClassVar = {"overseer": 1, "server": 2, "site": 0, "project_admin": 0}
+
+    def __post_init__(self) -> None:
+        if self.role not in self._PORTS:
+            raise BadInput(f"{self.name}: role {self.role!r} is not one of {', '.join(self._PORTS)}")
+        if self.role == "project_admin":
+            check_admin_name(self.name)
+        else:
+            check_host_name(self.name, self.role)
+        if len(self.ports) != self._PORTS[self.role]:
+            raise BadInput(f"{self.name}: a {self.role} has {self._PORTS[self.role]} ports, not {len(self.ports)}")
+        for port in self.ports:
+            if not 0 < port < 65536:
+                raise BadInput(f"{self.name}: {port} is not a port number")
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """A federation before its kits exist.
+
+    Attributes:
+        name: A host name; it is part of every certificate.
+        participants: In project order, which decides between servers that are otherwise equal.
+        timing: The profile that all of them keep.
+        store: The shared store's path as servers' kits shall say it: absolute, or relative to the kit's folder.
+        cluster: Id of this federation; the store's genesis record and every kit carry it.
+    """
+
+    name: str
+    participants: tuple[Participant, ...]
+    store: str
+    timing: Timing = PROFILES["default"]
+    cluster: str = dataclasses.field(default_factory=new_cluster_id)
+
+    def __post_init__(self) -> None:
+        check_host_name(self.name, "project name")
+        self.timing.check()
+        for name, count in Counter(one.name for one in self.participants).items():
+            if count > 1:
+                raise BadInput(f"project {self.name}: {count} participants are called {name}")
+        for role in ("overseer", "server"):
+            if not self.of(role):
+                raise BadInput(f"project {self.name}: at least one {role} is needed")
+
+    def of(self, role: str) -> tuple[Participant, ...]:
+        """Return the participants of one role, in project order."""
+        return tuple(one for one in self.participants if one.role == role)
+
+    @property
+    def overseers(self) -> tuple[OverseerAddress, ...]:
+        """Where the overseers answer."""
+        return tuple(OverseerAddress(one.name, one.host or one.name, one.ports[0]) for one in self.of("overseer"))
+
+    @property
+    def servers(self) -> tuple[ServerAddress, ...]:
+        """Where the servers answer."""
+        return tuple(ServerAddress(one.name, one.host or one.name, *one.ports) for one in self.of("server"))
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites' names."""
+        return tuple(one.name for one in self.of("site"))

@@ -1,0 +1,1 @@
+"""Who somebody is and what they may do: certificates, signatures, policy, TLS."""
