@@ -68,7 +68,7 @@ class ServerAddress:
 
 @dataclasses.dataclass(frozen=True)
 class Kit:
-    """An unpacked kit. ``root`` is absolute, without links, and holds ``startup/`` and ``local/``; ``store`` is set for servers only.
+    """An unpacked kit: ``root`` (absolute, no links) holds ``startup/`` and ``local/``; only servers have a ``store``.
 
     ``sites`` names every site of the project, deployed or not; ``enable_byoc`` is this participant's own (may jobs
     bring their own code?).
