@@ -266,6 +266,7 @@ class AssignedJob(_message.Message):
     CLOSED_FIELD_NUMBER: _builtins.int
     LINES_ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     CUSTOM_CODE_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     name: _builtins.str
     attempt: _builtins.int
@@ -290,6 +291,10 @@ class AssignedJob(_message.Message):
     def closed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClosedRound]:
         """newest closed round of each step: saved results up to it may go"""
 
+    @_builtins.property
+    def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """every site of the job, sorted"""
+
     def __init__(
         self,
         *,
@@ -305,10 +310,11 @@ class AssignedJob(_message.Message):
         closed: _abc.Iterable[Global___ClosedRound] | None = ...,
         lines_acknowledged: _builtins.int = ...,
         custom_code: _builtins.bool = ...,
+        members: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "attempt", b"attempt", "bundle", b"bundle", "closed", b"closed", "custom_code", b"custom_code", "job", b"job", "lines_acknowledged", b"lines_acknowledged", "name", b"name", "options_json", b"options_json", "script", b"script", "status", b"status", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "attempt", b"attempt", "bundle", b"bundle", "closed", b"closed", "custom_code", b"custom_code", "job", b"job", "lines_acknowledged", b"lines_acknowledged", "members", b"members", "name", b"name", "options_json", b"options_json", "script", b"script", "status", b"status", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

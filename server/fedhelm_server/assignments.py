@@ -1,0 +1,76 @@
+"""From the book to what one site should be doing. Pure: the message is the same on every server with this book."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from fedhelm.v1 import common_pb2 as common
+from fedhelm.v1 import fleet_pb2 as fleet
+from fedhelm_server.decisions import sites_owner
+from fedhelm_server.job_book import JobBook, JobState, finished
+
+__all__ = ["assignment", "task_of"]
+
+
+def task_of(job: JobState, site: str) -> fleet.Task | None:
+    """Return the task that ``site`` still owes the open round of ``job``, or None."""
+    open_ = job.open
+    if open_ is None or site not in open_.members or site in open_.contributions or site in job.failed:
+        return None
+    task = fleet.Task(
+        step=open_.step,
+        round=open_.round,
+        rounds=open_.rounds,
+        kind=open_.kind,
+        sequence=0,
+        model_sha256=open_.model_sha256 or "",
+        deadline_s=open_.deadline_s or 0.0,
+        upload_owner=sites_owner(job.job, open_.step, open_.round),
+    )
+    if open_.model is not None:
+        task.model.CopyFrom(common.BlobRef(**open_.model))
+    return task
+
+
+def _closed(job: JobState) -> list[fleet.ClosedRound]:
+    newest = {(entry["step"], entry["kind"]): entry["round"] for entry in job.closed}
+    return [fleet.ClosedRound(step=step, round=round_, kind=kind) for (step, kind), round_ in newest.items()]
+
+
+def _assigned(job: JobState, site: str) -> fleet.AssignedJob:
+    message = fleet.AssignedJob(
+        job=job.job,
+        name=job.name,
+        attempt=job.attempt,
+        status=job.status if finished(job.status) else "RUNNING",
+        bundle=common.BlobRef(**job.bundle),
+        app=next(iter(job.config["deploy"])),
+        script=job.config["script"],
+        options_json=json.dumps(job.config.get("options") or {}),
+        closed=_closed(job),
+        lines_acknowledged=job.lines.get(site, 0),
+        custom_code=True,
+        members=sorted(job.sites),
+    )
+    task = None if finished(job.status) else task_of(job, site)
+    if task is not None:
+        message.task.CopyFrom(task)
+    return message
+
+
+def assignment(book: JobBook, site: str, epoch: int, held: Collection[str]) -> fleet.Assignment:
+    """Return the whole of what ``site`` should be doing.
+
+    Args:
+        book: the fold of the log.
+        site: whose.
+        epoch: of the primary that sends it.
+        held: ended jobs that the site still has something of; it is told how they ended.
+    """
+    jobs = [
+        _assigned(job, site)
+        for job in book.jobs.values()
+        if site in job.sites and (job.job in held if finished(job.status) else job.status != "SUBMITTED")
+    ]
+    return fleet.Assignment(epoch=epoch, seq=max(0, book.seq), jobs=jobs)

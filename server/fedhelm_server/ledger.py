@@ -1,0 +1,285 @@
+"""The one place where a child reads and appends the log: decisions, group commit, fencing.
+
+A caller hands in a *decision*: a function of the job book that returns the item to append, or an :class:`Answer` when
+nothing needs to be appended. It runs on the newest book, and runs again when another writer took the slot. So what is
+appended was decided on exactly the log it follows. Items that arrive while an append is on its way to the disk go
+together into the next slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fedhelm.clock import Clock
+from fedhelm.errors import Conflict, Fenced, NotPrimary, SlotTaken, StoreUnavailable
+from fedhelm.persist.log import Log
+from fedhelm.persist.record import By, Draft, Record
+from fedhelm_server.job_book import JobBook
+
+__all__ = ["BATCHED", "Answer", "Ledger", "Placement"]
+
+_log = logging.getLogger("fedhelm.server")
+
+BATCHED = frozenset({"contribution", "metrics"})
+"""Record kinds whose items share a slot."""
+
+MAX_BATCH = 512
+MAX_BATCH_BYTES = 1024 * 1024
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A decision that needs no append: what the log says already."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an item went."""
+
+    seq: int
+    index: int
+    epoch: int
+
+
+Decision = Callable[[JobBook], dict[str, Any] | Answer]
+
+
+@dataclass
+class _Proposal:
+    kind: str
+    decide: Decision
+    key: Hashable
+    size: int
+    future: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Ledger:
+    """Reads on, appends, and folds into the book.
+
+    Args:
+        log: the shared log; used from one worker thread at a time.
+        me: name and incarnation that records carry.
+        clock: for the age of an append.
+        applied: called on the event loop with every batch of records folded, own and foreign.
+    """
+
+    def __init__(self, log: Log, me: By, clock: Clock, applied: Callable[[list[Record]], None]) -> None:
+        self.book = JobBook()
+        self.epoch: int | None = None
+        self.closed_reason: str | None = "this server does not lead"
+        self.store_ok = True
+        self.breathing_space = 0.0
+        """Seconds the next slot is left free after an append: an unleased writer must not starve a fence."""
+        self._log = log
+        self._me = me
+        self._clock = clock
+        self._applied = applied
+        self._lock = asyncio.Lock()
+        self._queue: deque[_Proposal] = deque()
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
+        self._append_since: float | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def append_age(self) -> float | None:
+        """Seconds since the append now in flight began, or None."""
+        return None if self._append_since is None else self._clock.boottime() - self._append_since
+
+    def record_at(self, seq: int) -> Record:
+        """Read one slot again (blocking; call it in a thread)."""
+        return self._log.at(seq)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    async def read_on(self) -> list[Record]:
+        """Fold every record up to the end of the log.
+
+        Raises:
+            Corrupt: a record is broken; nothing after it was applied.
+            StoreUnavailable: the store cannot be read.
+        """
+        async with self._lock:
+            return await self._read_on()
+
+    async def _read_on(self) -> list[Record]:
+        records = await self._in_thread(self._log.read_new)
+        for record in records:
+            self.book.apply(record)
+        if records:
+            self._applied(records)
+        return records
+
+    def is_mine(self) -> bool:
+        """Tell whether the last fence in the log is this writer's own."""
+        fence = self.book.fence
+        return fence is not None and (fence.epoch, fence.name, fence.incarnation) == (
+            self.epoch,
+            self._me.name,
+            self._me.incarnation,
+        )
+
+    async def fence(self, epoch: int, cause: str) -> Record:
+        """Append this server's fence and open for appends.
+
+        Raises:
+            Conflict: the log has an epoch that is not below ``epoch`` (HA.md 3.5).
+            StoreUnavailable: not appended, or it cannot be known.
+        """
+        async with self._lock:
+            while True:
+                await self._read_on()
+                if self.book.max_epoch >= epoch:
+                    self.epoch = epoch
+                    if self.is_mine():  # an earlier try whose answer was lost
+                        record = await self._in_thread(self._log.at, self.book.fence.seq)  # type: ignore[union-attr]
+                        break
+                    self.epoch = None
+                    raise Conflict(f"the log has epoch {self.book.max_epoch}, the grant is for epoch {epoch}")
+                try:
+                    draft = Draft(kind="fence", epoch=epoch, by=self._me, body={"cause": cause})
+                    record = await self._in_thread(self._log.append, draft)
+                except SlotTaken:
+                    continue
+                self.epoch = epoch
+                self.book.apply(record)
+                self._applied([record])
+                break
+            self.closed_reason = None
+            return record
+
+    def close(self, reason: str) -> None:
+        """Take no more proposals; those that wait fail."""
+        self.closed_reason = reason
+        waiting, self._queue = list(self._queue), deque()
+        for proposal in waiting:
+            if not proposal.future.done():
+                proposal.future.set_exception(NotPrimary(reason))
+        if not self._append_since:
+            self._idle.set()
+
+    def reopen(self) -> None:
+        """Take proposals again (a handoff that was called off)."""
+        self.closed_reason = None
+
+    async def drained(self) -> None:
+        """Wait until no append is in flight."""
+        await self._idle.wait()
+
+    async def propose(self, kind: str, decide: Decision, *, key: Hashable = None, size: int = 256) -> Any:
+        """Append what ``decide`` returns; return its :class:`Placement`, or the value of its :class:`Answer`.
+
+        Args:
+            kind: of the record.
+            decide: runs on the newest book, on the event loop; may raise.
+            key: two proposals with one key are never decided in the same batch.
+            size: bytes of the item, about.
+
+        Raises:
+            NotPrimary: this server does not lead.
+            StoreUnavailable: it may or may not be in the log; propose it again to learn which.
+            FedhelmError: what ``decide`` raised.
+        """
+        if self.closed_reason is not None:
+            raise NotPrimary(self.closed_reason)
+        proposal = _Proposal(kind, decide, key if key is not None else object(), size)
+        self._queue.append(proposal)
+        self._idle.clear()
+        self._wake.set()
+        return await proposal.future
+
+    async def run(self) -> None:
+        """Serve proposals until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                batch = self._take()
+                try:
+                    async with self._lock:
+                        await self._commit(batch)
+                except (StoreUnavailable, Fenced, NotPrimary) as error:
+                    _fail(batch, error)
+                except Exception as error:  # noqa: BLE001 - the callers must learn of a bug, and the writer must go on
+                    _log.error("an append failed", exc_info=error)
+                    _fail(batch, error)
+                if self.breathing_space:
+                    await asyncio.sleep(self.breathing_space)
+            self._idle.set()
+
+    def _take(self) -> list[_Proposal]:
+        first = self._queue.popleft()
+        batch, keys, size = [first], {first.key}, first.size
+        if first.kind in BATCHED:
+            while self._queue and len(batch) < MAX_BATCH:
+                following = self._queue[0]
+                size += following.size
+                if following.kind != first.kind or following.key in keys or size > MAX_BATCH_BYTES:
+                    break
+                batch.append(self._queue.popleft())
+                keys.add(following.key)
+        return batch
+
+    async def _commit(self, batch: list[_Proposal]) -> None:
+        while True:
+            if self.closed_reason is not None:
+                raise NotPrimary(self.closed_reason)
+            decided = list(_decide(batch, self.book))
+            if not decided:
+                return
+            kind = decided[0][0].kind
+            items = [item for _, item in decided]
+            body = {"items": items} if kind in BATCHED else items[0]
+            assert self.epoch is not None
+            draft = Draft(kind=kind, epoch=self.epoch, by=self._me, body=body)
+            self._append_since = self._clock.boottime()
+            try:
+                record = await self._in_thread(self._log.append, draft)
+            except SlotTaken:
+                await self._read_on()  # `applied` fences this server if the slot is a newer primary's
+                continue
+            except StoreUnavailable:
+                self.store_ok = False
+                raise
+            finally:
+                self._append_since = None
+            self.store_ok = True
+            self.book.apply(record)
+            self._applied([record])
+            for index, (proposal, _) in enumerate(decided):
+                if not proposal.future.done():
+                    proposal.future.set_result(Placement(record.seq, index, record.epoch))
+            return
+
+
+def _decide(batch: Iterable[_Proposal], book: JobBook) -> Iterable[tuple[_Proposal, dict[str, Any]]]:
+    for proposal in batch:
+        if proposal.future.done():
+            continue
+        try:
+            decided = proposal.decide(book)
+        except Exception as error:  # noqa: BLE001 - it belongs to its proposer, whatever it is
+            proposal.future.set_exception(error)
+            continue
+        if isinstance(decided, Answer):
+            proposal.future.set_result(decided.value)
+        else:
+            yield proposal, decided
+
+
+def _fail(batch: Iterable[_Proposal], error: Exception) -> None:
+    for proposal in batch:
+        if not proposal.future.done():
+            proposal.future.set_exception(error)
