@@ -1,0 +1,86 @@
+"""Protobuf and overseer models to the values of ``fedhelm.admin.models``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedhelm.admin.models import Event, Failover, Job, JobDetail, Primary, Server, SignedIn, Site, SiteStatus, Status
+
+if TYPE_CHECKING:
+    from fedhelm.v1 import admin_pb2
+
+__all__ = ["detail", "event", "failover", "job", "primary", "server", "signed_in", "status"]
+
+
+def signed_in(reply: admin_pb2.LoginReply) -> SignedIn:
+    """Read the answer to a login."""
+    return SignedIn(
+        principal=reply.principal,
+        role=reply.role,
+        project=reply.project,
+        server=reply.server,
+        epoch=reply.epoch,
+        standbys=reply.standbys,
+        sites_up=reply.sites_up,
+        sites=reply.sites,
+        jobs_running=reply.jobs_running,
+        capabilities=frozenset(reply.capabilities),
+    )
+
+
+def job(message: admin_pb2.JobSummary) -> Job:
+    """Read one line of the list of jobs."""
+    return Job(
+        job_id=message.job,
+        name=message.name,
+        status=message.status,
+        submit_time=message.submit_time,
+        duration_s=round(message.duration_s, 3),
+        submitter=message.submitter,
+    )
+
+
+def detail(message: admin_pb2.JobDetail) -> JobDetail:
+    """Read everything known of one job."""
+    return JobDetail(
+        summary=job(message.summary),
+        round=message.round,
+        rounds=message.rounds,
+        sites=tuple(SiteStatus(site.name, site.status) for site in message.sites),
+        reason=message.reason,
+        traceback=message.traceback,
+        metrics_json=message.metrics_json,
+    )
+
+
+def status(message: admin_pb2.StatusReply) -> Status:
+    """Read the primary's view of itself."""
+    return Status(
+        server=message.server,
+        role=message.role,
+        epoch=message.epoch,
+        log_seq=message.log_seq,
+        sites=tuple(Site(site.name, site.connected, tuple(site.jobs)) for site in message.sites),
+        jobs_running=message.jobs_running,
+        jobs_waiting=message.jobs_waiting,
+    )
+
+
+def primary(view: Any) -> Primary:
+    """Read the overseer's ``PrimaryView``."""
+    return Primary(view.name, view.epoch, view.host, view.fed_learn_port, view.admin_port, view.ssid)
+
+
+def server(view: Any) -> Server:
+    """Read the overseer's ``ServerView``."""
+    return Server(view.name, view.state, view.epoch, view.log_seq, view.beat_age_s, view.note)
+
+
+def failover(entry: Any) -> Failover:
+    """Read the overseer's ``HistoryEntry``."""
+    return Failover(entry.epoch, entry.holder, entry.cause, entry.granted_at, entry.gap_s)
+
+
+def event(body: Any) -> Event:
+    """Read the overseer's ``Event``."""
+    return Event(body.id, body.kind, body.time, body.text)

@@ -1,0 +1,277 @@
+"""Follow the primary: find it, log in completely, swap the connection whole, ask again after a loss.
+
+Every question gets one deadline across all its attempts. A read is simply asked again; a write carries a request id
+made by its caller and asks the same thing again, so the server answers from its table and nothing happens twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fedhelm.admin import decode
+from fedhelm.admin.deadline import Deadline
+from fedhelm.admin.models import Primary, SignedIn
+from fedhelm.admin.network import AdminCalls, Network
+from fedhelm.admin.remember import Remembered, forget, recall, remember
+from fedhelm.clock import Clock
+from fedhelm.errors import DeadlineExceeded, Fenced, NoPrimary, NotPrimary, SlotTaken, Unreachable
+
+if TYPE_CHECKING:
+    from fedhelm.config.kit import Kit, ServerAddress
+
+__all__ = ["LOGIN_PREFIX", "Connection", "Follower", "Note"]
+
+T = TypeVar("T")
+
+LOGIN_PREFIX = b"fedhelm-login\0"
+WIRE_VERSION = 1
+
+CALL_LIMIT = 5.0
+"""Seconds one attempt may take: a stopped server still accepts TCP, so every call has its own end."""
+
+LOGIN_LIMIT = 3.0
+GUESS_LIMIT = 1.0
+PAUSE = 0.1
+GRACE = 1.0
+"""Seconds for which "nobody answers at all" may be a moment's gap, before it is an error."""
+
+# The server is there and does not lead, or is gone: ask who leads.
+_LOST = (Unreachable, Fenced, SlotTaken)
+
+
+@dataclass(frozen=True)
+class Note:
+    """Talk for a person: ``kind`` is following, electing, overseer or retry; ``seconds`` since it began."""
+
+    kind: str
+    text: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One login that is complete; nothing half-built is ever visible."""
+
+    server: str
+    stub: AdminCalls
+    channel: Any
+    signed_in: SignedIn
+
+
+class Follower:
+    """Keeps at most one connection, to the server that leads with the highest epoch seen.
+
+    Safe to use from more than one thread.
+
+    Args:
+        kit: the admin's.
+        network: servers, overseers and the key.
+        clock: the time.
+        notice: is told what a person may want to know while waiting.
+        pause: waits that many seconds (injected, so that tests need not).
+    """
+
+    def __init__(
+        self,
+        kit: Kit,
+        network: Network,
+        clock: Clock,
+        notice: Callable[[Note], None],
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
+        self._kit = kit
+        self._network = network
+        self._clock = clock
+        self.notice = notice
+        self._pause = pause or threading.Event().wait
+        self._lock = threading.RLock()
+        self._current: Connection | None = None
+        self._guess = recall(kit.run)
+        self._epoch = 0
+        self.primary: Primary | None = None
+
+    @property
+    def current(self) -> Connection | None:
+        """The connection in use, if there is one."""
+        return self._current
+
+    def ask(self, deadline: Deadline, question: Callable[[AdminCalls, float], T], *, limit: float = CALL_LIMIT) -> T:
+        """Put a question to the primary, whoever it is by the time it answers.
+
+        Args:
+            deadline: for everything together.
+            question: gets the service and the seconds of this attempt. Called again after a loss, so a write must
+                carry the same request id each time.
+            limit: seconds for one attempt.
+
+        Raises:
+            DeadlineExceeded: the time is over.
+            Unreachable: nobody answers at all.
+        """
+        failures = 0
+        while True:
+            connection = self.connect(deadline)
+            try:
+                return question(connection.stub, deadline.within(limit))
+            except (*_LOST, DeadlineExceeded) as lost:
+                self.lost(connection, lost, deadline)
+            if failures:
+                self._pause(deadline.within(PAUSE))
+            failures += 1
+
+    def attempt(
+        self, deadline: Deadline, question: Callable[[AdminCalls, float], object], *, limit: float = CALL_LIMIT
+    ) -> bool:
+        """Put a question once; False when the line broke, and the caller says where to go on.
+
+        Raises:
+            DeadlineExceeded: the time is over.
+            Unreachable: nobody answers at all.
+        """
+        connection = self.connect(deadline)
+        try:
+            question(connection.stub, deadline.within(limit))
+        except (*_LOST, DeadlineExceeded) as lost:
+            self.lost(connection, lost, deadline)
+            self._pause(deadline.within(PAUSE))
+            return False
+        return True
+
+    def lost(self, connection: Connection, why: Exception, deadline: Deadline) -> None:
+        """Forget a connection that failed, and say so.
+
+        Raises:
+            DeadlineExceeded: there is no time for another attempt.
+        """
+        self.drop(connection)
+        deadline.check(str(why))
+        self.notice(Note("following", f"{why}; asking who leads"))
+
+    def connect(self, deadline: Deadline) -> Connection:
+        """Return the connection, after finding the primary and logging in where there is none.
+
+        Raises:
+            DeadlineExceeded: nobody led within the time.
+            Unreachable: neither overseer nor any server answers.
+            NotAuthorised: the primary refuses this certificate.
+        """
+        current = self._current
+        if current is not None:
+            return current
+        with self._locked(deadline):
+            if self._current is None:
+                self._current = self._find(deadline)
+            return self._current
+
+    def drop(self, connection: Connection) -> None:
+        """Forget a connection that failed; another one made meanwhile stays."""
+        with self._lock:
+            if self._current is connection:
+                self._current = None
+        connection.channel.close()
+
+    def close(self) -> None:
+        """Close the connection in use."""
+        if self._current is not None:
+            self.drop(self._current)
+
+    @contextlib.contextmanager
+    def _locked(self, deadline: Deadline) -> Iterator[None]:
+        left = deadline.left()
+        if not self._lock.acquire(timeout=-1 if left is None else left):
+            deadline.check("electing")
+            raise NoPrimary("another call is still looking for the primary")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _find(self, deadline: Deadline) -> Connection:
+        if (found := self._try_guess(deadline)) is not None:
+            return found
+        began = self._clock.boottime()
+        alone: float | None = None
+        last = ""
+        while True:
+            deadline.check(last or "no primary")
+            found, answered, last = self._round(deadline)
+            if found is not None:
+                return found
+            now = self._clock.boottime()
+            alone = None if answered else now if alone is None else alone
+            if alone is not None and now - alone >= GRACE:
+                raise Unreachable(last, hint="are the participants running? `fedhelm poc status`")
+            # Nobody leads, or who leads does not answer: that is an election, whatever the reason.
+            if answered:
+                self.notice(Note("electing", f"electing… {now - began:.1f} s", now - began))
+            self._pause(deadline.within(PAUSE))
+
+    def _try_guess(self, deadline: Deadline) -> Connection | None:
+        guess, self._guess = self._guess, None
+        if guess is None:
+            return None
+        for server in self._kit.servers:
+            if server.name == guess.server:
+                with contextlib.suppress(*_LOST, DeadlineExceeded):
+                    return self._log_in(server, deadline.within(GUESS_LIMIT), guess.epoch)
+        forget(self._kit.run)
+        return None
+
+    def _round(self, deadline: Deadline) -> tuple[Connection | None, bool, str]:
+        """Ask the overseer, then the server it names, or every server: (connection, somebody answered, why not)."""
+        try:
+            view = decode.primary(self._network.overseer().primary())
+        except NoPrimary as nobody:
+            return None, True, str(nobody)
+        except (Unreachable, DeadlineExceeded) as away:
+            self.notice(Note("overseer", f"no overseer answers ({away}); trying every server"))
+            return self._try_all(deadline, str(away))
+        self.primary = view
+        for server in self._kit.servers:
+            if server.name == view.name:
+                try:
+                    return self._log_in(server, deadline.within(LOGIN_LIMIT), 0), True, ""
+                except (*_LOST, DeadlineExceeded) as lost:
+                    return None, True, f"{server.name}: {lost}"
+        return None, True, f"the overseer names {view.name}, which this kit does not know"
+
+    def _try_all(self, deadline: Deadline, away: str) -> tuple[Connection | None, bool, str]:
+        answered = False
+        reasons = [away]
+        for server in self._kit.servers:
+            try:
+                return self._log_in(server, deadline.within(LOGIN_LIMIT), 0), True, ""
+            except NotPrimary as standby:
+                answered = True
+                reasons.append(f"{server.name}: {standby}")
+            except (*_LOST, DeadlineExceeded) as lost:
+                reasons.append(f"{server.name}: {lost}")
+        return None, answered, "; ".join(reasons)
+
+    def _log_in(self, server: ServerAddress, limit: float, least_epoch: int) -> Connection:
+        from fedhelm.v1 import admin_pb2
+
+        deadline = Deadline(self._clock, limit)
+        stub, channel = self._network.dial(server)
+        try:
+            nonce = stub.challenge(timeout=deadline.within(limit)).nonce
+            request = admin_pb2.LoginRequest(
+                nonce=nonce, signature=self._network.sign(LOGIN_PREFIX + nonce), wire_versions=[WIRE_VERSION]
+            )
+            signed_in = decode.signed_in(stub.login(request, timeout=deadline.within(limit)))
+            self._check_epoch(signed_in, least_epoch)
+        except BaseException:
+            channel.close()
+            raise
+        self._epoch = max(self._epoch, signed_in.epoch)
+        remember(self._kit.run, Remembered(server.name, signed_in.epoch))
+        return Connection(server.name, stub, channel, signed_in)
+
+    def _check_epoch(self, signed_in: SignedIn, least_epoch: int) -> None:
+        least = max(self._epoch, least_epoch)
+        if signed_in.epoch < least:
+            raise NotPrimary(f"{signed_in.server} says epoch {signed_in.epoch}, and {least} was seen already")

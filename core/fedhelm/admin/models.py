@@ -1,0 +1,163 @@
+"""What the admin library returns: immutable values, parsed once at the boundary. Times are ISO 8601 UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "Event",
+    "Failover",
+    "Job",
+    "JobDetail",
+    "Primary",
+    "Server",
+    "SignedIn",
+    "Site",
+    "SiteStatus",
+    "Status",
+]
+
+
+@dataclass(frozen=True)
+class SignedIn:
+    """Who is signed in, and what the primary said of itself and of the federation at that moment."""
+
+    principal: str
+    role: str
+    project: str
+    server: str
+    epoch: int
+    standbys: int
+    sites_up: int
+    sites: int
+    jobs_running: int
+    capabilities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of the list of jobs; ``duration_s`` runs from the submission until now or the end."""
+
+    job_id: str
+    name: str
+    status: str
+    submit_time: str
+    duration_s: float
+    submitter: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """The status will not change any more."""
+        return self.status.startswith("FINISHED")
+
+    @property
+    def succeeded(self) -> bool:
+        """The job ran to its end."""
+        return self.status == "FINISHED:COMPLETED"
+
+
+@dataclass(frozen=True)
+class SiteStatus:
+    """What one site of a job does: WAITING, TRAINING, DONE, DISCONNECTED or FAILED."""
+
+    name: str
+    status: str
+
+
+@dataclass(frozen=True)
+class JobDetail:
+    """Everything known of one job. ``round`` counts from 1; 0 before the first one."""
+
+    summary: Job
+    round: int
+    rounds: int
+    sites: tuple[SiteStatus, ...]
+    reason: str
+    traceback: str
+    metrics_json: str
+
+    @property
+    def job_id(self) -> str:
+        """The job's whole id."""
+        return self.summary.job_id
+
+    @property
+    def status(self) -> str:
+        """The job's status, as in the list."""
+        return self.summary.status
+
+    @property
+    def finished(self) -> bool:
+        """The status will not change any more."""
+        return self.summary.finished
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The server that leads, as the overseer knows it."""
+
+    name: str
+    epoch: int
+    host: str
+    fed_learn_port: int
+    admin_port: int
+    ssid: str
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server as the overseer sees it.
+
+    ``state`` is a role of the protocol or ``DOWN``; ``epoch`` is the lease's, for its holder alone; ``beat_age_s`` is
+    the time since its last sign of life.
+    """
+
+    name: str
+    state: str
+    epoch: int | None
+    log_seq: int | None = None
+    beat_age_s: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Failover:
+    """One epoch: who led, why it began, when it was granted, and the gap before it in seconds."""
+
+    epoch: int
+    name: str
+    cause: str
+    time: str
+    gap_s: float | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of the overseer's stream; ``id`` grows, and resumes the stream after a break."""
+
+    id: int
+    kind: str
+    time: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site as the primary sees it, with the jobs that it takes part in."""
+
+    name: str
+    connected: bool
+    jobs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Status:
+    """The primary's own view of itself and of its sites."""
+
+    server: str
+    role: str
+    epoch: int
+    log_seq: int
+    sites: tuple[Site, ...]
+    jobs_running: int
+    jobs_waiting: int

@@ -1,0 +1,147 @@
+"""The seam between the admin library's decisions and the wire: servers, overseers, and the kit's key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from fedhelm.config.kit import Kit, ServerAddress
+    from fedhelm.v1 import admin_pb2, common_pb2
+
+__all__ = ["AdminCalls", "Network", "OverseerCalls", "WireNetwork"]
+
+
+class AdminCalls(Protocol):
+    """The Admin service of one server. Errors are those of ``fedhelm.errors``; timeouts are seconds."""
+
+    def challenge(self, timeout: float) -> admin_pb2.ChallengeReply:
+        """Ask for a nonce to sign."""
+
+    def login(self, request: admin_pb2.LoginRequest, timeout: float) -> admin_pb2.LoginReply:
+        """Prove the key."""
+
+    def missing_chunks(self, request: common_pb2.MissingChunksRequest, timeout: float) -> common_pb2.MissingChunksReply:
+        """Ask which chunks the store does not have."""
+
+    def put_blob(self, messages: Any, timeout: float | None = None) -> common_pb2.BlobRef:
+        """Send a header and chunks."""
+
+    def submit_job(self, request: admin_pb2.SubmitJobRequest, timeout: float) -> admin_pb2.SubmitJobReply:
+        """Make an uploaded bundle a job; the same request id again gives the same answer."""
+
+    def list_jobs(self, request: admin_pb2.ListJobsRequest, timeout: float) -> admin_pb2.ListJobsReply:
+        """Return jobs, newest first."""
+
+    def show_job(self, request: admin_pb2.JobRequest, timeout: float) -> admin_pb2.JobDetail:
+        """Return one job, by its id or a unique prefix."""
+
+    def watch_job(self, request: admin_pb2.JobRequest, timeout: float | None = None) -> Iterator[admin_pb2.JobDetail]:
+        """Yield a job's state on every change, until it has finished."""
+
+    def abort_job(self, request: admin_pb2.AbortJobRequest, timeout: float) -> admin_pb2.JobSummary:
+        """Abort a job; the same request id again gives the same answer."""
+
+    def prepare_download(self, request: admin_pb2.JobRequest, timeout: float) -> admin_pb2.DownloadManifest:
+        """Return the files of a job."""
+
+    def download_file(self, request: admin_pb2.DownloadFileRequest, timeout: float | None = None) -> Iterator[bytes]:
+        """Yield a file's bytes from an offset."""
+
+    def check_status(self, timeout: float) -> admin_pb2.StatusReply:
+        """Return the server's view of itself."""
+
+
+class OverseerCalls(Protocol):
+    """What an admin asks of the overseers; the models are those of ``fedhelm.wire.overseer_api``."""
+
+    def primary(self) -> Any:
+        """The ``PrimaryView``; NoPrimary while nobody leads, Unreachable when no overseer answers."""
+
+    def servers(self) -> Iterable[Any]:
+        """Each server as a ``ServerView``."""
+
+    def history(self) -> Iterable[Any]:
+        """The epochs, as ``HistoryEntry``."""
+
+    def promote(self, target: str, request_id: str) -> Any:
+        """Ask for a planned switchover."""
+
+    def events(self, after: int | None = None) -> Iterator[Any]:
+        """Yield each ``Event`` after this id (None: from now on), across lost connections, until ``close``."""
+
+    def close(self) -> None:
+        """Close the connections; ends ``events``."""
+
+
+class Network(Protocol):
+    """Everything outside this process, and the key that signs a login."""
+
+    def dial(self, server: ServerAddress) -> tuple[AdminCalls, Any]:
+        """Return the service of a server and the channel to close when it is no longer used."""
+
+    def overseer(self) -> OverseerCalls:
+        """Return the one client of the overseers."""
+
+    def upload(self, stub: AdminCalls, owner: str, path: Path) -> common_pb2.BlobRef:
+        """Send what the server does not have yet of a file."""
+
+    def pack(self, folder: Path, target: Path) -> None:
+        """Check a job's folder and write its archive; BadInput names file, line and key."""
+
+    def close(self) -> None:
+        """Close the overseers' client."""
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign with the certificate's key."""
+
+
+class WireNetwork:
+    """The real one. Everything heavy is imported where it is first used: a short command must start fast."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        self._overseer: OverseerCalls | None = None
+        self._guard: Any = None
+
+    def dial(self, server: ServerAddress) -> tuple[AdminCalls, Any]:
+        """Open a channel to the server's admin port, with its name as the TLS name."""
+        from fedhelm.wire import channels
+
+        if self._guard is None:
+            self._guard = channels.EpochGuard()
+        channel = channels.sync_channel(self._kit, server.host, server.admin_port, server.name)
+        return channels.AdminStub(channel, server.name, self._guard), channel
+
+    def overseer(self) -> OverseerCalls:
+        """Return the client, made at the first call."""
+        if self._overseer is None:
+            from fedhelm.wire.overseer_client import OverseerConsoleClient
+
+            self._overseer = OverseerConsoleClient(self._kit)
+        return self._overseer
+
+    def upload(self, stub: AdminCalls, owner: str, path: Path) -> common_pb2.BlobRef:
+        """Send the chunks that the server does not have."""
+        from fedhelm.wire.bulk import ref_to_proto, upload_sync
+
+        return ref_to_proto(upload_sync(stub, owner, path))
+
+    def pack(self, folder: Path, target: Path) -> None:
+        """Validate, then pack."""
+        from fedhelm.job import bundle, load_job
+
+        load_job(folder)
+        bundle.pack(folder, target)
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign with the kit's key."""
+        from fedhelm.security.pki import sign
+
+        return sign(self._kit.key, data)
+
+    def close(self) -> None:
+        """Close the overseers' client, if there is one."""
+        if self._overseer is not None:
+            self._overseer.close()
