@@ -1,0 +1,134 @@
+"""The lines of one job at this site: numbered from 1 without gaps, on disk before they are sent, acknowledged by number.
+
+The file is one JSON object per line; its place in the file is its number. Nothing is sent before it is durable, so a
+number never means two things.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Journal", "Throttle", "batch"]
+
+MAX_BATCH_LINES = 500
+MAX_BATCH_BYTES = 2 * 1024 * 1024
+"""Bounds of one push; a single larger line goes alone."""
+
+
+def batch(lines: Sequence[str]) -> int:
+    """Return how many of these lines, from the first, make one push. Pure."""
+    count, size = 0, 0
+    for line in lines:
+        size += len(line.encode())
+        if count and (size > MAX_BATCH_BYTES or count >= MAX_BATCH_LINES):
+            break
+        count += 1
+    return count
+
+
+class Throttle:
+    """Which of a script's output lines are streamed, so that one that prints in a loop does not fill the log. Pure.
+
+    Args:
+        burst: lines that may come at once.
+        rate: lines a second after that.
+    """
+
+    def __init__(self, burst: float = 1000.0, rate: float = 50.0) -> None:
+        self._burst, self._rate = burst, rate
+        self._allowance = burst
+        self._last: float | None = None
+        self._dropped = 0
+
+    def take(self, lines: Sequence[str], now: float) -> list[str]:
+        """Return what may be streamed; a note says how many lines before it were not."""
+        if self._last is not None:
+            self._allowance = min(self._burst, self._allowance + (now - self._last) * self._rate)
+        self._last = now
+        count = min(len(lines), int(self._allowance))
+        self._allowance -= count
+        taken = list(lines[:count])
+        if taken and self._dropped:
+            taken.insert(0, f"({self._dropped} lines are in the site's log only)")
+            self._dropped = 0
+        self._dropped += len(lines) - count
+        return taken
+
+
+class Journal:
+    """One job's lines. Blocking file calls are short; :meth:`sync` belongs in a thread.
+
+    Args:
+        path: the file; made if missing, a torn last line is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._waiting: deque[tuple[int, str]] = deque()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._read()
+        self.acknowledged = 0
+        self._synced = False
+
+    def _read(self) -> None:
+        good, number = 0, 0
+        with os.fdopen(os.dup(self._fd), "rb") as file:
+            file.seek(0)
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    break
+                good += len(raw)
+                entry = json.loads(raw)
+                number = int(entry["n"])
+                self._waiting.append((number, json.dumps(entry["line"], separators=(",", ":"))))
+        os.ftruncate(self._fd, good)
+        self.last = number
+
+    def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Number and write lines; they survive this process from now on, and the machine after :meth:`sync`.
+
+        Raises:
+            OSError: the disk is full; none of the lines was taken.
+        """
+        texts = [json.dumps(line, separators=(",", ":"), allow_nan=False) for line in lines]
+        data = "".join(f'{{"n":{self.last + 1 + place},"line":{text}}}\n' for place, text in enumerate(texts)).encode()
+        end = os.fstat(self._fd).st_size
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            os.ftruncate(self._fd, end)
+            raise
+        for text in texts:
+            self.last += 1
+            self._waiting.append((self.last, text))
+        self._synced = False
+
+    def sync(self) -> None:
+        """Make what was appended durable."""
+        if not self._synced:
+            self._synced = True
+            os.fdatasync(self._fd)
+
+    def acknowledge(self, number: int) -> None:
+        """Take note that every line up to ``number`` is in the log; numbers go on above it."""
+        self.acknowledged = max(self.acknowledged, number)
+        self.last = max(self.last, number)
+        while self._waiting and self._waiting[0][0] <= self.acknowledged:
+            self._waiting.popleft()
+
+    def next_batch(self) -> list[tuple[int, str]]:
+        """Return the next lines to push, oldest first; empty when all are acknowledged."""
+        waiting = [self._waiting[place] for place in range(min(len(self._waiting), MAX_BATCH_LINES))]
+        return waiting[: batch([text for _, text in waiting])]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

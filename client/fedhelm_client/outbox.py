@@ -1,0 +1,229 @@
+"""Results on the site's disk until their round is closed, and the ids under which they are offered.
+
+A result is two files below ``run/outbox/<job>/``: the tensors, then the meta file that makes it exist. Both are
+durable before the script hears "accepted", so neither a killed agent nor a dead server costs a finished task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedhelm.errors import BadInput, ProtocolError
+from fedhelm.process import atomic_write, fsync_dir
+from fedhelm.v1 import fleet_pb2
+
+__all__ = ["ContributionId", "Outbox", "Saved", "id_of", "is_closed", "load_jobs"]
+
+_log = logging.getLogger("fedhelm.client")
+
+_KIND = re.compile(r"[a-z][a-z_]{0,31}")
+_SUFFIX = ".result.json"
+
+State = Literal["saved", "recorded", "gone"]
+"""saved: to be offered; recorded: in the log, kept until the round is closed; gone: came too late, or was refused."""
+
+
+@dataclass(frozen=True, order=True)
+class ContributionId:
+    """What names one contribution for ever; job and site are those of the outbox."""
+
+    attempt: int
+    step: int
+    round: int
+    kind: str
+    sequence: int
+
+    @property
+    def key(self) -> str:
+        """The id as a file's name."""
+        return f"{self.attempt}-{self.step}-{self.round}-{self.kind}-{self.sequence}"
+
+
+def id_of(attempt: int, task: fleet_pb2.Task) -> ContributionId:
+    """Return the id of a task's contribution.
+
+    Raises:
+        BadInput: the task's kind is no plain word (it becomes part of a path).
+    """
+    if not _KIND.fullmatch(task.kind):
+        raise BadInput(f"a task of kind {task.kind!r}")
+    return ContributionId(attempt, task.step, task.round, task.kind, task.sequence)
+
+
+def is_closed(contribution: ContributionId, closed: Iterable[fleet_pb2.ClosedRound]) -> bool:
+    """Whether the log says that this contribution's round is over. Pure."""
+    return any(
+        one.step == contribution.step and one.kind == contribution.kind and contribution.round <= one.round
+        for one in closed
+    )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A result on disk.
+
+    Attributes:
+        id: names it.
+        file: its tensors, None if it has none.
+        owner: under which its blob is uploaded.
+        weight: in the average.
+        metrics: names and numbers.
+        lines: number of the last line that was logged before it: those go first.
+        state: see :data:`State`.
+    """
+
+    id: ContributionId
+    file: Path | None
+    owner: str
+    weight: float
+    metrics: Mapping[str, float]
+    lines: int
+    state: State = "saved"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the meta file's content."""
+        return {
+            "v": 1,
+            "id": dataclasses.asdict(self.id),
+            "file": None if self.file is None else self.file.name,
+            "owner": self.owner,
+            "weight": self.weight,
+            "metrics": dict(self.metrics),
+            "lines": self.lines,
+            "state": self.state,
+        }
+
+    @classmethod
+    def from_json(cls, folder: Path, data: Mapping[str, Any]) -> Saved:
+        """Read a meta file's content."""
+        return cls(
+            id=ContributionId(**data["id"]),
+            file=None if data["file"] is None else folder / data["file"],
+            owner=data["owner"],
+            weight=data["weight"],
+            metrics=data["metrics"],
+            lines=data["lines"],
+            state=data["state"],
+        )
+
+
+class Outbox:
+    """The results of one job at this site. Blocking: call it in a thread.
+
+    Args:
+        folder: ``run/outbox/<job>``; made if missing, read if not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._saved: dict[ContributionId, Saved] = {}
+        self._over: set[ContributionId] = set()
+        self._load()
+
+    def _load(self) -> None:
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            try:
+                saved = Saved.from_json(self._folder, json.loads(path.read_bytes()))
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadInput(f"{path} is damaged: {error}", hint="move it away; its task is run again") from error
+            self._saved[saved.id] = saved
+        known = {saved.file for saved in self._saved.values()}
+        for orphan in self._folder.glob("*.safetensors"):
+            if orphan not in known:
+                orphan.unlink()  # the agent died before the meta file: its task is run again
+
+    def __iter__(self) -> Any:
+        return iter(sorted(self._saved.values(), key=lambda saved: saved.id))
+
+    def to_offer(self) -> list[Saved]:
+        """Return what no receipt was seen for, oldest first."""
+        return [saved for saved in self if saved.state == "saved"]
+
+    def answered(self, contribution: ContributionId) -> bool:
+        """Whether this task has been answered: then it is never handed out again."""
+        return contribution in self._saved or contribution in self._over
+
+    def save(self, result: Saved, source: Path | None) -> Saved:
+        """Make a result durable.
+
+        Args:
+            result: its ``file`` is ignored.
+            source: the script's file, on the same file system; it is moved.
+
+        Raises:
+            ProtocolError: the source is not a plain file.
+            OSError: the disk is full; nothing was saved, the source is still there.
+        """
+        file = None
+        if source is not None:
+            file = self._folder / f"{result.id.key}.safetensors"
+            _sync_plain_file(source)
+            source.rename(file)
+            fsync_dir(self._folder)
+        saved = dataclasses.replace(result, file=file)
+        self._write(saved)
+        return saved
+
+    def mark(self, contribution: ContributionId, state: State) -> None:
+        """Note what became of an offer. The tensors of one that is gone are deleted."""
+        saved = self._saved.get(contribution)
+        if saved is None:
+            return
+        self._write(dataclasses.replace(saved, state=state, file=None if state == "gone" else saved.file))
+        if state == "gone" and saved.file is not None:
+            saved.file.unlink(missing_ok=True)
+
+    def close(self, closed: Iterable[fleet_pb2.ClosedRound]) -> list[ContributionId]:
+        """Delete the results of closed rounds; return their ids."""
+        closed = list(closed)
+        over = [saved for saved in self if is_closed(saved.id, closed)]
+        for saved in over:
+            self._delete(saved)
+        return [saved.id for saved in over]
+
+    def clear(self) -> None:
+        """Delete everything: the job is over."""
+        for saved in list(self):
+            self._delete(saved)
+
+    def _delete(self, saved: Saved) -> None:
+        self._over.add(saved.id)
+        del self._saved[saved.id]
+        (self._folder / f"{saved.id.key}{_SUFFIX}").unlink(missing_ok=True)
+        if saved.file is not None:
+            saved.file.unlink(missing_ok=True)
+
+    def _write(self, saved: Saved) -> None:
+        atomic_write(self._folder / f"{saved.id.key}{_SUFFIX}", json.dumps(saved.to_json()).encode())
+        self._saved[saved.id] = saved
+
+
+def _sync_plain_file(path: Path) -> None:
+    # The name comes from user code: a link could lead to this participant's key.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ProtocolError(f"the result's file cannot be opened: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or os.fstat(fd).st_nlink != 1:
+            raise ProtocolError("the result's file is not a plain file")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def load_jobs(outbox_dir: Path) -> list[str]:
+    """Return the ids of jobs that have unfinished business on this site's disk."""
+    if not outbox_dir.is_dir():
+        return []
+    return sorted(folder.name for folder in outbox_dir.iterdir() if folder.is_dir())
