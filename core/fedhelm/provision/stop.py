@@ -1,0 +1,104 @@
+"""Stop participants, and leave no process of theirs behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+from fedhelm.config.kit import Kit
+from fedhelm.errors import DeadlineExceeded
+from fedhelm.process import ParticipantLock, marked_processes
+
+__all__ = ["live_processes", "stop_all", "wait_until"]
+
+STOP_GRACE = 8.0  # seconds between SIGTERM and SIGKILL
+KILL_TIMEOUT = 10.0  # seconds that killed processes may take to be gone
+
+_POLL = 0.02
+
+
+def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+    """Look at ``condition`` again and again until it holds (True), or ``timeout`` seconds are over (False)."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+def _send(pid: int, number: signal.Signals, still: Callable[[], bool]) -> None:
+    """Signal ``pid`` if it still is the process that was meant; a pid that was given away is left alone."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        with contextlib.suppress(ProcessLookupError):  # no pidfd in this kernel: a tiny race remains
+            if still():
+                os.kill(pid, number)
+        return
+    try:
+        if still():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, number)
+    finally:
+        os.close(handle)
+
+
+def live_processes(kit: Kit) -> list[int]:
+    """Return every live process of the kit, its main process first."""
+    pids = {process.pid for process in marked_processes(kit.root)}
+    holder = ParticipantLock.holder(kit.run)
+    ordered = sorted(pids - {holder})
+    return ordered if holder is None else [holder, *ordered]
+
+
+def _signal_all(kit: Kit, number: signal.Signals) -> None:
+    for pid in live_processes(kit):
+        _send(pid, number, lambda pid=pid: pid in live_processes(kit))  # type: ignore[misc]
+
+
+def _terminate(kits: list[Kit], grace: float) -> None:
+    """Ask with SIGTERM, kill what is left after ``grace`` seconds. Stopped processes are woken to hear it."""
+    for kit in kits:
+        holder = ParticipantLock.holder(kit.run)
+        if holder is None:
+            continue
+        _send(holder, signal.SIGTERM, lambda kit=kit, pid=holder: ParticipantLock.holder(kit.run) == pid)  # type: ignore[misc]
+        _signal_all(kit, signal.SIGCONT)
+    wait_until(lambda: all(ParticipantLock.holder(kit.run) is None for kit in kits), grace)
+    # A main process takes its children along; give the kernel's death signals a moment before killing one by one.
+    wait_until(lambda: not any(live_processes(kit) for kit in kits), 0.5)
+
+    def all_gone() -> bool:
+        left = [kit for kit in kits if live_processes(kit)]
+        for kit in left:
+            _signal_all(kit, signal.SIGKILL)
+        return not left
+
+    if not wait_until(all_gone, KILL_TIMEOUT):
+        pids = {kit.name: left for kit in kits if (left := live_processes(kit))}
+        raise DeadlineExceeded(f"processes that cannot be killed: {pids}")
+
+
+def stop_all(kits: Iterable[Kit], grace: float = STOP_GRACE) -> list[str]:
+    """Stop participants and every process of theirs; overseers last, so that servers can release their lease.
+
+    Returns:
+        The names of those of which a process was alive.
+
+    Raises:
+        DeadlineExceeded: a process survives SIGKILL (in uninterruptible sleep); the message names it.
+    """
+    kits = list(kits)
+    alive = [kit.name for kit in kits if live_processes(kit)]
+    _terminate([kit for kit in kits if kit.role != "overseer"], grace)
+    _terminate([kit for kit in kits if kit.role == "overseer"], grace)
+    return alive

@@ -1,0 +1,272 @@
+"""A POC workspace: a whole federation on this machine, a folder for each participant."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedhelm.config.kit import Kit, read_kit
+from fedhelm.errors import BadInput, FedhelmError, NotFound, PortTaken, Refused, WorkspaceExists
+from fedhelm.process import ParticipantLock, marked_processes
+from fedhelm.provision.kits import write_kits
+from fedhelm.provision.launch import is_ready, start_all
+from fedhelm.provision.project import Participant, Project
+from fedhelm.provision.stop import stop_all
+from fedhelm.security.pki import CertificateAuthority
+
+__all__ = ["ADMIN", "MARKER", "READY_TIMEOUT", "Workspace", "plan", "prepare"]
+
+ADMIN = "admin@nvidia.com"
+MARKER = ".fedhelm-workspace.json"  # only a folder that holds it is ever stopped or removed
+READY_TIMEOUT = 60.0
+
+_HOST = "127.0.0.1"
+_ORG = "nvidia"
+_PROJECT = "poc"
+_MAX_SERVERS = 19  # with --base-port P nothing lies outside P..P+39
+_MAX_SITES = 1000
+_CHILD_MARKS = ("child", "runner", "nanny", "job")
+
+
+def plan(sites: int, servers: int = 2, base_port: int | None = None) -> Project:
+    """Return the project of a POC.
+
+    Args:
+        sites: how many sites, ``site-1`` and so on.
+        servers: how many servers; one has no standby.
+        base_port: P: overseer P, server k P+2k-1 and P+2k. Without it: 8443; 8002/8003, 9002/9003 and so on.
+
+    Raises:
+        BadInput: a number out of its range.
+    """
+    if not 1 <= sites <= _MAX_SITES:
+        raise BadInput(f"-n {sites}: 1 to {_MAX_SITES} sites")
+    if not 1 <= servers <= _MAX_SERVERS:
+        raise BadInput(f"--servers {servers}: 1 to {_MAX_SERVERS} servers")
+    if base_port is not None and not 1 <= base_port <= 65535 - 2 * servers:
+        raise BadInput(f"--base-port {base_port}: 1 to {65535 - 2 * servers} with {servers} servers")
+
+    def ports(k: int) -> tuple[int, int]:
+        first = 8002 + 1000 * (k - 1) if base_port is None else base_port + 2 * k - 1
+        return first, first + 1
+
+    return Project(
+        name=_PROJECT,
+        participants=(
+            Participant("overseer", "overseer", _ORG, _HOST, (8443 if base_port is None else base_port,)),
+            *(Participant(f"server{k}", "server", _ORG, _HOST, ports(k)) for k in range(1, servers + 1)),
+            *(Participant(f"site-{k}", "site", _ORG, enable_byoc=True) for k in range(1, sites + 1)),
+            Participant(ADMIN, "project_admin", _ORG),
+        ),
+        store="../store",
+    )
+
+
+def _check_ports(project: Project) -> None:
+    """Raise PortTaken, naming every port that is in use and whose it would have been."""
+    taken = []
+    for participant in project.participants:
+        for port in participant.ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is not taken
+                try:
+                    probe.bind((_HOST, port))
+                except OSError as error:
+                    if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                        raise
+                    why = "is taken" if error.errno == errno.EADDRINUSE else "may not be opened by this user"
+                    taken.append(f"port {port} of {participant.name} {why}")
+    if taken:
+        raise PortTaken("; ".join(taken), hint="stop what uses it, or choose others with --base-port")
+
+
+def _examples() -> Path | None:
+    """Return the examples' folder: in the installed package, else in the repository."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "examples", here.parents[1] / "examples"):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _stage_examples(transfer: Path) -> None:
+    source = _examples()
+    for example in sorted(source.iterdir()) if source else []:
+        if example.is_dir() and not example.name.startswith((".", "_")):
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+            shutil.copytree(example, transfer / example.name, ignore=ignored)
+
+
+def _write(project: Project, folder: Path) -> None:
+    from fedhelm.persist import init_store
+
+    authority = CertificateAuthority.create(project.name)
+    kits = write_kits(project, authority, folder)
+    state = folder / "state"
+    state.mkdir(mode=0o700)
+    (state / "rootCA.pem").write_bytes(authority.cert_pem)
+    descriptor = os.open(state / "rootCA.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(authority.key_pem)
+    init_store(folder / "store", project.cluster, project.name)
+    _stage_examples(kits[ADMIN] / "transfer")
+    rows = [{"name": one.name, "role": one.role} for one in project.participants]
+    body = {"schema_version": 1, "kind": "poc", "project": project.name, "participants": rows}
+    (folder / MARKER).write_text(json.dumps(body, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn an operating system's error about the workspace into one line."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise FedhelmError(f"{where}: {error.strerror or error}", hint="nothing was left half done") from error
+
+
+def prepare(path: Path, project: Project) -> Workspace:
+    """Write a workspace: all of it, or nothing.
+
+    Args:
+        path: the folder to make; it may exist if it is empty.
+        project: see :func:`plan`.
+
+    Raises:
+        WorkspaceExists: the folder exists and is not empty.
+        PortTaken: a port is in use; names port and participant.
+        FedhelmError: the operating system refuses (no space, no right to write).
+    """
+    path = path.resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        ours = (path / MARKER).is_file()
+        hint = f"`fedhelm poc clean -w {path}` removes it, or choose another with -w" if ours else "choose another, -w"
+        raise WorkspaceExists(f"{path} exists and is not empty", hint=hint)
+    _check_ports(project)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        draft.mkdir(mode=0o700)
+        try:
+            _write(project, draft)
+            _put_in_place(draft, path)
+        except BaseException:  # Ctrl-C too: no half workspace stays
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    return Workspace.open(path)
+
+
+def _put_in_place(draft: Path, path: Path) -> None:
+    try:
+        draft.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise WorkspaceExists(f"{path} exists and is not empty") from error
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """A prepared workspace. ``kits`` are in project order, admins included."""
+
+    root: Path
+    kits: tuple[Kit, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> Workspace:
+        """Find the workspace at ``path``.
+
+        Raises:
+            NotFound: there is nothing.
+            Refused: the folder was not made by ``fedhelm poc prepare``.
+            KitError: a kit's configuration cannot be read.
+        """
+        root = path.resolve()
+        if not root.is_dir():
+            raise NotFound(f"{path}: no workspace", hint=f"fedhelm poc prepare -n 2 -w {path}")
+        try:
+            body = json.loads((root / MARKER).read_bytes())
+            names = [str(row["name"]) for row in body["participants"]]
+            ours = body["kind"] == "poc"
+        except (OSError, ValueError, KeyError, TypeError):
+            ours, names = False, []
+        if not ours or any("/" in name or name in {"", ".", ".."} for name in names):
+            raise Refused(f"{path} was not made by `fedhelm poc prepare`; it is left alone")
+        return cls(root, tuple(read_kit(root / name) for name in names))
+
+    @property
+    def participants(self) -> tuple[Kit, ...]:
+        """The kits that have a process: all but the admins'."""
+        return tuple(kit for kit in self.kits if kit.role != "project_admin")
+
+    def kit(self, name: str) -> Kit:
+        """Return the kit of one participant.
+
+        Raises:
+            NotFound: no participant has this name.
+        """
+        for kit in self.kits:
+            if kit.name == name:
+                return kit
+        raise NotFound(f"{self.root}: no participant is called {name}")
+
+    def start(self, timeout: float = READY_TIMEOUT) -> list[str]:
+        """Start what is not running and wait until all are ready; return who was started.
+
+        Raises:
+            FedhelmError: as :func:`fedhelm.provision.launch.start_all`.
+        """
+        return start_all(self.participants, timeout)
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return a row for each participant, as ``fedhelm poc status -o json`` prints it."""
+        return [_status(kit) for kit in self.participants]
+
+    def stop(self) -> list[str]:
+        """Stop everything and verify that nothing is left; return who was alive."""
+        return stop_all(self.participants)
+
+    def clean(self) -> None:
+        """Stop everything and remove the folder; the marker goes last, so that it can be called again.
+
+        Raises:
+            FedhelmError: the operating system refuses.
+        """
+        self.stop()
+        try:
+            for entry in self.root.iterdir():
+                if entry.name == MARKER:
+                    continue
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+            (self.root / MARKER).unlink()
+            self.root.rmdir()
+        except OSError as error:
+            raise FedhelmError(f"{error.filename or self.root}: {error.strerror}") from error
+
+
+def _status(kit: Kit) -> dict[str, Any]:
+    pid = ParticipantLock.holder(kit.run)
+    children: dict[str, list[int]] = {mark: [] for mark in _CHILD_MARKS}
+    for process in marked_processes(kit.root):
+        if process.mark in children:
+            children[process.mark].append(process.pid)
+    return {
+        "name": kit.name,
+        "role": kit.role,
+        "pid": pid,
+        "alive": pid is not None,
+        "ready": is_ready(kit.run),
+        "children": {mark: sorted(pids) for mark, pids in children.items()},
+    }
