@@ -75,6 +75,7 @@ TRANSITIONS: Final[Mapping[tuple[Role, RoleEvent], Role]] = MappingProxyType(
         (_R.ACTIVE, _E.STORE_LOST): _R.READONLY,
         (_R.DRAINING, _E.FOREIGN_FENCE): _R.FENCED,
         (_R.DRAINING, _E.RESUME): _R.ACTIVE,
+        (_R.DRAINING, _E.UNLEASED): _R.UNLEASED,  # a handoff without a higher fence is void: go on
         (_R.DRAINING, _E.STORE_LOST): _R.READONLY,
         (_R.UNLEASED, _E.FOREIGN_FENCE): _R.FENCED,
         (_R.UNLEASED, _E.LEASED): _R.ACTIVE,

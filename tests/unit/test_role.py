@@ -22,6 +22,7 @@ def run(*events, start=Role.STANDBY):
         ("grant fenced_in drain", "DRAINING"),
         ("grant fenced_in drain resume", "ACTIVE"),
         ("grant fenced_in drain foreign_fence", "FENCED"),
+        ("grant fenced_in drain unleased", "UNLEASED"),
         ("grant fenced_in unleased", "UNLEASED"),
         ("grant fenced_in unleased leased", "ACTIVE"),
         ("grant fenced_in unleased foreign_fence", "FENCED"),
