@@ -1,0 +1,147 @@
+"""Stores in memory that pass the contract tests of the real ones, and that fail on demand."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from fedhelm.errors import BadInput, Corrupt, NotFound, SlotTaken, StoreUnavailable
+from fedhelm.persist.base import BytesLike
+from fedhelm.persist.blobs import BlobRef, Manifest, blake3_hex, check_digest, check_owner
+
+# What the next `create` does instead of working:
+UNAVAILABLE = "unavailable"  # nothing is created, StoreUnavailable
+LOST = "lost"  # created; the answer is lost: StoreUnavailable
+REPEATED = "repeated"  # created; the transport repeats the request and answers "taken"
+
+
+class MemoryLogStore:
+    """Slots in a dict.
+
+    Attributes:
+        slots: What is there.
+        faults: Consumed one per `create`: UNAVAILABLE, LOST, REPEATED, or None for none.
+        before_create: Called with the slot before each `create`: another writer's chance to be first.
+        down: While True every call raises StoreUnavailable.
+        synced: How often `sync` was called.
+    """
+
+    def __init__(self) -> None:
+        self.slots: dict[int, bytes] = {}
+        self.faults: deque[str | None] = deque()
+        self.before_create: Callable[[int], None] | None = None
+        self.down = False
+        self.synced = 0
+        self._lock = threading.Lock()
+
+    def create(self, seq: int, data: bytes) -> None:
+        if self.before_create is not None:
+            self.before_create(seq)
+        self._require()
+        fault = self.faults.popleft() if self.faults else None
+        if fault == UNAVAILABLE:
+            raise StoreUnavailable("memory: no answer")
+        with self._lock:
+            if seq in self.slots:
+                raise SlotTaken(f"slot {seq} is taken")
+            self.slots[seq] = bytes(data)
+        if fault == LOST:
+            raise StoreUnavailable("memory: the answer was lost")
+        if fault == REPEATED:
+            raise SlotTaken(f"slot {seq} is taken")
+
+    def read(self, seq: int) -> bytes | None:
+        self._require()
+        return self.slots.get(seq)
+
+    def highest(self) -> int | None:
+        self._require()
+        return max(self.slots, default=None)
+
+    def sync(self) -> None:
+        self._require()
+        self.synced += 1
+
+    def _require(self) -> None:
+        if self.down:
+            raise StoreUnavailable("memory: down")
+
+
+class MemoryBlobStore:
+    """Chunks and manifests in dicts.
+
+    Attributes:
+        chunks: By owner and digest.
+        manifests: By owner and digest.
+        down: While True every call raises StoreUnavailable.
+    """
+
+    def __init__(self, chunk_size: int = 1024) -> None:
+        self.chunks: dict[tuple[str, str], bytes] = {}
+        self.manifests: dict[tuple[str, str], Manifest] = {}
+        self.down = False
+        self._chunk_size = chunk_size
+
+    @property
+    def chunk_size(self) -> int:
+        return self._chunk_size
+
+    def missing(self, owner: str, manifest: Manifest) -> list[int]:
+        self._require(owner)
+        if manifest.chunk_size > self._chunk_size:
+            raise BadInput("chunks too large")
+        lacking = []
+        for index, digest in enumerate(manifest.chunks):
+            chunk = self.chunks.get((owner, digest))
+            if chunk is None:
+                if digest not in manifest.chunks[:index]:
+                    lacking.append(index)
+            elif len(chunk) != manifest.length(index):
+                raise Corrupt(f"chunk {digest} has another length")
+        return lacking
+
+    def put_chunk(self, owner: str, digest: str, data: BytesLike) -> None:
+        self._require(owner)
+        check_digest(digest)
+        if not 1 <= memoryview(data).nbytes <= self._chunk_size:
+            raise BadInput("a chunk of this length is not taken")
+        if blake3_hex(data) != digest:
+            raise Corrupt(f"chunk {digest} does not have this digest")
+        self.chunks.setdefault((owner, digest), bytes(data))
+
+    def put_manifest(self, owner: str, manifest: Manifest) -> BlobRef:
+        if lacking := self.missing(owner, manifest):
+            raise NotFound(f"chunk {lacking[0]} is missing")
+        self.manifests[owner, manifest.digest] = manifest
+        return BlobRef(owner, manifest.digest, manifest.size)
+
+    def manifest(self, ref: BlobRef) -> Manifest:
+        self._require(ref.owner)
+        manifest = self.manifests.get((ref.owner, ref.digest))
+        if manifest is None:
+            raise Corrupt(f"blob {ref.digest} is missing")
+        if manifest.size != ref.size:
+            raise Corrupt(f"blob {ref.digest} has another size")
+        return manifest
+
+    def read_chunk(self, owner: str, digest: str) -> bytes:
+        self._require(owner)
+        chunk = self.chunks.get((owner, check_digest(digest)))
+        if chunk is None:
+            raise Corrupt(f"chunk {digest} is missing")
+        if blake3_hex(chunk) != digest:
+            raise Corrupt(f"chunk {digest} is damaged")
+        return chunk
+
+    def read_part(self, owner: str, digest: str, offset: int, view: memoryview) -> None:
+        self._require(owner)
+        chunk = self.chunks.get((owner, check_digest(digest)))
+        if chunk is None or len(chunk) < offset + len(view):
+            raise Corrupt(f"chunk {digest} is missing or too short")
+        view[:] = chunk[offset : offset + len(view)]
+
+    def _require(self, owner: str) -> None:
+        check_owner(owner)
+        if self.down:
+            raise StoreUnavailable("memory: down")
