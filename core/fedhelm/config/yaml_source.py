@@ -1,0 +1,247 @@
+"""YAML that a person wrote, into typed values; every error says ``file:line:col: key.path: what is wrong``.
+
+A narrow YAML: no aliases, no tags, no merge keys, no duplicate keys; ``on``, ``yes``, ``0777``, ``1:30`` and dates are
+plain text, so nothing turns into a number or a truth value behind the writer's back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from fedhelm.errors import BadInput
+
+__all__ = ["Document", "Key", "load_yaml", "parse"]
+
+Key = tuple[str | int, ...]
+"""Where a value stands: keys and list indices from the top."""
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+_MAX_DEPTH = 64
+_MAX_BYTES = 1 << 20
+_TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.CSafeLoader):
+    """The C scanner with the implicit types of YAML 1.2's core schema, and no others."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _name, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+):
+    # The order matters: the first resolver that matches wins, and every int matches the float's pattern.
+    _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A parsed file: its plain value (dict, list, str, int, float, bool, None) and where each part of it stands."""
+
+    name: str
+    value: Any
+    _positions: Mapping[Key, tuple[int, int]]
+    _key_positions: Mapping[Key, tuple[int, int]]
+
+    def where(self, key: Key = (), *, of_key: bool = False) -> str:
+        """Return ``file:line:col`` of a value, or of the key that names it; of its parent where it is missing."""
+        while key and key not in self._positions:
+            key = key[:-1]
+        position = self._positions.get(key, (1, 1))
+        if of_key:
+            position = self._key_positions.get(key, position)
+        return f"{self.name}:{position[0]}:{position[1]}"
+
+    def error(self, key: Key, what: str, kind: type[BadInput] = BadInput) -> BadInput:
+        """Return the exception that says what is wrong with the value at ``key``."""
+        return kind(f"{self.where(key, of_key=True)}: {_dotted(key)}: {what}")
+
+    def validate(self, model: type[Model]) -> Model:
+        """Build ``model`` from the value, strictly: text is no number, a number is no text.
+
+        Raises:
+            BadInput: one line for each thing that is wrong; the first one stands alone.
+        """
+        if not isinstance(self.value, dict):
+            raise BadInput(f"{self.where()}: keys and values are needed, as in `key: value`")
+        try:
+            return model.model_validate_json(json.dumps(self.value), strict=True)
+        except pydantic.ValidationError as error:
+            lines = [self._line(one, model) for one in error.errors(include_url=False)]
+            raise BadInput("\n".join(dict.fromkeys(lines))) from error
+
+    def _line(self, error: Any, model: type[pydantic.BaseModel]) -> str:
+        key: Key = ()
+        for part in error["loc"]:
+            # pydantic adds the names of union members and validators: only what the file has is a key.
+            if (*key, part) in self._positions:
+                key = (*key, part)
+        if error["type"] == "missing":
+            return f"{self.where(key)}: {_dotted((*key, error['loc'][-1]))}: missing"
+        if error["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(key[-1]), _field_names(model, key[:-1]), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            return f"{self.where(key, of_key=True)}: {_dotted(key)}: unknown key{hint}"
+        message = str(error["msg"]).removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        value = error["input"]
+        shown = f", not {json.dumps(value)}" if isinstance(value, str | int | float | bool | None) else ""
+        return f"{self.where(key)}: {_dotted(key) or 'file'}: {message}{shown}"
+
+
+def _dotted(key: Key) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
+    return text.removeprefix(".")
+
+
+def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _field_names(model: type[pydantic.BaseModel], key: Key) -> list[str]:
+    """Return the keys that the mapping at ``key`` may have."""
+    models = [model]
+    for part in key:
+        if isinstance(part, str) and any(part in one.model_fields for one in models):
+            fields = [one.model_fields[part] for one in models if part in one.model_fields]
+            models = [found for field in fields for found in _models_in(field.annotation)]
+    return [field.alias or name for one in models for name, field in one.model_fields.items()]
+
+
+class _Reader:
+    """Turns composed nodes into plain values and notes where each stood."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.positions: dict[Key, tuple[int, int]] = {}
+        self.key_positions: dict[Key, tuple[int, int]] = {}
+
+    def refuse(self, mark: Any, key: Key, what: str) -> BadInput:
+        path = f"{_dotted(key)}: " if key else ""
+        return BadInput(f"{self.name}:{mark.line + 1}:{mark.column + 1}: {path}{what}")
+
+    def value(self, node: yaml.Node, key: Key) -> Any:
+        self.positions[key] = (node.start_mark.line + 1, node.start_mark.column + 1)
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            return self._mapping(node, key)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            return [self.value(item, (*key, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, key)
+        raise self.refuse(node.start_mark, key, f"the tag {node.tag} is not allowed")
+
+    def _scalar(self, node: yaml.ScalarNode, key: Key) -> Any:
+        text = str(node.value)
+        kind = node.tag.removeprefix(_TAG)
+        try:
+            if kind == "str":
+                return text
+            if kind == "null":
+                return None
+            if kind == "bool":
+                return {"true": True, "false": False}[text.lower()]
+            if kind == "int":
+                return int(text, 16) if text.startswith("0x") else int(text)
+            if kind == "float":
+                return float(text)
+        except (ValueError, KeyError) as error:
+            raise self.refuse(node.start_mark, key, f"{text!r} is not a valid {kind}") from error
+        raise self.refuse(node.start_mark, key, f"the tag {node.tag} is not allowed")
+
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            mark = key_node.start_mark
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self.refuse(mark, key, "a key must be plain text")
+            name = str(key_node.value)
+            if not name or name == "<<":
+                raise self.refuse(mark, key, "an empty key" if not name else "merge keys (<<) are not supported")
+            here = (*key, name)
+            if name in found:
+                line = self.key_positions[here][0]
+                raise self.refuse(mark, here, f"duplicate key, first given in line {line}")
+            self.key_positions[here] = (mark.line + 1, mark.column + 1)
+            found[name] = self.value(value_node, here)
+        return found
+
+
+def _check_events(text: str, reader: _Reader) -> None:
+    """Refuse what composing cannot survive: aliases that multiply, and depth that overflows the stack."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise reader.refuse(event.start_mark, (), f"the alias *{event.anchor} is not supported: write it out")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise reader.refuse(event.start_mark, (), f"nested deeper than {_MAX_DEPTH}")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _compose(text: str, reader: _Reader) -> yaml.Node | None:
+    try:
+        _check_events(text, reader)
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{reader.name}:{mark.line + 1}:{mark.column + 1}" if mark else f"{reader.name}:1:1"
+        what = " ".join(part for part in (error.problem, error.context) if part)
+        raise BadInput(f"{place}: not valid YAML: {what}") from error
+    except yaml.YAMLError as error:  # the reader's: a character that YAML forbids
+        raise BadInput(f"{reader.name}:1:1: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def load_yaml(source: Path | str, name: str | None = None) -> Document:
+    """Read one YAML document.
+
+    Args:
+        source: a file, or the text itself.
+        name: how messages call it; the path if not given.
+
+    Raises:
+        BadInput: it cannot be read, is larger than 1 MiB, is not UTF-8, or is no YAML of the narrow kind above.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "<text>")
+    if isinstance(source, Path):
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise BadInput(f"{name}: cannot be read: {error.strerror}") from error
+        try:
+            source = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise BadInput(f"{name}:{line}:1: not UTF-8 text") from error
+    if len(source) > _MAX_BYTES:
+        raise BadInput(f"{name}: larger than 1 MiB")
+    reader = _Reader(name)
+    node = _compose(source, reader)
+    value = None if node is None else reader.value(node, ())
+    return Document(name, value, reader.positions, reader.key_positions)
+
+
+def parse(text: str, file_name: str, model: type[Model]) -> Model:
+    """Parse ``text`` and build ``model`` from it.
+
+    Raises:
+        BadInput: ``file:line:col: key.path: what is wrong``, a line for each thing; the first one stands alone.
+    """
+    return load_yaml(text, file_name).validate(model)

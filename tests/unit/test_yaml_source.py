@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+import pytest
+
+from fedhelm.config.yaml_source import load_yaml, parse
+from fedhelm.errors import BadInput, NotSupportedYet
+
+
+class Inner(pydantic.BaseModel, extra="forbid", frozen=True):
+    rounds: int
+    rate: float = 0.1
+
+
+class Outer(pydantic.BaseModel, extra="forbid", frozen=True):
+    name: str
+    workflow: Inner
+    script: Path | None = None
+    sites: tuple[str, ...] = ()
+    byoc: bool = False
+    kind: Literal["a", "b"] = "a"
+
+
+GOOD = """\
+name: hello
+workflow:
+  rounds: 3
+sites: [site-1, site-2]
+script: train.py
+"""
+
+
+def refused(text, model=Outer):
+    with pytest.raises(BadInput) as caught:
+        parse(text, "job.yaml", model)
+    return caught.value.message
+
+
+def test_a_good_file_becomes_a_frozen_model():
+    model = parse(GOOD, "job.yaml", Outer)
+    assert model == Outer(name="hello", workflow=Inner(rounds=3), script=Path("train.py"), sites=("site-1", "site-2"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name: a\nworkflow: {rounds: many}\n",
+            'job.yaml:2:20: workflow.rounds: input should be a valid integer, not "many"',
+        ),
+        ("name: a\nworkflow:\n  rate: 0.5\n", "job.yaml:3:3: workflow.rounds: missing"),
+        ("name: a\nworkflow: {rounds: 1}\nscrpt: x\n", "job.yaml:3:1: scrpt: unknown key (did you mean script?)"),
+        (
+            "name: a\nworkflow:\n  rounds: 1\n  round: 2\n",
+            "job.yaml:4:3: workflow.round: unknown key (did you mean rounds?)",
+        ),
+        ("name: a\nname: b\n", "job.yaml:2:1: name: duplicate key, first given in line 1"),
+        (
+            "name: a\nworkflow: {rounds: 1}\nsites: [x, 7]\n",
+            "job.yaml:3:12: sites[1]: input should be a valid string, not 7",
+        ),
+        ("name: a\nworkflow: {rounds: 1}\nkind: c\n", "job.yaml:3:7: kind: input should be 'a' or 'b', not \"c\""),
+        ("- a\n", "job.yaml:1:1: keys and values are needed, as in `key: value`"),
+        ("", "job.yaml:1:1: keys and values are needed, as in `key: value`"),
+        (
+            "name: !!python/name:os.system x\n",
+            "job.yaml:1:7: name: the tag tag:yaml.org,2002:python/name:os.system is not allowed",
+        ),
+        ("a: !foo {b: 1}\n", "job.yaml:1:4: a: the tag !foo is not allowed"),
+        ("a: &x [1]\nb: *x\n", "job.yaml:2:4: the alias *x is not supported: write it out"),
+        ("<<: {a: 1}\n", "job.yaml:1:1: merge keys (<<) are not supported"),
+        ("? [a]\n: 1\n", "job.yaml:1:3: a key must be plain text"),
+    ],
+)
+def test_an_error_names_file_line_column_and_key(text, message):
+    assert refused(text) == message
+
+
+def test_a_syntax_error_says_where():
+    assert refused("sites: [@ALL]\n").startswith("job.yaml:1:9: not valid YAML: ")
+    assert refused("a: 'open\n").startswith("job.yaml:")
+    assert refused("a: \x00\n").startswith("job.yaml:1:1: not valid YAML: ")
+
+
+def test_several_errors_are_several_lines_and_the_first_stands_alone():
+    lines = refused("workflow: {rounds: x}\nfoo: 1\n").splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("job.yaml:") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "text", ["on", "yes", "no", "0777", "1:30", "2026-01-02", "1_000", ".inf", ".nan", "0o17", "12e"]
+)
+def test_nothing_turns_into_another_type_behind_the_writers_back(text):
+    assert load_yaml(f"k: {text}\non: 1\n").value == {"k": text, "on": 1}
+
+
+@pytest.mark.parametrize("text", ["0777", "1:30", "'3'", "true", "3.0"])
+def test_what_is_no_integer_is_refused_as_one(text):
+    assert "workflow.rounds" in refused(f"name: a\nworkflow: {{rounds: {text}}}\n")
+
+
+@pytest.mark.parametrize(("text", "boolean"), [("yes", False), ("on", False), ("1", False), ("true", True)])
+def test_only_true_and_false_are_truth_values(text, boolean):
+    source = f"name: a\nworkflow: {{rounds: 1}}\nbyoc: {text}\n"
+    if boolean:
+        assert parse(source, "job.yaml", Outer).byoc is True
+    else:
+        assert refused(source).startswith("job.yaml:3:7: byoc: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("-3", -3),
+        ("0x10", 16),
+        ("1e3", 1000.0),
+        ("-.5", -0.5),
+        ("2.", 2.0),
+        ("~", None),
+        ("", None),
+        ("null", None),
+    ],
+)
+def test_plain_values(text, value):
+    found = load_yaml(f"k: {text}\n").value["k"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_depth_is_limited_before_it_can_overflow_a_stack():
+    assert "nested deeper than 64" in refused("a: " + "[" * 100_000)
+
+
+def test_a_file_is_named_by_its_path(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_bytes(b"name: a\nwhat: \xff\n")
+    with pytest.raises(BadInput, match=r"job\.yaml:2:1: not UTF-8 text"):
+        load_yaml(path)
+    with pytest.raises(BadInput, match="cannot be read: No such file"):
+        load_yaml(tmp_path / "none.yaml")
+    path.write_bytes(b"\xef\xbb\xbfname: a\n")
+    assert load_yaml(path).value == {"name": "a"}
+
+
+def test_a_callers_own_error_has_the_place_too():
+    document = load_yaml("name: a\nresources:\n  gpu: 1\n", "job.yaml")
+    error = document.error(("resources", "gpu"), "not supported yet", NotSupportedYet)
+    assert isinstance(error, NotSupportedYet)
+    assert str(error) == "job.yaml:3:3: resources.gpu: not supported yet"
+    assert document.where(("name",)) == "job.yaml:1:7"
+    assert document.where(("name", "deeper")) == "job.yaml:1:7"
