@@ -81,7 +81,7 @@ class LeaseView(_Body):
     """The lease row.
 
     ``version`` changes with every decision (grant, activate, release, intent), not with renewals; it is what
-    ``wait_lease`` compares. ``log_seq`` is the last slot a holder reported: whoever promotes with a shorter log refuses.
+    ``wait_lease`` compares. ``log_seq`` is the last slot a holder reported: who promotes with a shorter log refuses.
     """
 
     version: int

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedhelm.config.kit import Kit, OverseerAddress
-from fedhelm.errors import BadCertificate, FedhelmError, ProtocolError, Unreachable, error_class
+from fedhelm.errors import BadCertificate, FedhelmError, NoPrimary, ProtocolError, Unreachable, error_class
 from fedhelm.security.tls import client_context
 from fedhelm.wire.overseer_api import (
     ActivateRequest,
@@ -49,6 +49,9 @@ _CONSOLE_TIMEOUT = 5.0
 _EVENT_SILENCE = 15.0
 """Longest silence on an event stream; the overseer pings every 5 s."""
 _RECONNECT = (0.1, 0.25, 0.5, 1.0, 2.0)
+
+_ABOUT_US = ("CERTIFICATE", "UNKNOWN_CA")
+"""Words of the TLS alerts with which the other side refuses our certificate."""
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -176,6 +179,10 @@ class OverseerClient:
             except (httpx.TransportError, OSError, TimeoutError) as exc:
                 failures.append(_failure(exc, address))
                 continue
+            told = _unable(answer)
+            if told is not None:
+                failures.append(f"{address.name}: {told}")
+                continue
             if address != self._order[0]:
                 self._order.remove(address)
                 self._order.insert(0, address)
@@ -194,7 +201,7 @@ class OverseerClient:
                     content=body.model_dump_json() if body is not None else None,
                     headers=_headers(body),
                     extensions={"sni_hostname": address.name},
-                    timeout=None,  # noqa: S113 - the caller's asyncio.timeout bounds the whole call, handshake included
+                    timeout=None,  # the caller's asyncio.timeout bounds the whole call, handshake included
                 )
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                 # The other side closed an idle connection as we used it. Every call may be repeated.
@@ -341,6 +348,10 @@ class OverseerConsoleClient:
             except (httpx.TransportError, OSError) as exc:
                 failures.append(_failure(exc, address))
                 continue
+            told = _unable(answer)
+            if told is not None:
+                failures.append(f"{address.name}: {told}")
+                continue
             return _checked(answer, address)
         raise _unreachable(failures)
 
@@ -353,6 +364,17 @@ def _url(address: OverseerAddress, path: str) -> str:
 
 def _headers(body: BaseModel | None) -> dict[str, str]:
     return {"content-type": "application/json"} if body is not None else {}
+
+
+def _unable(answer: _Answer) -> str | None:
+    """Return why this overseer cannot serve (its store does not answer, say), so that another is asked."""
+    if answer.status_code < 500:
+        return None
+    try:
+        told = ErrorBody.model_validate_json(answer.content)
+    except ValidationError:
+        return f"it answered {answer.status_code}"
+    return None if told.code == NoPrimary.code else told.message
 
 
 def _checked(answer: _Answer, address: OverseerAddress) -> bytes:
@@ -394,7 +416,9 @@ def _failure(exc: BaseException, address: OverseerAddress) -> str:
     while cause is not None:
         if isinstance(cause, ssl.SSLError):
             reason = getattr(cause, "verify_message", None) or cause.reason or ""
-            if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE" in reason.upper():
+            if isinstance(cause, ssl.SSLCertVerificationError) or any(
+                word in reason.upper() for word in ("CERTIFICATE", "UNKNOWN_CA")
+            ):
                 raise BadCertificate(
                     f"TLS with overseer {address.name} at {address.host}:{address.port} failed: {reason}",
                     hint="compare the kit's certificates, their dates, and this machine's clock",

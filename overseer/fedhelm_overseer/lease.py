@@ -1,0 +1,141 @@
+"""The values of the lease and the contract of the store that keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedhelm.wire.overseer_api import Intent, LeaseState, LeaseView
+
+__all__ = ["HANDOFF", "Holder", "LeaseRow", "LeaseStore", "MemberRow", "Term"]
+
+HANDOFF = "handoff"
+"""Cause in the row after a release for a planned switchover."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who may hold the lease: a server's name and one incarnation of its child."""
+
+    name: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """The lease row; ``version`` rises with every change but a renewal, ``renew_seq`` with renewals."""
+
+    version: int = 0
+    epoch: int = 0
+    holder: Holder | None = None
+    renew_seq: int = 0
+    state: LeaseState = "never"
+    intent: Intent | None = None
+    paused: bool = False
+    log_seq: int = -1
+    cause: str | None = None
+
+    def view(self) -> LeaseView:
+        """Return the row as the API shows it."""
+        return LeaseView(
+            version=self.version,
+            epoch=self.epoch,
+            holder=self.holder.name if self.holder else None,
+            incarnation=self.holder.incarnation if self.holder else None,
+            renew_seq=self.renew_seq,
+            state=self.state,
+            intent=self.intent,
+            paused=self.paused,
+            log_seq=self.log_seq,
+            cause=self.cause,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRow:
+    """A registration.
+
+    ``spent``: this incarnation held the lease, and lost it or gave it back; only another one may be granted it.
+    ``refused``: why it gave a grant back; cleared when it registers again.
+    """
+
+    name: str
+    incarnation: str
+    spent: bool = False
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One epoch of the history; ``request_id`` is that of the switchover that led to it."""
+
+    epoch: int
+    holder: Holder
+    cause: str
+    granted_at: str
+    previous: str | None = None
+    request_id: str | None = None
+    active_at: str | None = None
+    gap_s: float | None = None
+
+
+class LeaseStore(Protocol):
+    """One project's lease row, history and registrations.
+
+    Each decision is one compare-and-set: it returns the new row, or None with nothing changed when the row was not as
+    expected. Methods may be called from any thread, and raise ``StoreUnavailable`` when the store does not answer.
+    """
+
+    def read(self) -> LeaseRow:
+        """Return the row."""
+        ...
+
+    def renew(self, epoch: int, holder: Holder, log_seq: int) -> LeaseRow | None:
+        """Count a renewal, if ``holder`` holds ``epoch`` and has not released it. ``log_seq`` never goes back."""
+        ...
+
+    def activate(self, epoch: int, holder: Holder, log_seq: int, at: str, gap_s: float | None) -> LeaseRow | None:
+        """Turn ``granted`` into ``active``, clear the intent, and write history."""
+        ...
+
+    def release(self, epoch: int, holder: Holder, cause: str, *, refused: bool) -> LeaseRow | None:
+        """Turn the holder's row into ``released``; the incarnation is then refused (with the cause) or spent."""
+        ...
+
+    def grant(
+        self, row: LeaseRow, epoch: int, holder: Holder, cause: str, at: str, *, keep_intent: bool
+    ) -> LeaseRow | None:
+        """Give a higher ``epoch`` to ``holder`` if epoch, renewals and state are still those of ``row``.
+
+        The holder before is spent unless it was refused. History is written in the same transaction, with the intent's
+        request id if the intent is kept.
+        """
+        ...
+
+    def adopt(self, row: LeaseRow, epoch: int, holder: Holder, log_seq: int, at: str) -> LeaseRow | None:
+        """Take a live writer's higher epoch over, as ``active``, if the row is still ``row``."""
+        ...
+
+    def set_intent(self, row: LeaseRow, intent: Intent | None) -> LeaseRow | None:
+        """Set or clear the intent if the version is still that of ``row``."""
+        ...
+
+    def register(self, holder: Holder) -> MemberRow:
+        """Write a registration; a new incarnation is not spent, and none is refused any more."""
+        ...
+
+    def members(self) -> tuple[MemberRow, ...]:
+        """Return the registrations, by name."""
+        ...
+
+    def history(self) -> tuple[Term, ...]:
+        """Return the epochs, oldest first."""
+        ...
+
+    def count_start(self) -> int:
+        """Count a start of an overseer; return the number, from 1."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections."""
+        ...
