@@ -1,0 +1,107 @@
+"""``fedhelm console KIT``: a prompt at a terminal, commands from ``-c``, ``-f`` or standard input elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedhelm.errors import BadInput, FedhelmError, UsageError
+from fedhelm.output import CommandParser, Format, add_output_option, format_of, guarded
+
+__all__ = ["main"]
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="fedhelm console", description="The admin console: a prompt, or commands for scripts.", allow_abbrev=False
+    )
+    parser.add_argument("kit", nargs="?", metavar="KIT", help="the admin's folder, the one that holds startup/")
+    parser.add_argument(
+        "-c", dest="commands", action="append", metavar="CMD", help="run this and exit; may be repeated"
+    )
+    parser.add_argument("-f", dest="file", metavar="FILE", help="run the commands in a file, one a line; - is stdin")
+    add_output_option(parser)
+    parser.add_argument("--yes", action="store_true", help="confirmations are answered with yes")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help="seconds for each command (default 60; no limit for wait, download_job)",
+    )
+    parser.add_argument("--keep-going", action="store_true", help="go on after a command that failed")
+    parser.add_argument("--ascii", action="store_true", help="no characters beyond ASCII")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"a number of seconds is wanted, not {text!r}")
+    return value
+
+
+def _kit_folder(given: str | None) -> Path:
+    if given is not None:
+        return Path(given)
+    if Path("startup").is_dir():
+        return Path()
+    raise UsageError("which kit? Name the admin's folder, the one that holds startup/", hint="fedhelm console -h")
+
+
+def _lines(arguments: argparse.Namespace) -> Iterable[str] | None:
+    """Return the commands to run; None for a prompt."""
+    if arguments.commands and arguments.file:
+        raise UsageError("-c and -f exclude each other")
+    if arguments.commands:
+        commands: list[str] = arguments.commands
+        return commands
+    if arguments.file and arguments.file != "-":
+        try:
+            return Path(arguments.file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{arguments.file}: {getattr(error, 'strerror', None) or error}") from error
+    if arguments.file or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return sys.stdin
+    return None
+
+
+def _run(argv: list[str], fmt: Format) -> int:
+    arguments = _parser().parse_args(argv)
+    lines = _lines(arguments)
+    from fedhelm.security.kit import open_kit
+
+    kit = open_kit(_kit_folder(arguments.kit), role="project_admin")
+    from fedhelm_console.terminal import Talk, make_console
+
+    talk = Talk(sys.stderr)
+    console = make_console(kit, talk, timeout=arguments.timeout, yes=arguments.yes, ascii_only=arguments.ascii)
+    try:
+        if lines is None:
+            from fedhelm_console.repl import run_prompt
+
+            return run_prompt(console, talk, fmt)
+        from fedhelm_console.batch import run_lines
+
+        return run_lines(console, lines, fmt, keep_going=arguments.keep_going)
+    finally:
+        talk.finish()
+        console.session.close()
+
+
+def main(argv: list[str]) -> int:
+    """Run the console; return its exit status."""
+    fmt = format_of(argv)
+    try:
+        return guarded(lambda: _run(argv, fmt), fmt)
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing more can be said, and Python must not try at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FedhelmError.exit_status
+    except SystemExit as done:
+        return int(done.code or 0)  # -h

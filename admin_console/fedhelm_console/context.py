@@ -1,0 +1,113 @@
+"""What a command is given: the session, the terminal, and how to ask a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedhelm.errors import JobNotFound, Refused
+
+from fedhelm_console.grammar import Call
+from fedhelm_console.registry import Registry
+from fedhelm_console.render import Style
+
+if TYPE_CHECKING:
+    from fedhelm.admin.session import Session
+
+__all__ = ["Console"]
+
+
+@dataclass
+class _References:
+    last: str | None = None
+
+
+@dataclass(frozen=True)
+class Console:
+    """One console; :meth:`for_call` gives each command its own copy with the line's options.
+
+    Args:
+        session: to ask.
+        registry: for help.
+        style: of the terminal.
+        say: writes a line of talk to standard error.
+        ask: asks a person and returns the answer; None where there is no terminal.
+        transfer: the admin's folder of jobs and results.
+        timeout: seconds given by the user; None: not given, each command has its default.
+        yes: confirmations are answered already.
+        interactive: a person sits at the prompt.
+        progress: is told of a download's bytes.
+    """
+
+    session: Session
+    registry: Registry
+    style: Style
+    say: Callable[[str], None]
+    transfer: Path
+    ask: Callable[[str], str] | None = None
+    timeout: float | None = None
+    yes: bool = False
+    interactive: bool = False
+    progress: Callable[[int, int], None] | None = None
+    references: _References = field(default_factory=_References)
+
+    def for_call(self, call: Call) -> Console:
+        """Return the console with a line's own options: what is inside the line wins."""
+        timeout = self.timeout if call.timeout is None else call.timeout
+        return replace(self, timeout=timeout, yes=self.yes or call.yes)
+
+    def limit(self, default: float | None) -> float | None:
+        """Return the seconds this command may take."""
+        return default if self.timeout is None else self.timeout
+
+    def check_confirmable(self, name: str) -> None:
+        """Do nothing if a person can be asked, or has agreed already.
+
+        Raises:
+            Refused: neither; nothing was sent.
+        """
+        if not self.yes and self.ask is None:
+            raise Refused(f"{name} must be confirmed, and there is no terminal to ask at", hint="--yes")
+
+    def confirm(self, question: str, name: str | None = None) -> None:
+        """Ask a person.
+
+        Args:
+            question: shows what will happen to what.
+            name: to be typed; None: y/N is enough.
+
+        Raises:
+            Refused: anything but agreement.
+        """
+        if self.yes:
+            return
+        if self.ask is None:
+            self.check_confirmable("this")
+            return
+        if name is None:
+            agreed = self.ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        else:
+            agreed = self.ask(f"{question}\nType {name} to go on: ").strip() == name
+        if not agreed:
+            raise Refused("not confirmed; nothing was done")
+
+    def remember(self, job_id: str) -> None:
+        """Make a job the one that ``@last`` means."""
+        self.references.last = job_id
+
+    def job(self, reference: str) -> str:
+        """Return the id or prefix that a reference means: ``@last`` is the last job submitted here, or the newest.
+
+        Raises:
+            JobNotFound: there are no jobs.
+        """
+        if reference != "@last":
+            return reference
+        if self.references.last is not None:
+            return self.references.last
+        newest = self.session.jobs(limit=1, timeout=self.limit(60.0))
+        if not newest:
+            raise JobNotFound("there are no jobs yet", hint="submit_job DIR")
+        return newest[0].job_id

@@ -1,0 +1,211 @@
+"""Text for people: tables that fit, durations, states as word, glyph and colour. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedhelm.admin.models import Failover, Job, JobDetail, Server, Site, Status
+
+__all__ = ["Style", "duration", "failovers", "job_detail", "jobs", "moment", "servers", "sites", "size", "status"]
+
+_GLYPHS = {
+    "SUBMITTED": ("…", ".", "33"),
+    "DISPATCHED": ("»", ">", "33"),
+    "RUNNING": ("▶", ">", "36"),
+    "FINISHED:COMPLETED": ("✓", "+", "32"),
+    "FINISHED:ABORTED": ("■", "#", "33"),
+    "FINISHED:FAILED": ("✗", "x", "31"),
+    "ACTIVE": ("●", "*", "32"),
+    "STANDBY": ("○", "o", "36"),
+    "PROMOTING": ("◐", "~", "33"),
+    "DRAINING": ("◑", "~", "33"),
+    "UNLEASED": ("◍", "!", "33"),
+    "READONLY": ("◌", "!", "33"),
+    "FENCED": ("⊘", "x", "31"),
+    "DOWN": ("✗", "x", "31"),
+    "CONNECTED": ("●", "*", "32"),
+    "DISCONNECTED": ("✗", "x", "31"),
+    "WAITING": ("…", ".", "33"),
+    "TRAINING": ("▶", ">", "36"),
+    "DONE": ("✓", "+", "32"),
+    "FAILED": ("✗", "x", "31"),
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the terminal can do: columns, colours, and characters beyond ASCII."""
+
+    width: int = 80
+    colour: bool = False
+    ascii: bool = False
+
+    def state(self, word: str) -> str:
+        """Return a state as glyph and word."""
+        plain, simple, _ = _GLYPHS.get(word, ("·", "-", ""))
+        return f"{simple if self.ascii else plain} {word}"
+
+    def paint(self, text: str, code: str) -> str:
+        """Return text in a colour (an SGR code), where there are colours."""
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour and code else text
+
+    def plain(self, text: str) -> str:
+        """Return text without characters that an ASCII terminal lacks."""
+        if not self.ascii:
+            return text
+        for fancy, simple in (("…", "..."), ("→", "->"), ("·", "-"), ("▲", "^"), ("│", "|"), ("▸", ">"), ("●", "*")):
+            text = text.replace(fancy, simple)
+        return text.encode("ascii", "replace").decode()
+
+
+def _colour_of(cell: str) -> str:
+    word = cell.strip().rpartition(" ")[2]
+    return _GLYPHS[word][2] if word in _GLYPHS else ""
+
+
+def duration(seconds: float | None) -> str:
+    """Return ``0.4 s``, ``12.3 s``, ``4 m 05 s``, ``3 h 12 m``, ``2 d 04 h``."""
+    if seconds is None:
+        return "-"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def moment(iso: str | None) -> str:
+    """Return ``2026-11-22 15:04:05`` (UTC) of an ISO time."""
+    return iso[:19].replace("T", " ") if iso else "-"
+
+
+def _table(style: Style, headers: Sequence[str], rows: Sequence[Sequence[str]], flexible: int) -> str:
+    """Align columns under headers; the flexible one is cut where the terminal is too narrow."""
+    everything = [list(headers), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in everything) for column in range(len(headers))]
+    excess = sum(widths) + 2 * (len(widths) - 1) - style.width
+    if excess > 0:
+        widths[flexible] = max(len(headers[flexible]), 8, widths[flexible] - excess)
+    lines = []
+    for number, row in enumerate(everything):
+        cells = []
+        for cell, width in zip(row, widths, strict=True):
+            fitted = cell if len(cell) <= width else cell[: width - 1] + ("~" if style.ascii else "…")
+            cells.append(style.paint(fitted.ljust(width), _colour_of(cell) if number else "1"))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _pairs(style: Style, pairs: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in pairs)
+    return "\n".join(f"{style.paint(name.ljust(width), '1')}  {value}" for name, value in pairs)
+
+
+def jobs(found: Sequence[Job], style: Style, *, details: bool = False) -> str:
+    """Return the list of jobs."""
+    if not found:
+        return "no jobs"
+    headers = ["JOB", "NAME", "STATUS", "SUBMITTED", "TOOK"]
+    rows = [
+        [job.job_id, job.name, style.state(job.status), moment(job.submit_time), duration(job.duration_s)]
+        for job in found
+    ]
+    if details:
+        headers.append("BY")
+        rows = [[*row, job.submitter] for row, job in zip(rows, found, strict=True)]
+    return _table(style, headers, rows, flexible=1)
+
+
+def job_detail(job: JobDetail, style: Style) -> str:
+    """Return one job: its state, its sites, why it waits or ended."""
+    summary = job.summary
+    pairs = [
+        ("job", job.job_id),
+        ("name", summary.name),
+        ("status", style.paint(style.state(job.status), _colour_of(job.status))),
+        ("submitted", moment(summary.submit_time) + (f" by {summary.submitter}" if summary.submitter else "")),
+        ("took", duration(summary.duration_s)),
+        ("round", f"{job.round} of {job.rounds}"),
+        ("sites", ", ".join(f"{site.name} {style.state(site.status)}" for site in job.sites) or "-"),
+    ]
+    if metrics := _metrics(job.metrics_json):
+        pairs.append(("metrics", metrics))
+    if job.reason:
+        pairs.append(("reason", job.reason))
+    text = _pairs(style, pairs)
+    return f"{text}\n\n{job.traceback.rstrip()}" if job.traceback else text
+
+
+def _metrics(text: str) -> str:
+    try:
+        values: Any = json.loads(text) if text else {}
+    except ValueError:
+        return ""
+    if not isinstance(values, dict):
+        return ""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, int | float))
+
+
+def servers(found: Sequence[Server], style: Style) -> str:
+    """Return the servers as the overseer sees them."""
+    rows = [
+        [
+            server.name,
+            style.state(server.state),
+            "-" if server.epoch is None else str(server.epoch),
+            "-" if server.log_seq is None else str(server.log_seq),
+            "-" if server.beat_age_s is None else duration(server.beat_age_s),
+            server.note or "",
+        ]
+        for server in found
+    ]
+    return (
+        _table(style, ["SERVER", "STATE", "EPOCH", "LOG", "SEEN", "NOTE"], rows, flexible=5) if rows else "no servers"
+    )
+
+
+def sites(found: Sequence[Site], style: Style) -> str:
+    """Return the sites as the primary sees them."""
+    if not found:
+        return "no sites"
+    rows = [
+        [site.name, style.state("CONNECTED" if site.connected else "DISCONNECTED"), " ".join(site.jobs) or "-"]
+        for site in found
+    ]
+    return _table(style, ["SITE", "STATE", "JOBS"], rows, flexible=2)
+
+
+def status(found: Status, style: Style) -> str:
+    """Return the primary's view of itself."""
+    return _pairs(
+        style,
+        [
+            ("primary", found.server),
+            ("state", style.paint(style.state(found.role), _colour_of(found.role))),
+            ("epoch", str(found.epoch)),
+            ("log", f"slot {found.log_seq}"),
+            ("jobs", f"{found.jobs_running} running, {found.jobs_waiting} waiting"),
+        ],
+    )
+
+
+def failovers(found: Sequence[Failover], style: Style) -> str:
+    """Return the epochs with their causes and gaps."""
+    rows = [[str(one.epoch), moment(one.time), one.name, duration(one.gap_s), one.cause] for one in found]
+    return _table(style, ["EPOCH", "GRANTED", "SERVER", "GAP", "CAUSE"], rows, flexible=4) if rows else "no history"

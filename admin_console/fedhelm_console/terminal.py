@@ -1,0 +1,113 @@
+"""The terminal's side of a console: what it can show, talk on stderr, questions, progress."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from fedhelm_console.commands import REGISTRY
+from fedhelm_console.context import Console
+from fedhelm_console.render import Style, size
+
+if TYPE_CHECKING:
+    from fedhelm.admin.follow import Note
+    from fedhelm.config.kit import Kit
+
+__all__ = ["Talk", "make_console", "style_of"]
+
+_EVERY = 0.1
+_SLOWLY = 5.0
+
+
+def style_of(stream: TextIO, *, ascii_only: bool = False) -> Style:
+    """Return what a stream can show: no colours off a terminal or with ``NO_COLOR``, ASCII where it must be."""
+    terminal = stream.isatty()
+    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
+    width = shutil.get_terminal_size((80, 24)).columns if terminal else 1 << 16
+    return Style(width, colour=colour, ascii=ascii_only or not encoding.startswith("utf"))
+
+
+class Talk:
+    """Everything that is not data: notes, an election's clock, a transfer's progress. All of it on one stream.
+
+    On a terminal a line that changes is written over; elsewhere an election says so once a few seconds.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._open = False
+        self._next = 0.0
+        self._began: float | None = None
+
+    def say(self, text: str) -> None:
+        """Write a line."""
+        self.finish()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def note(self, note: Note) -> None:
+        """Show what a call does while it waits."""
+        if note.kind != "electing":
+            self.say(note.text)
+        elif self._terminal:
+            self._over(f"{note.text}, Ctrl-C to give up")
+        elif note.seconds >= self._next:
+            self.say(note.text)
+            self._next = note.seconds + _SLOWLY
+
+    def progress(self, done: int, total: int) -> None:
+        """Show bytes, rate and time left of a transfer, on a terminal and past the first 0.3 s."""
+        if not self._terminal:
+            return
+        now = time.monotonic()
+        if self._began is None:
+            self._began, self._next = now, now + 0.3
+        if now < self._next:
+            return
+        self._next = now + _EVERY
+        rate = done / max(now - self._began, 0.001)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        self._over(f"{size(done)} of {size(total)}, {size(rate)}/s{left}")
+
+    def ask(self, question: str) -> str:
+        """Ask at the terminal; an end of input is no agreement."""
+        self.finish()
+        self._stream.write(question)
+        self._stream.flush()
+        return sys.stdin.readline()
+
+    def finish(self) -> None:
+        """End a line that was being written over."""
+        if self._open:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+        self._open = False
+        self._next = 0.0
+        self._began = None
+
+    def _over(self, text: str) -> None:
+        self._stream.write(f"\r{text}\x1b[K")
+        self._stream.flush()
+        self._open = True
+
+
+def make_console(kit: Kit, talk: Talk, *, timeout: float | None, yes: bool, ascii_only: bool) -> Console:
+    """Return the console of a kit; nothing is connected yet."""
+    from fedhelm.admin.session import Session
+
+    return Console(
+        session=Session(kit, notice=talk.note),
+        registry=REGISTRY,
+        style=style_of(sys.stdout, ascii_only=ascii_only),
+        say=talk.say,
+        ask=talk.ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
+        transfer=kit.transfer,
+        timeout=timeout,
+        yes=yes,
+        progress=talk.progress,
+    )
