@@ -62,7 +62,7 @@ def _from_numpy(name: str, value: npt.NDArray[Any]) -> Bits:
     return Bits(dtype, np.ascontiguousarray(value, dtype=DTYPES[dtype]).reshape(value.shape))
 
 
-def bits_from(arrays: Mapping[str, Any]) -> dict[str, Bits]:
+def bits_from(arrays: object) -> dict[str, Bits]:
     """Return the bits of named numpy arrays, torch tensors, `Bits` or single numbers, mixed as you like.
 
     Nothing that is contiguous already is copied, so the arrays must not change while the bits are in use. Tensors that
