@@ -5,7 +5,6 @@ from typing import Literal
 
 import pydantic
 import pytest
-
 from fedhelm.config.yaml_source import load_yaml, parse
 from fedhelm.errors import BadInput, NotSupportedYet
 

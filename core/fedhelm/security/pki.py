@@ -66,7 +66,7 @@ def _subject(org: str, name: str) -> x509.Name:
 class CertificateAuthority:
     """A project's root: issues participants' certificates and signs their kits.
 
-    The root may sign leaves only (path length 0), and only for URIs of its own project.
+    The root signs leaves only (path length 0), each with a URI of its own project.
     """
 
     def __init__(self, project: str, cert: x509.Certificate, key: ec.EllipticCurvePrivateKey, clock: Clock) -> None:

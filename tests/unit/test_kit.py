@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fedhelm.config.kit import OverseerAddress, ServerAddress, kit_from_json, kit_to_json, read_kit
+from fedhelm.errors import BadCertificate, KitError
+from fedhelm.provision.kits import write_kits
+from fedhelm.security.kit import open_kit
+from fedhelm.security.pki import CertificateAuthority
+from fedhelm.security.signing import make_manifest
+
+from tests.fakes.provision_clock import FixedClock
+from tests.support.kits import ADMIN, make_kits, make_project
+
+
+@pytest.fixture
+def authority():
+    return CertificateAuthority.create("poc")
+
+
+@pytest.fixture
+def kits(tmp_path, authority):
+    return make_kits(tmp_path, servers=2, sites=2, base_port=20000, authority=authority)
+
+
+def resign(kit, authority):
+    files = {path.name: path.read_bytes() for path in kit.startup.iterdir() if path.name != "signature.json"}
+    (kit.startup / "signature.json").write_bytes(make_manifest(files, authority))
+
+
+def refused(root, kind=KitError, **options):
+    with pytest.raises(kind) as caught:
+        open_kit(root, **options)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_everybody_knows_the_whole_federation(kits):
+    assert list(kits) == ["overseer", "server1", "server2", "site-1", "site-2", ADMIN]
+    assert len({kit.cluster for kit in kits.values()}) == 1
+    for kit in kits.values():
+        assert kit.overseers == (OverseerAddress("overseer", "127.0.0.1", 20000, "/api/v1"),)
+        assert kit.servers == (
+            ServerAddress("server1", "127.0.0.1", 20001, 20002),
+            ServerAddress("server2", "127.0.0.1", 20003, 20004),
+        )
+        assert kit.sites == ("site-1", "site-2")
+        assert kit.project == "poc"
+
+
+def test_only_servers_know_the_store_and_they_share_it(kits, tmp_path):
+    stores = {name: kit.store for name, kit in kits.items()}
+    expected = {"server1": tmp_path / "store", "server2": tmp_path / "store"}
+    assert stores == {name: expected.get(name) for name in kits}
+
+
+def test_a_participants_own_address(kits):
+    assert kits["server2"].own_server == kits["site-1"].server("server2")
+    assert kits["overseer"].own_overseer.port == 20000
+    with pytest.raises(KitError, match="no server called site-1"):
+        _ = kits["site-1"].own_server
+    with pytest.raises(KitError, match="no overseer called server1"):
+        _ = kits["server1"].own_overseer
+
+
+def test_a_kit_reached_through_a_link_is_the_same_kit(kits, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "server1")
+    assert open_kit(tmp_path / "link") == kits["server1"]
+
+
+def test_a_relative_path_is_the_same_kit(kits, monkeypatch):
+    monkeypatch.chdir(kits["server1"].local)
+    assert open_kit(Path("..")) == kits["server1"]
+
+
+def test_another_roles_kit_is_refused(kits):
+    message = refused(kits["site-1"].root, role="server")
+    assert message.endswith("is the kit of a site (site-1), not of a server")
+
+
+def test_a_folder_that_is_no_kit(tmp_path):
+    assert "it has no startup folder" in refused(tmp_path)
+    (tmp_path / "startup").mkdir()
+    assert "exactly one of" in refused(tmp_path)
+
+
+def test_a_missing_and_a_changed_file_are_named(kits):
+    kits["site-1"].cert.unlink()
+    assert refused(kits["site-1"].root).endswith("site-1/startup/client.crt is missing")
+    with (kits["site-2"].startup / "start.sh").open("a") as file:
+        file.write("# mine\n")
+    assert refused(kits["site-2"].root).endswith("site-2/startup/start.sh was changed")
+
+
+def test_a_key_that_others_can_read_is_refused(kits):
+    kit = kits["server1"]
+    kit.key.chmod(0o640)
+    assert refused(kit.root) == f"{kit.key} can be read by others (mode 0640)"
+    kit.key.chmod(0o600)
+    assert open_kit(kit.root) == kit
+
+
+def test_the_clock_before_the_certificates_start(tmp_path):
+    clock = FixedClock()
+    authority = CertificateAuthority.create("poc", clock=clock)
+    root = write_kits(make_project(), authority, tmp_path)["site-1"]
+    clock.shift(minutes=-4)
+    assert open_kit(root, clock=clock).name == "site-1"
+    clock.shift(minutes=-2)
+    message = refused(root, BadCertificate, clock=clock)
+    assert "client.crt is not valid before 2025-12-31T23:55:00.000Z" in message
+    assert "clock says 2025-12-31T23:54:00.000Z" in message
+
+
+def test_an_expired_certificate_says_when(tmp_path):
+    clock = FixedClock()
+    authority = CertificateAuthority.create("poc", clock=clock)
+    root = write_kits(make_project(), authority, tmp_path)["server1"]
+    clock.shift(days=364)
+    assert open_kit(root, clock=clock).name == "server1"
+    clock.shift(days=1)
+    assert "server.crt expired on 2026-12-31T23:55:00.000Z" in refused(root, BadCertificate, clock=clock)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "identity", "message"),
+    [
+        ("other", ("site", "site-1"), "was not issued by this project's root"),
+        ("own", ("site", "site-2"), "is the certificate of site site-2, the kit is of site site-1"),
+        ("own", ("server", "site-1"), "is the certificate of server site-1, the kit is of site site-1"),
+    ],
+)
+def test_a_certificate_of_somebody_else_is_refused(kits, authority, issuer, identity, message):
+    kit = kits["site-1"]
+    root = authority if issuer == "own" else CertificateAuthority.create("poc")
+    issued = root.issue(*identity, "nvidia")
+    kit.cert.write_bytes(issued.cert)
+    kit.key.write_bytes(issued.key)
+    resign(kit, authority)
+    assert message in refused(kit.root, BadCertificate)
+
+
+def test_a_key_of_another_certificate_is_refused(kits, authority):
+    kit = kits["site-1"]
+    kit.key.write_bytes(authority.issue("site", "site-1", "nvidia").key)
+    resign(kit, authority)
+    assert refused(kit.root) == f"{kit.key} does not belong to client.crt"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"version": 2}, "version 2 of the format"),
+        ({"role": "root"}, "role 'root'"),
+        ({"name": "../x"}, "not a host name"),
+        ({"name": 7}, "name is missing"),
+        ({"overseers": {}}, "overseers is missing or not a list"),
+        (
+            {"servers": [{"name": "s", "host": "h", "fed_learn_port": 1, "admin_port": 70000}]},
+            r"servers\[0\]: admin_port",
+        ),
+        ({"servers": ["x"]}, r"servers\[0\]: not a JSON object"),
+        ({"sites": ["A B"]}, "site 'A B'"),
+        ({"timing": {}}, "timing"),
+        ({"store": 3}, "store"),
+        ({"enable_byoc": "no"}, "enable_byoc"),
+    ],
+)
+def test_a_configuration_with_a_wrong_value_names_file_and_key(kits, tmp_path, change, what):
+    data = kit_to_json(kits["site-1"]) | change
+    with pytest.raises(KitError, match=what) as caught:
+        kit_from_json(tmp_path, data, "fed_client.json")
+    assert caught.value.message.startswith("fed_client.json: ")
+
+
+def test_a_configuration_that_is_no_json_is_named(kits):
+    path = kits["site-1"].startup / "fed_client.json"
+    path.write_text("{")
+    with pytest.raises(KitError, match=r"fed_client\.json: cannot be read"):
+        read_kit(kits["site-1"].root)
+
+
+def test_the_configuration_can_be_read_by_people(kits):
+    data = json.loads((kits["server1"].startup / "fed_server.json").read_text())
+    assert data["store"] == "../store"
+    assert data["timing"]["name"] == "fast"

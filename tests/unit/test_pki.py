@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from fedhelm.errors import BadCertificate, BadInput, KitError
+from fedhelm.security.pki import CertificateAuthority, sign, verify
+
+from tests.fakes.provision_clock import FixedClock
+
+CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
+
+
+@pytest.fixture
+def clock():
+    return FixedClock()
+
+
+@pytest.fixture
+def authority(clock):
+    return CertificateAuthority.create("poc", clock=clock)
+
+
+def issue(authority, role, name, **options):
+    return x509.load_pem_x509_certificate(authority.issue(role, name, "nvidia", **options).cert)
+
+
+def names_of(certificate):
+    return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "usages", "dns"),
+    [
+        ("overseer", "overseer", {CLIENT, SERVER}, ["overseer"]),
+        ("server", "server1", {CLIENT, SERVER}, ["server1"]),
+        ("site", "site-1", {CLIENT}, []),
+        ("project_admin", "admin@nvidia.com", {CLIENT}, []),
+    ],
+)
+def test_only_those_who_listen_can_pose_as_a_server(authority, role, name, usages, dns):
+    certificate = issue(authority, role, name)
+    assert set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == usages
+    assert names_of(certificate).get_values_for_type(x509.DNSName) == dns
+    uris = names_of(certificate).get_values_for_type(x509.UniformResourceIdentifier)
+    assert uris == [f"fedhelm://poc/{role}/{name}"]
+    assert certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value == "nvidia"
+    assert certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
+    assert isinstance(certificate.public_key().curve, ec.SECP256R1)
+
+
+def test_the_root_lives_ten_years_and_a_leaf_one_both_backdated(authority, clock):
+    root, leaf = x509.load_pem_x509_certificate(authority.cert_pem), issue(authority, "site", "site-1")
+    for certificate, days in ((root, 3650), (leaf, 365)):
+        assert certificate.not_valid_before_utc == clock.now - timedelta(minutes=5)
+        assert certificate.not_valid_after_utc - certificate.not_valid_before_utc == timedelta(days=days)
+    constraints = root.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert constraints.critical
+    assert (constraints.value.ca, constraints.value.path_length) == (True, 0)
+
+
+def test_no_leaf_outlives_the_root(authority, clock):
+    clock.shift(days=3640)
+    root = x509.load_pem_x509_certificate(authority.cert_pem)
+    assert issue(authority, "site", "site-1").not_valid_after_utc == root.not_valid_after_utc
+
+
+def test_serials_and_keys_differ(authority):
+    one, two = (issue(authority, "site", "site-1") for _ in range(2))
+    assert one.serial_number != two.serial_number
+    assert one.public_key() != two.public_key()
+
+
+def test_a_root_that_was_stored_issues_for_the_same_federation(authority, clock):
+    again = CertificateAuthority.load("poc", authority.cert_pem, authority.key_pem, clock=clock)
+    issue(again, "site", "site-3").verify_directly_issued_by(x509.load_pem_x509_certificate(authority.cert_pem))
+
+
+def test_a_root_whose_key_is_another_is_refused(authority):
+    other = CertificateAuthority.create("poc")
+    with pytest.raises(KitError, match="does not belong"):
+        CertificateAuthority.load("poc", authority.cert_pem, other.key_pem)
+    with pytest.raises(BadCertificate, match="root certificate"):
+        CertificateAuthority.load("poc", b"nonsense", authority.key_pem)
+    with pytest.raises(KitError, match="root key"):
+        CertificateAuthority.load("poc", authority.cert_pem, b"nonsense")
+
+
+@pytest.mark.parametrize("org", ["", "x" * 65])
+def test_an_organisation_that_x509_cannot_hold_is_refused(authority, org):
+    with pytest.raises(BadInput, match="organisation"):
+        authority.issue("site", "site-1", org)
+
+
+def test_a_long_name_fits_into_the_certificate(authority):
+    name = ".".join(["a" * 60] * 4)
+    assert names_of(issue(authority, "server", name)).get_values_for_type(x509.DNSName) == [name]
+
+
+def test_signatures(authority, tmp_path):
+    issued = authority.issue("project_admin", "admin@nvidia.com", "nvidia")
+    key = tmp_path / "client.key"
+    key.write_bytes(issued.key)
+    signature = sign(key, b"job")
+    assert verify(issued.cert, signature, b"job")
+    assert not verify(issued.cert, signature, b"another job")
+    assert not verify(authority.cert_pem, signature, b"job")
+    assert not verify(issued.cert, b"", b"job")
+    with pytest.raises(KitError, match="No such file"):
+        sign(tmp_path / "none.key", b"job")
+    with pytest.raises(BadCertificate):
+        verify(b"", signature, b"job")
