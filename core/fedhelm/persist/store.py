@@ -20,6 +20,9 @@ from fedhelm.persist.record import By, Draft, decode
 
 __all__ = ["Store", "init_store", "open_store", "probe", "require_exclusive"]
 
+# About a record: a disk that has room for a few bytes only is full.
+_PROBE_BYTES = 4096
+
 
 @dataclass(frozen=True)
 class Store:
@@ -115,7 +118,7 @@ def probe(root: Path) -> None:
         return created
 
     try:
-        require_exclusive(create, lambda: read_file(target, 64), str(root))
+        require_exclusive(create, lambda: read_file(target, _PROBE_BYTES + 1), str(root))
     finally:
         with suppress(OSError):
             target.unlink()
@@ -133,7 +136,7 @@ def require_exclusive(create: Callable[[bytes], bool], read: Callable[[], bytes 
         WrongStore: the name was created twice, or has changed.
         StoreUnavailable: what was created cannot be read back.
     """
-    first, second = b"first", b"second"
+    first, second = b"first".ljust(_PROBE_BYTES), b"second".ljust(_PROBE_BYTES)
     if not create(first):
         raise WrongStore(f"{name}: a name that nobody used is taken")
     again = create(second)
