@@ -18,7 +18,7 @@ from typing import Final
 
 from fedhelm.errors import BadInput, Conflict
 
-__all__ = ["MAX_BYTES", "MAX_FILES", "members", "pack", "read_member", "unpack"]
+__all__ = ["MAX_BYTES", "MAX_FILES", "index", "members", "pack", "read_member", "unpack", "wrong_path"]
 
 MAX_FILES: Final = 10_000
 MAX_BYTES: Final = 16 * 1024**3
@@ -29,7 +29,7 @@ _MAX_IN_MEMORY: Final = 1024 * 1024
 _COPY: Final = 1024 * 1024
 
 
-def _wrong_path(path: str) -> str | None:
+def wrong_path(path: str) -> str | None:
     """Say what is wrong with a path inside a bundle; None: nothing."""
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts):
@@ -55,7 +55,7 @@ class _Caps:
 
     def add(self, path: str, size: int) -> str | None:
         """Take one file; say what is wrong: with its path, or a cap that is reached."""
-        wrong = _wrong_path(path)
+        wrong = wrong_path(path)
         if wrong is not None:
             return f"{path!r} {wrong}"
         parents = {path[:at] for at, char in enumerate(path) if char == "/"}
@@ -195,6 +195,16 @@ def unpack(archive: Path, target: Path) -> None:
     except BaseException:  # whatever ended it, Ctrl-C too, half a job must not stay
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def index(archive: Path) -> dict[str, tuple[int, int]]:
+    """Return where each file of a bundle is: its path, and the offset and size of its content in the archive.
+
+    Raises:
+        BadInput: the archive is damaged or hostile.
+    """
+    with _opened(archive) as opened:
+        return {member.name: (member.offset_data, member.size) for member in _checked(opened, archive)}
 
 
 def read_member(archive: Path, name: str) -> bytes:

@@ -76,24 +76,25 @@ def write_file(path: Path, arrays: Mapping[str, Any], *, sync: bool = True) -> i
     return size
 
 
-def _open_header(file: IO[bytes], what: str) -> tuple[Header, int]:
-    size = os.fstat(file.fileno()).st_size
+def _open_header(file: IO[bytes], what: str, size: int) -> Header:
     length = header_length(file.read(LENGTH_SIZE), size, what)
     text = file.read(length)
     if len(text) != length:
         raise BadInput(f"{what}: cut off in the header")
-    return parse_header(text, size - LENGTH_SIZE - length, what), LENGTH_SIZE + length
+    return parse_header(text, size - LENGTH_SIZE - length, what)
 
 
-def read_header(path: Path) -> Header:
-    """Return the checked header of a file.
+def read_header(path: Path, what: str | None = None, offset: int = 0, size: int | None = None) -> Header:
+    """Return the checked header of a file, or of ``size`` bytes from ``offset`` on in one; ``what`` is for errors.
 
     Raises:
         BadInput: it is no safetensors file, or one with types that Fedhelm does not carry.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        return _open_header(file, str(path))[0]
+        file.seek(offset)
+        whole = os.fstat(file.fileno()).st_size - offset
+        return _open_header(file, what or str(path), whole if size is None else size)
 
 
 def _load(file: IO[bytes], entry: Entry, what: str) -> Bits:
@@ -118,7 +119,7 @@ def read_bits(path: Path) -> dict[str, Bits]:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        header, _ = _open_header(file, str(path))
+        header = _open_header(file, str(path), os.fstat(file.fileno()).st_size)
         found = {entry.name: _load(file, entry, str(path)) for entry in header}
     return dict(sorted(found.items()))
 
