@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, TextIO
 
@@ -51,7 +52,9 @@ class Talk:
         self._stream.flush()
 
     def note(self, note: Note) -> None:
-        """Show what a call does while it waits."""
+        """Show what a call does while it waits; calls that a person did not ask for stay silent."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         if note.kind != "electing":
             self.say(note.text)
         elif self._terminal:

@@ -105,7 +105,13 @@ def show_job(console: Console, job: Annotated[str, Arg("job", "id, prefix or @la
 
 def wait(console: Console, job: Annotated[str, Arg("running", "id, prefix or @last")]) -> Result:
     """Wait until a job has finished; the exit status is the job's."""
-    ended = console.session.wait(console.job(job), timeout=console.limit(None))
+    target = console.job(job)
+    try:
+        ended = console.session.wait(target, timeout=console.limit(None))
+    except KeyboardInterrupt:
+        if not console.interactive:
+            raise
+        return Result(None, f"detached; the job continues: wait {target}", ExitStatus.INTERRUPTED)
     status = ExitStatus.OK if ended.summary.succeeded else ExitStatus.FAILED
     text = f"{ended.job_id} {console.style.state(ended.status)}" + (f": {ended.reason}" if ended.reason else "")
     return Result({"job_id": ended.job_id, "status": ended.status}, text, status)
@@ -133,8 +139,14 @@ def download_job(
     folder: Annotated[str | None, Arg("path", "where (default: transfer/)", metavar="DIR")] = None,
 ) -> Result:
     """Fetch a job's models, logs and curves; an interrupted download goes on where it stopped."""
-    target = console.transfer if folder is None else Path(folder).expanduser()
-    path = console.session.download(console.job(job), target, timeout=console.limit(None), progress=console.progress)
+    place = console.transfer if folder is None else Path(folder).expanduser()
+    target = console.job(job)
+    try:
+        path = console.session.download(target, place, timeout=console.limit(None), progress=console.progress)
+    except KeyboardInterrupt:
+        if not console.interactive:
+            raise
+        return Result(None, f"detached; what arrived is kept: download_job {target}", ExitStatus.INTERRUPTED)
     return Result({"path": str(path)}, f"Download to dir {path}")
 
 

@@ -1,0 +1,88 @@
+"""What the prompt knows of the federation: an immutable value, rebuilt whole and swapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from fedhelm.errors import FedhelmError, NoPrimary, Unreachable
+
+if TYPE_CHECKING:
+    from fedhelm.admin.models import Job, Primary, Server, Status
+    from fedhelm.admin.session import Session
+
+__all__ = ["View", "collect"]
+
+RECENT = 50
+LIMIT = 3.0
+
+
+@dataclass(frozen=True)
+class View:
+    """Who leads, who stands by, which sites are up, the newest jobs.
+
+    ``mode`` is ``up``, ``electing`` (nobody leads just now) or ``none`` (nobody answers).
+    """
+
+    mode: Literal["up", "electing", "none"] = "none"
+    server: str | None = None
+    epoch: int | None = None
+    servers: tuple[Server, ...] = ()
+    sites_up: int = 0
+    sites: int = 0
+    running: int = 0
+    waiting: int = 0
+    jobs: tuple[Job, ...] = ()
+
+    @property
+    def standbys(self) -> tuple[Server, ...]:
+        """The servers that are ready to take over."""
+        return tuple(server for server in self.servers if server.state == "STANDBY" and server.name != self.server)
+
+
+def _overseer(session: Session, before: View) -> View:
+    """Take over what the overseer says."""
+    try:
+        primary: Primary | None = session.primary()
+    except NoPrimary:
+        primary = None
+    except Unreachable:
+        # Without an overseer the servers still serve: the connection in use says who leads.
+        signed_in = session.signed_in
+        if signed_in is None:
+            return replace(before, mode="none")
+        return replace(before, mode="up", server=signed_in.server, epoch=signed_in.epoch)
+    servers = tuple(session.servers())
+    if primary is None:
+        return replace(before, mode="electing", servers=servers)
+    return replace(before, mode="up", server=primary.name, epoch=primary.epoch, servers=servers)
+
+
+def collect(session: Session, before: View) -> View:
+    """Ask for everything and return the new view; what cannot be had stays as it was.
+
+    Only looks: a primary that does not answer in a few seconds is not waited for.
+    """
+    try:
+        view = _overseer(session, before)
+    except FedhelmError:
+        return before
+    if view.mode != "up":
+        return view
+    try:
+        status: Status = session.check_status(timeout=LIMIT)
+        jobs = tuple(session.jobs(limit=RECENT, timeout=LIMIT))
+    except Unreachable:
+        return replace(view, mode="none")
+    except FedhelmError:
+        return view
+    return replace(
+        view,
+        server=status.server,
+        epoch=max(status.epoch, view.epoch or 0),
+        sites_up=sum(site.connected for site in status.sites),
+        sites=len(status.sites),
+        running=status.jobs_running,
+        waiting=status.jobs_waiting,
+        jobs=jobs,
+    )
