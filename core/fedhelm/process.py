@@ -196,24 +196,38 @@ class MarkedProcess:
     ppid: int
 
 
-def _process(pid: int, kit: bytes) -> MarkedProcess | None:
+def _mark(pid: int, kit: bytes) -> str | None:
+    """Return the mark of a process of this kit, None for any other."""
     try:
         pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
+    except PermissionError:
+        # A process that made itself non-dumpable shows its environment to root only; its command line names the kit.
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if kit not in words or b"--kit" not in words:
+            return None
+        module = next((word for word in words if word.startswith(b"fedhelm_")), b"")
+        return module.rpartition(b".")[2].decode(errors="replace")
     env = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
     if env.get(KIT_MARK.encode()) != kit:
         return None
-    state, ppid = stat.rpartition(")")[2].split()[:2]
-    if state in "ZX":
+    return env.get(ROLE_MARK.encode(), b"").decode(errors="replace")
+
+
+def _process(pid: int, kit: bytes) -> MarkedProcess | None:
+    try:
+        mark = _mark(pid, kit)
+        stat = Path(f"/proc/{pid}/stat").read_text() if mark is not None else ""
+    except OSError:
         return None
-    return MarkedProcess(pid, env.get(ROLE_MARK.encode(), b"").decode(errors="replace"), int(ppid))
+    if mark is None:
+        return None
+    state, ppid = stat.rpartition(")")[2].split()[:2]
+    return None if state in "ZX" else MarkedProcess(pid, mark, int(ppid))
 
 
 def marked_processes(kit_root: Path) -> list[MarkedProcess]:
     """Return every live process that was started for this kit, the caller excluded (zombies are not alive)."""
     kit = str(kit_root.resolve()).encode()
-    pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     found = (_process(pid, kit) for pid in pids if pid != os.getpid())
     return [process for process in found if process is not None]

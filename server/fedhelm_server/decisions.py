@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedhelm.errors import BadInput, Conflict, JobNotFound, NotAuthorised, ProtocolError
+
 from fedhelm_server.job_book import CONTRIBUTION_KEY, ContributionKey, JobBook, JobState, Placed, finished
 from fedhelm_server.ledger import Answer
 
 __all__ = [
+    "CONTRIBUTION_KEY",
     "ContributionAnswer",
     "abort",
     "bundle_owner",
@@ -156,7 +158,7 @@ def contribute(item: Item) -> Decision:
         raise BadInput(f"weight {item['weight']} of {item['site']} is not a number of at least 0")
     if not _metrics_ok(item["metrics"]):
         raise BadInput(f"metrics of {item['site']} are not finite numbers by name")
-    key: ContributionKey = tuple(item[name] for name in CONTRIBUTION_KEY)  # type: ignore[assignment]
+    key: ContributionKey = tuple(item[name] for name in CONTRIBUTION_KEY)
 
     def decide(book: JobBook) -> Item | Answer:
         job = _find(book, item["job"])

@@ -118,7 +118,7 @@ class JobBook:
         if handler is None:
             raise Corrupt(f"slot {record.seq}: a record of unknown kind {record.kind!r}")
         try:
-            changed = handler(self, record)
+            changed: set[str] = handler(self, record)
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupt(f"slot {record.seq}: a {record.kind} record lacks or misstates {error}") from error
         self.seq = record.seq
@@ -207,7 +207,7 @@ class JobBook:
         changed = set()
         for index, item in enumerate(record.body["items"]):
             job = self.jobs[item["job"]]
-            key: ContributionKey = tuple(item[name] for name in CONTRIBUTION_KEY)  # type: ignore[assignment]
+            key: ContributionKey = tuple(item[name] for name in CONTRIBUTION_KEY)
             if key in job.placed:
                 raise Corrupt(f"slot {record.seq}: contribution {'/'.join(map(str, key))} is recorded twice")
             placed = Placed(record.seq, index, record.epoch, item)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from blake3 import blake3
 
-from fedhelm.errors import Corrupt, ProtocolError
+from fedhelm.errors import BadInput, Corrupt, ProtocolError
 from fedhelm.persist.base import BlobStore
 from fedhelm.persist.blobs import BlobRef, Manifest
 from fedhelm.v1 import common_pb2 as common
@@ -67,9 +67,7 @@ def manifest_of(path: Path) -> Manifest:
 
 
 def _pieces(path: Path, owner: str, manifest: Manifest, indices: Sequence[int]) -> Iterator[bytes]:
-    yield common.PutBlobHeader(
-        owner=owner, manifest=_manifest_to_proto(manifest), indices=indices
-    ).SerializeToString()
+    yield common.PutBlobHeader(owner=owner, manifest=_manifest_to_proto(manifest), indices=indices).SerializeToString()
     with path.open("rb") as file:
         for index in indices:
             left = min(manifest.chunk_size, manifest.size - index * manifest.chunk_size)
@@ -175,15 +173,19 @@ class _Assembler:
             raise ProtocolError("an upload sent more bytes than it announced")
 
 
-async def receive_blob(messages: AsyncIterator[bytes], store: BlobStore, check_owner: Callable[[str], None]) -> BlobRef:
+async def receive_blob(
+    messages: AsyncIterator[bytes], store: BlobStore, check_owner: Callable[[str], None], limit: int | None = None
+) -> BlobRef:
     """Store an upload as it arrives; at most two chunks are in memory.
 
     Args:
         messages: a serialized ``PutBlobHeader``, then raw bytes.
         store: where the chunks go.
         check_owner: raises if the caller may not write under this owner.
+        limit: largest size taken, bytes; None: the store's.
 
     Raises:
+        BadInput: the blob is larger than ``limit``.
         ProtocolError: the stream does not follow its header.
         Corrupt: a chunk is not what its digest says.
         StoreUnavailable: nothing was acknowledged.
@@ -195,7 +197,8 @@ async def receive_blob(messages: AsyncIterator[bytes], store: BlobStore, check_o
         raise ProtocolError("an upload does not begin with its header") from error
     check_owner(header.owner)
     manifest = _manifest_from_proto(header.manifest)
-    manifest.check()
+    if limit is not None and manifest.size > limit:
+        raise BadInput(f"an upload of {manifest.size} bytes is larger than {limit}")
     assembler = _Assembler(manifest, header.indices)
     async for piece in messages:
         for digest, data in assembler.feed(piece):
@@ -223,7 +226,6 @@ async def fetch_blob(stub: _Fetcher, blob: common.BlobRef, target: Path) -> None
         FedhelmError: whatever the call raised; calling again resumes.
     """
     manifest = _manifest_from_proto(await stub.get_manifest(blob, timeout=_CALL_TIMEOUT))
-    manifest.check()
     if manifest.digest != blob.digest or manifest.size != blob.size:
         raise Corrupt(f"the manifest of {blob.owner} {blob.digest[:12]} does not have its digest")
     part = target.with_name(f"{target.name}.part")
@@ -244,11 +246,15 @@ async def _append(stub: _Fetcher, blob: common.BlobRef, manifest: Manifest, have
     assembler = _Assembler(manifest, range(have, len(manifest.chunks)))
     async for piece in stub.get_blob(common.GetBlobRequest(blob=blob, offset=offset)):
         for digest, data in assembler.feed(piece):
-            if await asyncio.to_thread(lambda data=data: blake3(data).hexdigest()) != digest:
+            if await asyncio.to_thread(_blake3, data) != digest:
                 raise Corrupt(f"a chunk of {blob.owner} {blob.digest[:12]} arrived damaged")
             file.write(data)
     if not assembler.done:
         raise ProtocolError(f"the download of {blob.owner} ended early")
+
+
+def _blake3(data: bytes) -> str:
+    return blake3(data).hexdigest()
 
 
 def _verified_chunks(file: Any, manifest: Manifest, have: int) -> int:

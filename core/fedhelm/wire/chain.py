@@ -64,7 +64,7 @@ def _identity(context: Any, project: str) -> Principal:
     return principal_from_uris(uris, project)
 
 
-class ServiceHandlers(grpc.GenericRpcHandler):
+class ServiceHandlers(grpc.GenericRpcHandler[Any, Any]):
     """All methods of one service, each wrapped into the chain.
 
     Args:
@@ -156,7 +156,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):
 
 
 def _parser(message: Any) -> Callable[[bytes], Any]:
-    parse: Callable[[bytes], Any] = GetMessageClass(message).FromString  # type: ignore[attr-defined]
+    parse: Callable[[bytes], Any] = GetMessageClass(message).FromString
     return parse
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import fedhelm.wire
@@ -109,11 +109,11 @@ class FleetStub:
             self._guard.observe(epoch_of(metadata), self._where)
         return answer
 
-    async def connect(self, messages: AsyncIterable[fleet.SiteMessage]) -> AsyncIterator[fleet.ServerMessage]:
+    async def connect(self, messages: AsyncIterator[fleet.SiteMessage]) -> AsyncIterator[fleet.ServerMessage]:
         """Open the long stream; it ends with an error of :mod:`fedhelm.errors` when the connection does."""
-        call = self._channel.stream_stream(
-            "/fedhelm.v1.Fleet/Connect", _serialize, fleet.ServerMessage.FromString
-        )(messages)
+        call = self._channel.stream_stream("/fedhelm.v1.Fleet/Connect", _serialize, fleet.ServerMessage.FromString)(
+            messages
+        )
         try:
             async for message in call:
                 yield message
@@ -126,7 +126,7 @@ class FleetStub:
         """Ask which chunks of a blob the store does not have."""
         return await self._unary("MissingChunks", request, common.MissingChunksReply, timeout)  # type: ignore[no-any-return]
 
-    async def put_blob(self, messages: AsyncIterable[bytes], timeout: float | None = None) -> common.BlobRef:
+    async def put_blob(self, messages: AsyncIterator[bytes], timeout: float | None = None) -> common.BlobRef:
         """Send a header and chunks; the reply comes once all are durable."""
         call = self._channel.stream_unary("/fedhelm.v1.Fleet/PutBlob", None, common.BlobRef.FromString)(
             messages, timeout=timeout
@@ -175,8 +175,8 @@ class AdminStub:
         self._where = where
         self._guard = guard
 
-    def _error(self, error: grpc.RpcError) -> Exception:
-        return decode_error(error.code(), error.details(), error.trailing_metadata(), self._where)  # type: ignore[attr-defined]
+    def _error(self, error: Any) -> Exception:
+        return decode_error(error.code(), error.details(), error.trailing_metadata(), self._where)
 
     def _unary(self, method: str, request: Any, reply: Any, timeout: float) -> Any:
         call = self._channel.unary_unary(f"/fedhelm.v1.Admin/{method}", _serialize, reply.FromString)
@@ -192,7 +192,9 @@ class AdminStub:
             self._guard.observe(epoch_of(state.trailing_metadata()), self._where)
 
     def _stream(self, method: str, request: Any, parse: Any, timeout: float | None) -> Iterator[Any]:
-        call: Any = self._channel.unary_stream(f"/fedhelm.v1.Admin/{method}", _serialize, parse)(request, timeout=timeout)
+        call: Any = self._channel.unary_stream(f"/fedhelm.v1.Admin/{method}", _serialize, parse)(
+            request, timeout=timeout
+        )
         try:
             yield from call
             self._observe(call)

@@ -1,0 +1,261 @@
+"""What admins may ask of a server (``Admin`` in ``proto/fedhelm/v1/admin.proto``)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fedhelm.clock import iso
+from fedhelm.errors import Ambiguous, BadCertificate, BadInput, JobNotFound, NotAuthorised, ProtocolError
+from fedhelm.ids import check_job_id
+from fedhelm.persist.blobs import BlobReader, BlobRef
+from fedhelm.v1 import admin_pb2 as admin
+from fedhelm.v1 import common_pb2 as common
+from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto
+from fedhelm.wire.chain import Call
+
+from fedhelm_server import decisions, job_views
+from fedhelm_server.downloads import Downloads
+from fedhelm_server.fleet_service import WIRE_VERSIONS
+from fedhelm_server.job_book import JobState, finished
+from fedhelm_server.job_control import JobControl
+from fedhelm_server.ledger import Placement
+from fedhelm_server.runtime import Runtime
+
+__all__ = ["LOGIN_CONTEXT", "MAX_BUNDLE", "AdminService"]
+
+_log = logging.getLogger("fedhelm.server")
+
+LOGIN_CONTEXT = b"fedhelm-login\0"
+"""Stands before the nonce in what a login signs, so that the signature serves for nothing else."""
+
+MAX_BUNDLE = 512 * 1024 * 1024
+"""Largest job bundle, bytes."""
+
+NONCE_S = 30.0
+MAX_NONCES = 1000
+PREFIX_LENGTH = 4
+
+
+class AdminService:
+    """The handlers; each runs behind the chain of :mod:`fedhelm.wire.chain`."""
+
+    def __init__(self, runtime: Runtime, control: JobControl) -> None:
+        self._runtime = runtime
+        self._control = control
+        self._downloads = Downloads(runtime)
+        self._nonces: dict[bytes, float] = {}
+        self._watchers: set[asyncio.Event] = set()
+        runtime.on_change.append(self._changed)
+
+    def _changed(self, _: set[str]) -> None:
+        for watcher in self._watchers:
+            watcher.set()
+
+    # -- login --------------------------------------------------------------------------------------------------------
+
+    async def challenge(self, _: common.Empty, __: Call) -> admin.ChallengeReply:
+        """Hand out a nonce to sign."""
+        await self._runtime.check_leads()
+        now = self._runtime.clock.boottime()
+        self._nonces = {nonce: end for nonce, end in self._nonces.items() if end > now}
+        if len(self._nonces) >= MAX_NONCES:
+            raise NotAuthorised("too many logins at once; try again in a moment")
+        nonce = secrets.token_bytes(32)
+        self._nonces[nonce] = now + NONCE_S
+        return admin.ChallengeReply(nonce=nonce)
+
+    async def login(self, request: admin.LoginRequest, call: Call) -> admin.LoginReply:
+        """Check the signature over the nonce by the key of the caller's certificate; tell how things stand."""
+        from fedhelm.security.pki import verify
+
+        await self._runtime.check_leads()
+        if self._nonces.pop(request.nonce, 0.0) < self._runtime.clock.boottime():
+            raise BadCertificate("the login took too long or was repeated; log in again")
+        certificates = call.context.auth_context().get("x509_pem_cert") or [b""]
+        verify(certificates[0], request.signature, LOGIN_CONTEXT + request.nonce)
+        versions = set(request.wire_versions) & set(WIRE_VERSIONS)
+        if not versions:
+            raise ProtocolError(f"wire versions {list(request.wire_versions)}: this server speaks {WIRE_VERSIONS}")
+        runtime = self._runtime
+        _log.info("%s logged in (%s)", call.principal.name, call.principal.role)
+        return admin.LoginReply(
+            principal=call.principal.name,
+            role=call.principal.role,
+            project=runtime.kit.project,
+            server=runtime.kit.name,
+            epoch=runtime.epoch,
+            wire_version=max(versions),
+            standbys=len(runtime.kit.servers) - 1,
+            sites_up=len(runtime.streams.connected()),
+            sites=len(runtime.kit.sites),
+            jobs_running=len(list(runtime.book.running())),
+            capabilities=["submit", "abort", "download", "watch"],
+        )
+
+    # -- submission ---------------------------------------------------------------------------------------------------
+
+    def _check_upload(self, owner: str) -> None:
+        parts = owner.split("/")
+        if len(parts) != 3 or owner != decisions.bundle_owner(check_job_id(parts[1])):
+            raise NotAuthorised(f"an admin may not write to {owner!r:.80}")
+
+    async def missing_chunks(self, request: common.MissingChunksRequest, _: Call) -> common.MissingChunksReply:
+        """Tell which chunks an upload need not send."""
+        await self._runtime.check_leads()
+        self._check_upload(request.owner)
+        return await self._runtime.missing_chunks(request)
+
+    async def put_blob(self, messages: AsyncIterator[bytes], _: Call) -> common.BlobRef:
+        """Store a bundle."""
+        await self._runtime.check_leads()
+        return ref_to_proto(await receive_blob(messages, self._runtime.store.blobs, self._check_upload, MAX_BUNDLE))
+
+    async def submit_job(self, request: admin.SubmitJobRequest, call: Call) -> admin.SubmitJobReply:
+        """Record an uploaded bundle as a job; the answer means that it is in the log."""
+        await self._runtime.check_leads()
+        job_id = check_job_id(request.job)
+        _check_request_id(request.request_id)
+        bundle = ref_from_proto(request.bundle)
+        if bundle.owner != decisions.bundle_owner(job_id):
+            raise BadInput(f"the bundle of job {job_id} lies under another owner")
+        known = self._runtime.book.jobs.get(job_id)
+        config = dict(known.config) if known else await asyncio.to_thread(self._validate, bundle)
+        item = {
+            "job": job_id,
+            "request_id": request.request_id,
+            "name": config["name"],
+            "submitter": call.principal.name,
+            "bundle": bundle.to_json(),
+            "config": config,
+            "time": iso(self._runtime.clock.utcnow()),
+        }
+        answer = await self._runtime.ledger.propose("job_submitted", decisions.submit(item), key=job_id)
+        seq = answer.seq if isinstance(answer, Placement) else int(answer)
+        if isinstance(answer, Placement):
+            _log.info("job %s (%s) submitted by %s", job_id, config["name"], call.principal.name)
+        return admin.SubmitJobReply(job=job_id, receipt=common.Receipt(seq=seq, epoch=self._runtime.epoch))
+
+    def _validate(self, bundle: BlobRef) -> dict[str, Any]:
+        """Check a bundle as the console did: no client is trusted."""
+        from fedhelm.job.loading import load_bundle
+
+        scratch = Path(tempfile.mkdtemp(prefix="submit-", dir=self._runtime.kit.run))
+        try:
+            archive = scratch / "bundle"
+            reader = BlobReader(self._runtime.store.blobs, bundle)
+            archive.write_bytes(reader.read())
+            config: dict[str, Any] = load_bundle(archive).model_dump(mode="json")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return config
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _find(self, prefix: str) -> JobState:
+        matches = self._runtime.book.match(prefix) if len(prefix) >= PREFIX_LENGTH else []
+        if not matches:
+            raise JobNotFound(f"no job matches {prefix!r:.40}", hint="list_jobs")
+        if len(matches) > 1:
+            raise Ambiguous(f"{len(matches)} jobs match {prefix!r}", hint=" ".join(job.job for job in matches[:5]))
+        return matches[0]
+
+    def _detail(self, job: JobState) -> admin.JobDetail:
+        streams = self._runtime.streams
+        connected = streams.connected()
+        held = {site: stream.held for site in connected if (stream := streams.get(site)) is not None}
+        return job_views.detail(job, self._runtime.clock.utcnow(), connected, held, self._control.waits)
+
+    async def list_jobs(self, request: admin.ListJobsRequest, _: Call) -> admin.ListJobsReply:
+        """Return jobs, newest first."""
+        await self._runtime.check_leads()
+        now = self._runtime.clock.utcnow()
+        jobs = [job for job in reversed(self._runtime.book.jobs.values()) if job.job.startswith(request.prefix)]
+        chosen = jobs[: request.limit] if request.limit else jobs
+        return admin.ListJobsReply(jobs=[job_views.summary(job, now) for job in chosen])
+
+    async def show_job(self, request: admin.JobRequest, _: Call) -> admin.JobDetail:
+        """Return one job."""
+        await self._runtime.check_leads()
+        return self._detail(self._find(request.job))
+
+    async def watch_job(self, request: admin.JobRequest, _: Call) -> AsyncIterator[admin.JobDetail]:
+        """Yield the job on every change until it has ended."""
+        await self._runtime.check_leads()
+        job_id = self._find(request.job).job
+        changed = asyncio.Event()
+        self._watchers.add(changed)
+        last = None
+        try:
+            while True:
+                await self._runtime.check_leads()
+                job = self._runtime.book.jobs[job_id]
+                message = self._detail(job)
+                shown = (job.status, message.round, message.reason, str(message.sites), message.metrics_json)
+                if shown != last:
+                    last = shown
+                    yield message
+                if finished(job.status):
+                    return
+                await changed.wait()
+                changed.clear()
+        finally:
+            self._watchers.discard(changed)
+
+    async def abort_job(self, request: admin.AbortJobRequest, call: Call) -> admin.JobSummary:
+        """Abort a job; the answer means that it is in the log."""
+        await self._runtime.check_leads()
+        _check_request_id(request.request_id)
+        job = self._find(request.job)
+        decide = decisions.abort(
+            job.job, request.reason[:500], call.principal.name, request.request_id, iso(self._runtime.clock.utcnow())
+        )
+        await self._runtime.ledger.propose("job_done", decide, key=job.job)
+        return job_views.summary(self._runtime.book.jobs[job.job], self._runtime.clock.utcnow())
+
+    async def prepare_download(self, request: admin.JobRequest, _: Call) -> admin.DownloadManifest:
+        """Put a job's files together and list them."""
+        await self._runtime.check_leads()
+        job = self._find(request.job).job
+        seq = self._runtime.book.seq
+        files = await self._downloads.prepare(job, seq)
+        entries = [admin.DownloadEntry(path=f["path"], size=f["size"], blake3=f["blake3"]) for f in files]
+        return admin.DownloadManifest(job=job, seq=seq, files=entries)
+
+    async def download_file(self, request: admin.DownloadFileRequest, _: Call) -> AsyncIterator[bytes]:
+        """Stream one file of a prepared download from an offset."""
+        await self._runtime.check_leads()
+        job = self._find(request.job).job
+        if request.seq > self._runtime.book.seq:
+            raise BadInput(f"log position {request.seq} has not been reached")
+        async for piece in self._downloads.stream(job, request.seq, request.path, request.offset):
+            yield piece
+
+    async def check_status(self, _: common.Empty, __: Call) -> admin.StatusReply:
+        """Return this server's state and the sites connected to it."""
+        runtime = self._runtime
+        await runtime.check_leads()
+        reply = admin.StatusReply(
+            server=runtime.kit.name,
+            role=str(runtime.role),
+            epoch=runtime.epoch,
+            log_seq=max(0, runtime.book.seq),
+            jobs_running=len(list(runtime.book.running())),
+            jobs_waiting=len(list(runtime.book.waiting())),
+        )
+        connected = runtime.streams.connected()
+        for site in sorted(set(runtime.kit.sites) | connected):
+            stream = runtime.streams.get(site)
+            reply.sites.add(name=site, connected=site in connected, jobs=sorted(stream.held) if stream else [])
+        return reply
+
+
+def _check_request_id(value: str) -> None:
+    if not 8 <= len(value) <= 64 or not value.isalnum():
+        raise BadInput("a request id has 8 to 64 letters and digits")

@@ -1,0 +1,125 @@
+"""The child of a server's supervisor: opens the store, serves both ports, follows its supervisor's frames."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import fedhelm.wire
+import grpc.aio
+from fedhelm.clock import SystemClock
+from fedhelm.config.kit import Kit
+from fedhelm.errors import FedhelmError, PortTaken
+from fedhelm.local.frames import open_fd
+from fedhelm.log import setup
+from fedhelm.persist.store import open_store
+from fedhelm.process import die_with_parent, set_non_dumpable
+from fedhelm.security.kit import open_kit
+from fedhelm.tasks import cancel, spawn
+from fedhelm.v1 import admin_pb2, fleet_pb2
+from fedhelm.wire.chain import Call, ServiceHandlers, serve_options, server_credentials
+
+from fedhelm_server.admin_service import AdminService
+from fedhelm_server.fleet_service import FleetService
+from fedhelm_server.job_control import JobControl
+from fedhelm_server.runtime import Runtime
+
+__all__ = ["main", "serve"]
+
+assert fedhelm.wire  # imported before grpc, for the environment it sets
+
+_log = logging.getLogger("fedhelm.server")
+
+WRITES = frozenset({"SubmitJob", "AbortJob"})
+
+
+def _audit(call: Call) -> None:
+    if call.method in WRITES:
+        _log.info("audit: %s %s", call.principal.name, call.method)
+
+
+def _listen(server: grpc.aio.Server, kit: Kit, port: int) -> None:
+    credentials = server_credentials(kit.ca.read_bytes(), kit.cert.read_bytes(), kit.key.read_bytes())
+    address = f"{kit.own_server.host}:{port}"
+    try:
+        bound = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        bound = 0
+    if bound != port:
+        raise PortTaken(f"{kit.name}: port {port} on {kit.own_server.host} is in use", hint="stop what holds it")
+
+
+async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
+    """Run until the supervisor says stop or goes away, or a foreign fence ends this child's time.
+
+    Raises:
+        FedhelmError: the store is not the right one, or a port is taken.
+    """
+    assert kit.store is not None
+    link = await open_fd(control_fd)
+    runtime = Runtime(kit, incarnation, open_store(kit.store, kit.cluster), SystemClock(), link)
+    control = JobControl(runtime)
+    services = {
+        kit.own_server.fed_learn_port: (fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], FleetService(runtime)),
+        kit.own_server.admin_port: (admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(runtime, control)),
+    }
+    servers = []
+    for port, (service, implementation) in services.items():
+        handlers = ServiceHandlers(
+            service, implementation, project=kit.project, epoch=lambda: runtime.epoch, audit=_audit
+        )
+        server = grpc.aio.server(handlers=[handlers], options=serve_options())
+        _listen(server, kit, port)
+        servers.append(server)
+    for server in servers:
+        await server.start()
+    _log.info("%s listens on %s", kit.name, ", ".join(str(port) for port in services))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, runtime.stopping.set)
+    loops = [
+        spawn(runtime.serve_link(), "supervisor link"),
+        spawn(runtime.beat(), "beat"),
+        spawn(runtime.ledger.run(), "ledger"),
+        spawn(runtime.follow_log(), "log"),
+        spawn(runtime.watch_store(), "store"),
+        spawn(control.run(), "dispatch"),
+    ]
+    for loop in loops:
+        # A loop that ends has failed: this child is no use any more, and its supervisor starts another.
+        loop.add_done_callback(lambda _: runtime.stopping.set())
+    await runtime.stopping.wait()
+    await control.runners.stop()
+    await asyncio.gather(*(server.stop(0.2) for server in servers))
+    await cancel(*loops)
+    link.close()
+
+
+def main(argv: list[str]) -> int:
+    """Run a child; the supervisor's own command, not for people."""
+    parent = os.getppid()
+    parser = argparse.ArgumentParser(prog="fedhelm_server.child")
+    parser.add_argument("--kit", type=Path, required=True)
+    parser.add_argument("--incarnation", required=True)
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--parent-pid", type=int)
+    options = parser.parse_args(argv)
+    die_with_parent(options.parent_pid or parent)
+    set_non_dumpable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a foreground server is its supervisor's business
+    try:
+        kit = open_kit(options.kit, "server")
+        setup(kit.name)
+        asyncio.run(serve(kit, options.incarnation, options.control_fd))
+    except FedhelmError as error:
+        hint = f" (hint: {error.hint})" if error.hint else ""
+        sys.stderr.write(f"error[{error.code}]: {error}{hint}\n")
+        return int(error.exit_status)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

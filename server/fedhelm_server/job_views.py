@@ -1,0 +1,93 @@
+"""What admins are shown of a job. Pure: from the book to messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from datetime import datetime
+
+from fedhelm.v1 import admin_pb2 as admin
+
+from fedhelm_server.job_book import JobState, finished
+
+__all__ = ["detail", "site_status", "summary"]
+
+
+def summary(job: JobState, now: datetime) -> admin.JobSummary:
+    """Return the line of `list_jobs`."""
+    end = datetime.fromisoformat(job.end_time) if job.end_time else now
+    return admin.JobSummary(
+        job=job.job,
+        name=job.name,
+        status=job.status,
+        submit_time=job.submit_time,
+        duration_s=max(0.0, round((end - datetime.fromisoformat(job.submit_time)).total_seconds(), 3)),
+        submitter=job.submitter,
+    )
+
+
+def site_status(job: JobState, site: str, connected: Collection[str], held: Mapping[str, str]) -> str:
+    """Return FAILED, DONE, DISCONNECTED, TRAINING or WAITING.
+
+    Args:
+        job: the job.
+        site: one of its sites.
+        connected: names of the sites with a stream.
+        held: job id -> status, as that site's stream reported last.
+    """
+    if site in job.failed:
+        return "FAILED"
+    if finished(job.status):
+        return "DONE"
+    if site not in connected:
+        return "DISCONNECTED"
+    if job.open is not None and site in job.open.contributions:
+        return "DONE"
+    return "TRAINING" if held.get(job.job) == "TRAINING" else "WAITING"
+
+
+def _reason(job: JobState, waits: Mapping[str, str], connected: Collection[str]) -> str:
+    if job.reason:
+        return job.reason
+    if job.job in waits:
+        return waits[job.job]
+    if job.open is not None:
+        absent = [s for s in job.open.members if s not in job.open.contributions and s not in connected]
+        if absent:
+            return f"round {job.open.round} waits for {', '.join(absent)} to connect"
+    return ""
+
+
+def _round(job: JobState) -> int:
+    if job.open is not None:
+        return job.open.round
+    return max((entry["round"] for entry in job.closed), default=0)
+
+
+def detail(
+    job: JobState,
+    now: datetime,
+    connected: Collection[str],
+    held: Mapping[str, Mapping[str, str]],
+    waits: Mapping[str, str],
+) -> admin.JobDetail:
+    """Return what `show_job` shows.
+
+    Args:
+        job: the job.
+        now: for the duration of one that runs.
+        connected: names of the sites with a stream.
+        held: site -> (job id -> status), as the streams reported last.
+        waits: job id -> why it is not dispatched yet.
+    """
+    message = admin.JobDetail(
+        summary=summary(job, now),
+        round=_round(job),
+        rounds=job.config["workflow"][0]["rounds"],
+        reason=_reason(job, waits, connected),
+        traceback=job.traceback,
+        metrics_json=json.dumps(job.closed[-1]["metrics"]) if job.closed else "",
+    )
+    for site in sorted(job.sites):
+        message.sites.add(name=site, status=site_status(job, site, connected, held.get(site, {})))
+    return message

@@ -1,0 +1,302 @@
+"""The runner process of one job: reads the log, asks the workflow, aggregates, proposes. It never appends itself.
+
+It holds no state of its own: started again on any server, it reads the log and goes on at the same step. The child
+pokes it when the log has news for its job, and answers each proposal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+from fedhelm.config.kit import Kit, read_kit
+from fedhelm.errors import FedhelmError, StoreUnavailable
+from fedhelm.learning.aggregators import weighted_average
+from fedhelm.learning.fedavg import FedAvg
+from fedhelm.learning.workflow import (
+    ClosedView,
+    CloseRound,
+    ContributionView,
+    Fail,
+    Finish,
+    OpenRound,
+    RoundView,
+    StepView,
+    Wait,
+    weighted_metrics,
+)
+from fedhelm.local.frames import SyncChannel
+from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter
+from fedhelm.persist.store import Store, open_store
+from fedhelm.process import die_with_parent
+
+from fedhelm_server.decisions import model_owner
+from fedhelm_server.job_book import JobBook, JobState, finished
+from fedhelm_server.projection import LiveProjection
+from fedhelm_server.runners import job_folder
+
+__all__ = ["Runner", "main", "workflow_of"]
+
+_log = logging.getLogger("fedhelm.runner")
+
+
+class _Gone(Exception):  # noqa: N818 - not an error: the child has closed the channel
+    """The child is gone, or wants this runner to end."""
+
+
+def workflow_of(config: dict[str, Any], step: int) -> FedAvg:
+    """Build the workflow of one step from the job's recorded configuration."""
+    options = config["workflow"][step]
+    return FedAvg(
+        rounds=options["rounds"],
+        min_responses=options.get("min_responses"),
+        deadline_s=options.get("deadline"),
+        evaluate=bool(options.get("evaluate")),
+        best_metric=options.get("best_metric"),
+    )
+
+
+def step_view(job: JobState, step: int, opened_for_s: float) -> StepView:
+    """Return what the workflow may see of the job."""
+    closed = tuple(
+        ClosedView(entry["round"], entry["kind"], entry["metrics"]) for entry in job.closed if entry["step"] == step
+    )
+    open_ = None
+    if job.open is not None:
+        contributions = {
+            site: ContributionView(site, placed.item["weight"], placed.item["metrics"])
+            for site, placed in job.open.contributions.items()
+        }
+        open_ = RoundView(
+            step,
+            job.open.round,
+            job.open.kind,  # type: ignore[arg-type] - one of the two, the book takes no other
+            job.open.members,
+            contributions,
+            opened_for_s,
+        )
+    failed = {site: entry["reason"] for site, entry in job.failed.items()}
+    return StepView(closed, open_, job.sites, failed)
+
+
+class Runner:
+    """One job's loop: read on, decide, act, wait."""
+
+    def __init__(self, kit: Kit, store: Store, job: str, channel: SyncChannel) -> None:
+        self._kit = kit
+        self._store = store
+        self._id = job
+        self._channel = channel
+        self._book = JobBook()
+        self._projection = LiveProjection(job_folder(kit.run, job) / "tensorboard", job)
+        self._proposals = 0
+        self._round_since: tuple[tuple[int, int, str], float] | None = None
+
+    @property
+    def _job(self) -> JobState:
+        return self._book.jobs[self._id]
+
+    def run(self) -> None:
+        """Drive the job to its end; return when it has ended."""
+        self._read_on()
+        if self._job.status == "DISPATCHED":
+            self._say(f"job {self._id} ({self._job.name}) runs on {', '.join(self._job.sites)}")
+            self._propose("job_state", {})
+        while not finished(self._job.status):
+            self._step()
+            self._read_on()
+        self._projection.close()
+
+    def _read_on(self) -> None:
+        for record in self._store.log.read_new():
+            self._book.apply(record)
+            if record.kind == "metrics":
+                self._projection.apply(record)
+
+    def _step(self) -> None:
+        job, step = self._job, 0
+        workflow = workflow_of(dict(job.config), step)
+        match workflow.decide(step_view(job, step, self._opened_for(job))):
+            case OpenRound(round=number, rounds=rounds, kind=kind, deadline_s=deadline):
+                self._open(step, number, rounds, kind, deadline)
+            case CloseRound(sites=sites):
+                self._close(sites)
+            case Wait(for_sites=sites, wake_in_s=wake):
+                self._wait(wake)
+            case Finish():
+                self._say(f"job {self._id} is complete")
+                self._done("FINISHED:COMPLETED", "")
+            case Fail(reason=reason):
+                self._say(f"job {self._id} failed: {reason}")
+                failures = [entry["traceback"] for entry in job.failed.values() if entry.get("traceback")]
+                self._done("FINISHED:FAILED", reason, failures[0] if failures else "")
+
+    def _opened_for(self, job: JobState) -> float:
+        if job.open is None:
+            return 0.0
+        key = (job.open.step, job.open.round, job.open.kind)
+        if self._round_since is None or self._round_since[0] != key:
+            # Counted from when this runner saw the round: no clock of another machine is compared with ours.
+            self._round_since = (key, time.clock_gettime(time.CLOCK_BOOTTIME))
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self._round_since[1]
+
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
+    def _open(self, step: int, number: int, rounds: int, kind: str, deadline: float | None) -> None:
+        job = self._job
+        model = job.model
+        blob, sha256 = (model["model"], model["model_sha256"]) if model else self._initial_model()
+        self._say(f"round {number} of {rounds} ({kind}) opens")
+        body = {
+            "attempt": job.attempt,
+            "step": step,
+            "round": number,
+            "rounds": rounds,
+            "kind": kind,
+            "members": [site for site in sorted(job.sites) if site not in job.failed],
+            "model": blob,
+            "model_sha256": sha256,
+            "deadline_s": deadline,
+        }
+        self._propose("round_open", body)
+
+    def _initial_model(self) -> tuple[dict[str, Any] | None, str | None]:
+        name = self._job.config.get("initial_model")
+        if not name:
+            return None, None
+        from fedhelm.job.bundle import read_member
+
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Path(folder) / "bundle"
+            with archive.open("wb") as file:
+                _copy(BlobReader(self._store.blobs, BlobRef.from_json(self._job.bundle)), file.write)
+            data = read_member(archive, name)
+        writer = BlobWriter(self._store.blobs, model_owner(self._id, 0, 0))
+        writer.write(data)
+        return writer.finish().to_json(), hashlib.sha256(data).hexdigest()
+
+    def _close(self, sites: tuple[str, ...]) -> None:
+        open_ = self._job.open
+        assert open_ is not None
+        items = {site: open_.contributions[site].item for site in sorted(open_.contributions)}
+        if set(items) != set(sites):
+            raise RuntimeError("the workflow closes a round with other sites than the log has")
+        body: dict[str, Any] = {
+            "attempt": self._job.attempt,
+            "step": open_.step,
+            "round": open_.round,
+            "kind": open_.kind,
+            "members": sorted(items),
+            "weights": {site: item["weight"] for site, item in items.items()},
+            "metrics": weighted_metrics(
+                [ContributionView(site, item["weight"], item["metrics"]) for site, item in items.items()]
+            ),
+            "site_metrics": {site: item["metrics"] for site, item in items.items()},
+            "model": None,
+            "model_sha256": None,
+            "model_blake3": None,
+        }
+        if open_.kind == "train":
+            try:
+                body |= self._aggregate(open_.step, open_.round, items)
+            except StoreUnavailable:
+                self._wait(0.5)  # full or away: the contributions are safe, try again
+                return
+            except FedhelmError as error:
+                self._done("FINISHED:FAILED", f"round {open_.round}: {error}")
+                return
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(body["metrics"].items()))
+        self._say(f"round {open_.round} of {open_.rounds} ({open_.kind}) closes: {len(items)} sites; {numbers}")
+        self._propose("round_close", body)
+
+    def _aggregate(self, step: int, number: int, items: dict[str, Any]) -> dict[str, Any]:
+        sources = [
+            (site, float(item["weight"]), BlobReader(self._store.blobs, BlobRef.from_json(item["blob"])))
+            for site, item in items.items()
+        ]
+        writer = BlobWriter(self._store.blobs, model_owner(self._id, step, number))
+        sha256, whole = hashlib.sha256(), blake3()
+
+        def sink(block: memoryview) -> None:
+            sha256.update(block)
+            whole.update(block)
+            writer.write(block)
+
+        weighted_average(sources, sink)
+        ref = writer.finish()
+        return {"model": ref.to_json(), "model_sha256": sha256.hexdigest(), "model_blake3": whole.hexdigest()}
+
+    def _done(self, status: str, reason: str, traceback: str = "") -> None:
+        self._propose("job_done", {"status": status, "reason": reason, "traceback": traceback})
+
+    # -- the child ----------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = {"kind": "log", "tag": "server", "value": text, "step": None, "time": stamp}
+        self._channel.send("log", lines=[line])
+        _log.info(text)
+
+    def _wait(self, seconds: float | None) -> None:
+        try:
+            frame = self._channel.receive(timeout=seconds)
+        except TimeoutError:
+            return
+        if frame is None:
+            raise _Gone
+
+    def _propose(self, kind: str, body: dict[str, Any]) -> None:
+        self._proposals += 1
+        try:
+            self._channel.send("propose", id=self._proposals, kind=kind, body=body)
+        except ConnectionError:
+            raise _Gone from None
+        while True:
+            frame = self._channel.receive()
+            if frame is None:
+                raise _Gone
+            if frame["type"] in ("committed", "rejected") and frame["id"] == self._proposals:
+                if frame["type"] == "rejected":
+                    _log.info("%s was not taken: %s", kind, frame["reason"])
+                return
+
+
+def _copy(reader: BlobReader, write: Any) -> None:
+    buffer = memoryview(bytearray(1 << 20))
+    for offset in range(0, reader.size, len(buffer)):
+        view = buffer[: min(len(buffer), reader.size - offset)]
+        reader.read_into(offset, view)
+        write(view)
+
+
+def main(argv: list[str]) -> int:
+    """Run one job's runner; the child's own command, not for people."""
+    parser = argparse.ArgumentParser(prog="fedhelm_server.runner")
+    parser.add_argument("--kit", type=Path, required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    options = parser.parse_args(argv)
+    die_with_parent(options.parent_pid)
+    kit = read_kit(options.kit)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    assert kit.store is not None
+    channel = SyncChannel(socket.socket(fileno=options.control_fd))
+    runner = Runner(kit, open_store(kit.store, kit.cluster), options.job, channel)
+    try:
+        runner.run()
+    except (_Gone, BrokenPipeError):
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

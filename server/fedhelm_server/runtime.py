@@ -1,0 +1,286 @@
+"""The FL server proper (the supervisor's child): its role, its lease, and what follows from a change of either.
+
+Only this process appends to the log. Its role changes by events of the supervisor (grant, lease, drain, ...) and of
+the log (a foreign fence). Whoever asks for anything while it does not lead gets ``NotPrimary``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fedhelm.clock import Clock
+from fedhelm.config.kit import Kit
+from fedhelm.errors import Conflict, FedhelmError, Fenced, NotPrimary, StoreUnavailable
+from fedhelm.local.frames import Channel, Frame
+from fedhelm.persist.blobs import Manifest
+from fedhelm.persist.record import By, Record
+from fedhelm.persist.store import Store, probe
+from fedhelm.tasks import spawn
+from fedhelm.v1 import common_pb2 as common
+
+from fedhelm_server.job_book import Fence, JobBook
+from fedhelm_server.ledger import Answer, Ledger
+from fedhelm_server.role import WRITERS, Role, RoleEvent, transition
+from fedhelm_server.streams import Streams
+
+__all__ = ["Runtime"]
+
+_log = logging.getLogger("fedhelm.server")
+
+BEAT_S = 0.1
+UNLEASED_PAUSE_S = 0.05
+"""How long an unleased writer leaves the next slot free (HA.md section 4)."""
+
+
+class Runtime:
+    """Holds the role and the ledger; tells its listeners when something changed.
+
+    Args:
+        kit: of this server.
+        incarnation: this child's, from its supervisor.
+        store: log and blobs.
+        clock: boot time for deadlines.
+        link: to the supervisor.
+    """
+
+    def __init__(self, kit: Kit, incarnation: str, store: Store, clock: Clock, link: Channel) -> None:
+        self.kit = kit
+        self.incarnation = incarnation
+        self.store = store
+        self.clock = clock
+        self.role = Role.STANDBY
+        self.ready = False
+        self.stopping = asyncio.Event()
+        self.streams = Streams()
+        self.ledger = Ledger(store.log, By(kit.name, incarnation), clock, self._applied)
+        self.on_change: list[Callable[[set[str]], None]] = []
+        """Called with the ids of changed jobs after records were folded; and with all of them on promotion."""
+        self.on_lead: list[Callable[[], None]] = []
+        self.on_stop: list[Callable[[], None]] = []
+        self._link = link
+        self._deadline = 0.0
+        self._tailed = 0.0
+        self._promotion: asyncio.Task[None] | None = None
+
+    # -- what others ask ---------------------------------------------------------------------------------------------
+
+    @property
+    def book(self) -> JobBook:
+        """The fold of the log so far."""
+        return self.ledger.book
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch seen in the log."""
+        return self.book.fence.epoch if self.book.fence else 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this server serves as the primary (also while the store is away, and without a lease)."""
+        return self.role in WRITERS or self.role is Role.READONLY
+
+    def refusal(self) -> NotPrimary:
+        """Return the error for a caller that took this server for the primary."""
+        fence = self.book.fence
+        if self.role is Role.PROMOTING:
+            return NotPrimary(f"{self.kit.name} is being promoted", hint=self.kit.name)
+        if fence is None:
+            return NotPrimary(f"{self.kit.name} does not lead; nobody has led yet")
+        return NotPrimary(f"{self.kit.name} does not lead; {fence.name} has epoch {fence.epoch}", hint=fence.name)
+
+    async def check_leads(self) -> None:
+        """Let a read or write pass only while this server may answer for the project.
+
+        Raises:
+            NotPrimary: it does not lead, or cannot know it at the moment.
+        """
+        if not self.leads:
+            raise self.refusal()
+        timing = self.kit.timing
+        now = self.clock.boottime()
+        if now > self._deadline and now - self._tailed > timing.observe:
+            await self._tail()
+            if not self.leads:
+                raise self.refusal()
+
+    # -- the supervisor's frames --------------------------------------------------------------------------------------
+
+    async def serve_link(self) -> None:
+        """Act on the supervisor's frames until it closes the pipe or says stop."""
+        while (frame := await self._link.receive()) is not None:
+            _log.debug("supervisor: %s", frame)
+            if frame["type"] == "stop":
+                break
+            self._on_frame(frame)
+        self.stopping.set()
+
+    def _on_frame(self, frame: Frame) -> None:
+        match frame["type"]:
+            case "grant":
+                self._deadline = float(frame["deadline"])
+                if self.role is Role.STANDBY and self._promotion is None:
+                    self._promotion = spawn(self._promote(frame), "promotion")
+            case "lease":
+                self._deadline = float(frame["deadline"])
+                self._event(RoleEvent.LEASED)
+            case "unleased":
+                self._event(RoleEvent.UNLEASED)
+            case "drain":
+                if self.role is Role.ACTIVE:
+                    spawn(self._drain(frame), "drain")
+            case "resume":
+                self._deadline = float(frame["deadline"])
+                if self.role is Role.DRAINING:
+                    self._event(RoleEvent.RESUME)
+                    self.ledger.reopen()
+                    self._changed(set(self.book.jobs))
+            case unknown:
+                _log.warning("the supervisor sent a frame %r that this version does not know", unknown)
+
+    def _event(self, event: RoleEvent) -> None:
+        before, self.role = self.role, transition(self.role, event)
+        if before is not self.role:
+            _log.info("%s: %s, was %s", self.kit.name, self.role, before)
+            self.ledger.breathing_space = UNLEASED_PAUSE_S if self.role is Role.UNLEASED else 0.0
+
+    async def beat(self) -> None:
+        """Tell the supervisor every 0.1 s, from this loop, that the loop runs."""
+        while True:
+            fence = self.book.fence
+            self._link.post(
+                "beat",
+                role=str(self.role),
+                epoch=self.ledger.epoch or 0,
+                ready=self.ready,
+                append_age=self.ledger.append_age,
+                log_epoch=self.book.max_epoch,
+                log_seq=self.book.seq,
+                cluster=self.kit.cluster,
+                store_ok=self.ledger.store_ok,
+                streams=len(self.streams.connected()),
+                primary=fence.name if fence else None,
+            )
+            await asyncio.sleep(BEAT_S)
+
+    async def watch_store(self) -> None:
+        """Notice that the store was lost, and try it until it takes writes again."""
+        while True:
+            if not self.ledger.store_ok:
+                if self.leads:
+                    self._event(RoleEvent.STORE_LOST)
+                try:
+                    await asyncio.to_thread(probe, self.store.root)
+                except FedhelmError as error:
+                    _log.warning("the store takes no writes: %s", error)
+                else:
+                    self.ledger.store_ok = True
+            if self.role is Role.READONLY and self.ledger.store_ok:
+                self._event(RoleEvent.STORE_BACK)
+                self._changed(set(self.book.jobs))
+            await asyncio.sleep(self.kit.timing.renew)
+
+    # -- promotion, draining, fencing ---------------------------------------------------------------------------------
+
+    async def _promote(self, frame: Frame) -> None:
+        epoch, cause = int(frame["epoch"]), str(frame["cause"])
+        self._event(RoleEvent.GRANT)
+        try:
+            await self.ledger.read_on()
+            if self.book.seq < int(frame.get("log_seq") or 0):
+                raise Conflict(f"the store went backwards: the log ends at {self.book.seq}, was at {frame['log_seq']}")
+            await self.ledger.fence(epoch, cause)
+        except FedhelmError as error:
+            _log.warning("%s cannot take over with epoch %d: %s", self.kit.name, epoch, error)
+            self._event(RoleEvent.REFUSED)
+            await self._link.send("refused", epoch=epoch, reason=str(error))
+            return
+        finally:
+            self._promotion = None
+        self._event(RoleEvent.FENCED_IN)
+        _log.info("%s leads with epoch %d (%s)", self.kit.name, epoch, cause)
+        await self._link.send("active", epoch=epoch, log_seq=self.book.seq)
+        self._changed(set(self.book.jobs))
+        for listener in self.on_lead:
+            listener()
+
+    async def _drain(self, frame: Frame) -> None:
+        self._event(RoleEvent.DRAIN)
+        body = {"to": frame["to"], "request_id": frame.get("request_id")}
+
+        def decide(book: JobBook) -> dict[str, Any] | Answer:
+            return Answer(None) if book.handoff == body else body
+
+        try:
+            await self.ledger.propose("handoff", decide)
+        except FedhelmError as error:
+            _log.warning("the handoff to %s failed: %s", frame["to"], error)
+            self._event(RoleEvent.RESUME)
+            return
+        self.ledger.close(f"{self.kit.name} hands over to {frame['to']}")
+        await self.ledger.drained()
+        await self._link.send("drained", log_seq=self.book.seq)
+
+    def _applied(self, records: list[Record]) -> None:
+        changed: set[str] = set()
+        for record in records:
+            if record.kind == "fence":
+                self._saw_fence()
+            for item in record.body.get("items", (record.body,)):
+                if "job" in item:
+                    changed.add(item["job"])
+        self._changed(changed)
+
+    def _saw_fence(self) -> None:
+        fence: Fence | None = self.book.fence
+        mine = self.ledger.is_mine()
+        wrote = self.role not in (Role.STANDBY, Role.PROMOTING)
+        if fence is None or mine or not wrote:
+            return
+        self._event(RoleEvent.FOREIGN_FENCE)
+        self.ledger.close(str(self.refusal()))
+        self._link.post("fenced", epoch=fence.epoch)
+        # A child that has led leaves: its supervisor starts another, with nothing left over, as a standby.
+        self.stopping.set()
+
+    def _changed(self, jobs: set[str]) -> None:
+        self.streams.wake_all()
+        for listener in self.on_change:
+            listener(jobs)
+
+    # -- the tail -----------------------------------------------------------------------------------------------------
+
+    async def follow_log(self) -> None:
+        """Read on every P, whatever the role: a standby to be warm, a primary to learn that it no longer leads."""
+        while True:
+            await self._tail()
+            await asyncio.sleep(self.kit.timing.observe)
+
+    async def _tail(self) -> None:
+        try:
+            await self.ledger.read_on()
+        except StoreUnavailable as error:
+            if self.ledger.store_ok:
+                _log.warning("the store cannot be read: %s", error)
+            self.ledger.store_ok = False
+        except Fenced:
+            self._saw_fence()
+        else:
+            self._tailed = self.clock.boottime()
+            self.ready = True
+
+    # -- small services of the store ----------------------------------------------------------------------------------
+
+    async def missing_chunks(self, request: common.MissingChunksRequest) -> common.MissingChunksReply:
+        """Tell which chunks of an upload the store lacks; the caller has checked the owner."""
+        sent = request.manifest
+        manifest = Manifest(size=sent.size, chunk_size=sent.chunk_size, chunks=tuple(sent.chunks))
+        indices = await asyncio.to_thread(self.store.blobs.missing, request.owner, manifest)
+        return common.MissingChunksReply(indices=indices)
+
+    def site_changed(self, site: str, *, connected: bool) -> None:
+        """A site's stream was opened or has ended."""
+        _log.info("%s %s", site, "connected" if connected else "disconnected")
+        self._changed(set())

@@ -1,0 +1,73 @@
+"""The long streams of the sites: what each holds, and what it is to be told next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from fedhelm.v1 import fleet_pb2 as fleet
+
+__all__ = ["SiteStream", "Streams"]
+
+
+class SiteStream:
+    """One connected site. `wake` makes its sender look at the book again; several wakes become one message."""
+
+    def __init__(self, site: str, incarnation: str) -> None:
+        self.site = site
+        self.incarnation = incarnation
+        self.held: dict[str, str] = {}
+        self.replaced = False
+        self.announced: int | None = None
+        self.last: fleet.Assignment | None = None
+        self._dirty = asyncio.Event()
+        self._dirty.set()
+
+    def hold(self, jobs: Iterator[fleet.HeldJob] | list[fleet.HeldJob]) -> None:
+        """Take note of what the site says it has."""
+        self.held = {held.job: held.status for held in jobs}
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the sender look again."""
+        self._dirty.set()
+
+    async def wait(self) -> None:
+        """Wait for the next wake."""
+        await self._dirty.wait()
+        self._dirty.clear()
+
+
+class Streams:
+    """The streams of this server, at most one for each site: a site's newest one replaces its older."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, SiteStream] = {}
+
+    def open(self, stream: SiteStream) -> None:
+        """Add a stream; the site's older one ends."""
+        old = self._streams.get(stream.site)
+        if old is not None:
+            old.replaced = True
+            old.wake()
+        self._streams[stream.site] = stream
+
+    def close(self, stream: SiteStream) -> bool:
+        """Remove a stream; tell whether the site is disconnected now."""
+        if self._streams.get(stream.site) is stream:
+            del self._streams[stream.site]
+            return True
+        return False
+
+    def get(self, site: str) -> SiteStream | None:
+        """Return the site's stream, or None."""
+        return self._streams.get(site)
+
+    def connected(self) -> frozenset[str]:
+        """Return the names of the connected sites."""
+        return frozenset(self._streams)
+
+    def wake_all(self) -> None:
+        """Have every sender look again."""
+        for stream in self._streams.values():
+            stream.wake()
