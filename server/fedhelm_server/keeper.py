@@ -250,7 +250,8 @@ class _Step:
         else:
             since = self.state.refused_since if self.state.refused_since is not None else self.now
             if event.retry_after is None or self.now - since >= 2 * self.timing.lease:
-                self.quit(event.message or "the overseer does not accept this server")
+                message = event.message or "the overseer does not accept this server"
+                self.quit(message, "WRONG_STORE" if event.retry_after is None else "ALREADY_RUNNING")
             self.set(refused_since=since, register_at=self.now + min(event.retry_after or 0.0, self.timing.renew))
 
     def on_renewed(self, event: kv.Answered, call: kv.Renew) -> None:
@@ -451,12 +452,12 @@ class _Step:
             return self.state.hold is None and self.state.release is None and store_ok(child.report)
         return child.report.ready or self.now - child.since >= self.settings.unready_limit
 
-    def quit(self, error: str | None) -> None:
+    def quit(self, error: str | None, code: str = "ALREADY_RUNNING") -> None:
         """End: the child, if there still is one, goes first."""
         if self.state.child.phase is Phase.ALIVE:
             self.kill(error or "shutdown", counts=False)
         self.set(done=True)
-        self.actions.append(kv.Quit(error))
+        self.actions.append(kv.Quit(error, code))
 
     def say_status(self) -> None:
         text = _status(self.state)

@@ -297,9 +297,10 @@ class Say:
 
 @dataclass(frozen=True)
 class Quit:
-    """End the supervisor; ``error`` is None for a wanted end."""
+    """End the supervisor; ``error`` is None for a wanted end, ``code`` one of `fedhelm.errors`."""
 
     error: str | None = None
+    code: str = "ALREADY_RUNNING"
 
 
 OverseerCall: TypeAlias = Register | Beat | Renew | Activate | Release | WaitLease
