@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.process import die_with_parent
+
 from fedhelm_client import landlock
 
 __all__ = ["MAX_TRACEBACK", "main"]
@@ -49,7 +50,7 @@ def _run(plan: dict[str, Any], report_fd: int) -> None:
         runpy.run_path(script, run_name="__main__")
     except SystemExit:
         raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever the script raised is what this process reports
         description = _describe(error, script)
         sys.stdout.flush()
         sys.stderr.write(description["traceback"])
@@ -69,9 +70,7 @@ def main(argv: list[str]) -> int:
     die_with_parent(arguments.parent)
     os.set_inheritable(arguments.report_fd, False)
     plan = json.loads(arguments.plan.read_bytes())
-    landlock.restrict(
-        map(Path, plan["protect"]), read=map(Path, plan["read"]), write=map(Path, plan["write"])
-    )
+    landlock.restrict(map(Path, plan["protect"]), read=map(Path, plan["read"]), write=map(Path, plan["write"]))
     os.chdir(plan["work"])
     faulthandler.enable()
     _run(plan, arguments.report_fd)

@@ -1,4 +1,4 @@
-"""The lines of one job at this site: numbered from 1 without gaps, on disk before they are sent, acknowledged by number.
+"""The lines of one job at this site: numbered without gaps, on disk before they are sent, acknowledged by number.
 
 The file is one JSON object per line; its place in the file is its number. Nothing is sent before it is durable, so a
 number never means two things.
@@ -16,19 +16,25 @@ from typing import Any
 __all__ = ["Journal", "Throttle", "batch"]
 
 MAX_BATCH_LINES = 500
-MAX_BATCH_BYTES = 2 * 1024 * 1024
-"""Bounds of one push; a single larger line goes alone."""
+MAX_BATCH_SIZE = 1024 * 1024
+"""Bounds of one push: lines, and characters of their JSON. A server takes no more."""
 
 
 def batch(lines: Sequence[str]) -> int:
     """Return how many of these lines, from the first, make one push. Pure."""
     count, size = 0, 0
     for line in lines:
-        size += len(line.encode())
-        if count and (size > MAX_BATCH_BYTES or count >= MAX_BATCH_LINES):
+        size += len(line)
+        if count and (size > MAX_BATCH_SIZE or count >= MAX_BATCH_LINES):
             break
         count += 1
     return count
+
+
+def _json(line: Mapping[str, Any]) -> str:
+    # Lone surrogates, which Python's strings can have, are no UTF-8.
+    text = json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="replace").decode()
 
 
 class Throttle:
@@ -85,7 +91,7 @@ class Journal:
                 good += len(raw)
                 entry = json.loads(raw)
                 number = int(entry["n"])
-                self._waiting.append((number, json.dumps(entry["line"], separators=(",", ":"))))
+                self._waiting.append((number, _json(entry["line"])))
         os.ftruncate(self._fd, good)
         self.last = number
 
@@ -95,7 +101,7 @@ class Journal:
         Raises:
             OSError: the disk is full; none of the lines was taken.
         """
-        texts = [json.dumps(line, separators=(",", ":"), allow_nan=False) for line in lines]
+        texts = [_json(line) for line in lines]
         data = "".join(f'{{"n":{self.last + 1 + place},"line":{text}}}\n' for place, text in enumerate(texts)).encode()
         end = os.fstat(self._fd).st_size
         try:

@@ -103,9 +103,7 @@ def _grant(ruleset: int, path: Path, access: int) -> None:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             access &= _READ_FILE | _WRITE_FILE | _TRUNCATE
         rule = _PathBeneathAttr(allowed_access=access, parent_fd=fd)
-        _syscall(
-            _ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), ctypes.byref(rule), ctypes.c_uint32(0)
-        )
+        _syscall(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), ctypes.byref(rule), ctypes.c_uint32(0))
     except OSError:
         return  # a kernel-internal file that takes no rules: it stays closed
     finally:

@@ -21,10 +21,12 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import IO, Any
 
 from fedhelm.local.frames import FrameReader, encode
 from fedhelm.process import ROLE_MARK, set_subreaper
+
 from fedhelm_client.tree import end_all
 
 __all__ = ["TAIL", "LineCutter", "main"]
@@ -101,9 +103,9 @@ class _Nanny:
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, "agent")
         self._job: subprocess.Popen[bytes] | None = None
-        self._output: BinaryIO | None = None
+        self._output: IO[bytes] | None = None
         self._report: int | None = None
-        self._log: BinaryIO | None = None
+        self._log: IO[bytes] | None = None
         self._cutter = LineCutter()
         self._tail = b""
         self._dropped = 0
@@ -178,7 +180,7 @@ class _Nanny:
                     os.killpg(self._job.pid, signal.SIGCONT)  # a stopped process gets its chance too
 
     def _start(self, frame: dict[str, Any]) -> None:
-        self._log = open(frame["log"], "ab", buffering=0)  # noqa: SIM115 - lives as long as the nanny
+        self._log = Path(frame["log"]).open("ab", buffering=0)  # noqa: SIM115 - lives as long as the nanny
         self._report, report_write = os.pipe()
         command = [sys.executable, "-P", "-m", "fedhelm_client.job"]
         command += ["--parent", str(os.getpid()), "--report-fd", str(report_write), frame["plan"]]
@@ -195,15 +197,16 @@ class _Nanny:
         )
         os.close(report_write)
         assert self._job.stdout is not None
-        self._output = self._job.stdout  # type: ignore[assignment]
+        self._output = self._job.stdout
         os.set_blocking(self._job.stdout.fileno(), False)
         self._selector.register(self._job.stdout, selectors.EVENT_READ, "output")
         self._agent.tell("started", pid=self._job.pid)
 
     def _take_output(self) -> bool:
         assert self._output is not None
-        data = self._output.read(_PIECE)
-        if data is None:
+        try:
+            data = os.read(self._output.fileno(), _PIECE)
+        except BlockingIOError:
             return False
         if not data:
             self._selector.unregister(self._output)

@@ -15,11 +15,11 @@ __all__ = ["below", "descendants", "end_all", "process_table"]
 def process_table() -> dict[int, int]:
     """Return the parent of every process of the machine."""
     table: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
-                stat = Path(f"/proc/{entry}/stat").read_bytes()
-                table[int(entry)] = int(stat.rpartition(b")")[2].split()[1])
+                stat = (entry / "stat").read_bytes()
+                table[int(entry.name)] = int(stat.rpartition(b")")[2].split()[1])
     return table
 
 

@@ -28,13 +28,12 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 from fedhelm.errors import BadInput, FedhelmError, ProtocolError, Refused, Unreachable
 from fedhelm.local.frames import SyncChannel
-from fedhelm.local.script_protocol import MAX_LINE, SOCKET_ENV, TOKEN_ENV, TaskOrder, Welcome
+from fedhelm.local.script_protocol import MAX_LINE, SOCKET_ENV, TOKEN_ENV, TaskOrder, Welcome, json_length
 
 if TYPE_CHECKING:
     from fedhelm.tensors import Arrays
@@ -47,7 +46,7 @@ _FLUSH_CHARACTERS = 1024 * 1024
 
 
 def connect() -> Site:
-    """Connect this script to the agent of its site; use it as ``with connect() as site``.
+    """Connect this script to the agent of its site, for a ``with`` block.
 
     Raises:
         Refused: the script does not run inside a job, or is not the process that talks (``torchrun``: rank 0).
@@ -234,8 +233,8 @@ class Site:
     def _put(self, kind: str, tag: str, value: float | str, step: int | None) -> None:
         if not isinstance(tag, str) or not 0 < len(tag) <= 256:
             raise BadInput(f"a tag is a text of at most 256 characters, not {tag!r}")
-        if isinstance(value, str) and len(value) > MAX_LINE:
-            raise BadInput(f"{tag!r}: {kind} of {len(value)} characters, at most {MAX_LINE} can be streamed")
+        if isinstance(value, str) and (length := json_length(value)) > MAX_LINE:
+            raise BadInput(f"{tag!r}: {kind} of {length} characters, at most {MAX_LINE} can be streamed")
         self._line.put({"kind": kind, "tag": tag, "value": value, "step": _step(step), "time": _now()})
 
 
@@ -274,7 +273,7 @@ class Task:
 
     def submit(
         self,
-        arrays: object = None,
+        arrays: Mapping[str, Any] | None = None,
         *,
         weight: SupportsFloat = 1.0,
         metrics: Mapping[str, SupportsFloat] | None = None,
@@ -304,11 +303,11 @@ class Task:
         self._line.ask("accepted", "result", key=self._order.key, file=file, weight=number, metrics=numbers)
         self.submitted = True
 
-    def _write(self, arrays: object) -> str:
+    def _write(self, arrays: Any) -> str:
         from fedhelm.tensors import arrays_from, write_file
 
         path = self._order.result_dir / f"{self._order.key}.safetensors"
-        write_file(path, arrays_from(arrays))
+        write_file(path, arrays_from(arrays), sync=False)  # the agent makes it durable
         return path.name
 
 

@@ -7,6 +7,7 @@ Agent to script: ``welcome {site, job, name, members, options, workdir}``, ``tas
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "check_line",
     "check_lines",
     "check_metrics",
+    "json_length",
 ]
 
 SOCKET_ENV = "FEDHELM_SOCKET"
@@ -34,8 +36,8 @@ SOCKET_ENV = "FEDHELM_SOCKET"
 TOKEN_ENV = "FEDHELM_TOKEN"  # noqa: S105 - the variable's name
 """Environment variable with the token of this job."""
 
-MAX_LINE = 1024 * 1024
-"""Largest value of one line (text, or an image as base64), characters."""
+MAX_LINE = 900 * 1024
+"""Largest value of one line (text, or an image as base64), characters of its JSON. A server takes 1 MiB at once."""
 
 LINE_KINDS = ("scalar", "text", "image", "log")
 
@@ -184,6 +186,11 @@ def check_metrics(value: object) -> dict[str, float]:
     return {name: float(number) for name, number in value.items()}
 
 
+def json_length(value: str) -> int:
+    """Return how many characters a text has in JSON."""
+    return len(json.dumps(value, ensure_ascii=False))
+
+
 def _check_value(kind: object, value: object) -> None:
     if kind == "scalar":
         # JSON has no NaN: what is not finite travels as text that float() reads.
@@ -191,7 +198,7 @@ def _check_value(kind: object, value: object) -> None:
             raise ProtocolError(f"a scalar's value is {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ProtocolError("a scalar that is not finite travels as text")
-    elif not isinstance(value, str) or len(value) > MAX_LINE:
+    elif not isinstance(value, str) or json_length(value) > MAX_LINE:
         raise ProtocolError(f"the value of a {kind} line is no text of at most {MAX_LINE} characters")
 
 

@@ -1,0 +1,183 @@
+"""The agent of a site: follows whoever leads, and has one execution for each job that the log wants here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterable
+
+from fedhelm.clock import Clock, SystemClock
+from fedhelm.config.kit import Kit
+from fedhelm.errors import FedhelmError
+from fedhelm.ids import new_incarnation
+from fedhelm.process import marked_processes, set_non_dumpable, set_subreaper, write_state
+from fedhelm.tasks import spawn
+from fedhelm.v1 import fleet_pb2
+
+from fedhelm_client import landlock
+from fedhelm_client.executor import JobExecution, Site
+from fedhelm_client.folders import make_runtime_dir, outbox_dir
+from fedhelm_client.job_process import end_strays
+from fedhelm_client.links import Dial, Links, dial_with_tls
+from fedhelm_client.outbox import load_jobs
+
+__all__ = ["Agent", "end_leftovers", "guard_process"]
+
+_log = logging.getLogger("fedhelm.client")
+
+_STOP_SECONDS = 4.0
+_VANISHED_SECONDS = 10.0
+
+
+def guard_process() -> None:
+    """Make this process the parent of orphans below it, and its memory private; warn where scripts are not shut in."""
+    set_subreaper()
+    set_non_dumpable()
+    if landlock.abi() == 0:
+        _log.warning(
+            "this kernel has no Landlock: jobs' scripts run as this user and can read the key of this site; "
+            "run only scripts you trust, or the agent in a container or as a user of its own"
+        )
+
+
+def end_leftovers(kit: Kit, timeout: float = 10.0) -> None:
+    """Kill what an agent that was killed left behind: nannies and job processes that carry this kit's mark.
+
+    Raises:
+        FedhelmError: a process cannot be killed.
+    """
+    deadline = time.monotonic() + timeout
+    while left := [one for one in marked_processes(kit.root) if one.mark in ("nanny", "job")]:
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise FedhelmError(f"processes of an earlier run cannot be killed: {[one.pid for one in left]}")
+        time.sleep(0.01)
+
+
+class Agent:
+    """One site.
+
+    Args:
+        kit: its start-up kit.
+        dial: opens connections; None: mutual TLS with the kit.
+        clock: injected by tests.
+    """
+
+    def __init__(self, kit: Kit, dial: Dial | None = None, clock: Clock | None = None) -> None:
+        self._kit = kit
+        self._jobs: dict[str, JobExecution] = {}
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._vanished: dict[str, asyncio.TimerHandle] = {}
+        self._links = Links(
+            kit,
+            new_incarnation(),
+            dial or dial_with_tls(kit),
+            held=self._held,
+            on_assignment=self._on_assignment,
+            on_change=self._on_leader,
+        )
+        self._clock = clock or SystemClock()
+        self._site: Site | None = None
+
+    @property
+    def links(self) -> Links:
+        """The streams to the servers."""
+        return self._links
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop`` is set; afterwards no process of any job is left."""
+        self._kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(end_leftovers, self._kit)
+        runtime = make_runtime_dir(self._kit)
+        self._site = Site(
+            kit=self._kit,
+            links=self._links,
+            runtime=runtime,
+            clock=self._clock,
+            on_change=self._links.beat_soon,
+            on_stray=self._end_strays,
+        )
+        self._on_leader(None, self._links.view.highest)
+        self._links.start()
+        try:
+            await stop.wait()
+        finally:
+            await self._shut_down()
+            shutil.rmtree(runtime, ignore_errors=True)
+            (self._kit.run / "runtime").unlink(missing_ok=True)
+
+    async def _shut_down(self) -> None:
+        for handle in self._vanished.values():
+            handle.cancel()
+        runs = list(self._runs.values())
+        for run in runs:
+            run.cancel()  # its `finally` ends the job's processes
+        if runs:
+            await asyncio.wait(runs, timeout=_STOP_SECONDS)
+        await asyncio.to_thread(end_leftovers, self._kit)
+        await self._links.stop()
+
+    # -- what the servers say -----------------------------------------------------------------------------------
+
+    def _on_leader(self, leader: str | None, epoch: int) -> None:
+        write_state(self._kit.run, ready=leader is not None, primary=leader, epoch=epoch)
+
+    def _on_assignment(self, assignment: fleet_pb2.Assignment) -> None:
+        for assigned in assignment.jobs:
+            try:
+                self._assign(assigned)
+            except (FedhelmError, OSError) as error:
+                _log.error("job %.80s cannot be taken: %s", assigned.job, error)
+        self._watch_vanished({assigned.job for assigned in assignment.jobs})
+
+    def _assign(self, assigned: fleet_pb2.AssignedJob) -> None:
+        execution = self._jobs.get(assigned.job)
+        if execution is not None:
+            execution.update(assigned)
+            return
+        if assigned.status.startswith("FINISHED") and not (outbox_dir(self._kit) / assigned.job).is_dir():
+            self._links.beat_soon()  # nothing of it is here
+            return
+        assert self._site is not None
+        execution = self._jobs[assigned.job] = JobExecution(self._site, assigned)
+        _log.info("job %s (%s): assigned", assigned.job, assigned.name)
+        run = self._runs[assigned.job] = spawn(execution.run(), f"job {assigned.job}")
+        run.add_done_callback(lambda _: self._forget(assigned.job))
+        self._links.beat_soon()
+
+    def _forget(self, job: str) -> None:
+        self._jobs.pop(job, None)
+        self._runs.pop(job, None)
+        self._links.beat_soon()
+
+    def _watch_vanished(self, present: Iterable[str]) -> None:
+        """A job that the log no longer wants here without a word on how it ended: give the server time to say so."""
+        for job in set(self._vanished) & set(present):
+            self._vanished.pop(job).cancel()
+        for job in self._jobs.keys() - set(present) - self._vanished.keys():
+            loop = asyncio.get_running_loop()
+            self._vanished[job] = loop.call_later(_VANISHED_SECONDS, self._drop, job)
+            self._links.beat_soon()
+
+    def _drop(self, job: str) -> None:
+        self._vanished.pop(job, None)
+        run = self._runs.get(job)
+        if run is not None:
+            _log.warning("job %s is not in the primary's log any more: ended here", job)
+            run.cancel()
+
+    def _held(self) -> list[fleet_pb2.HeldJob]:
+        held = dict.fromkeys(load_jobs(outbox_dir(self._kit)), "ENDING")
+        held.update({job: execution.status for job, execution in self._jobs.items()})
+        return [fleet_pb2.HeldJob(job=job, status=status) for job, status in sorted(held.items())]
+
+    def _end_strays(self) -> None:
+        nannies = {execution.nanny_pid for execution in self._jobs.values()} - {None}
+        spawn(end_strays({pid for pid in nannies if pid is not None}), "strays")

@@ -1,0 +1,74 @@
+"""``fedhelm client --kit DIR``: run the site of a start-up kit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from fedhelm.config.kit import Kit
+from fedhelm.errors import ExitStatus
+from fedhelm.output import CommandParser, guarded
+from fedhelm.process import KIT_MARK, ROLE_MARK, ParticipantLock
+
+__all__ = ["main"]
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="fedhelm client", description="Run a site: follow the primary, run its jobs' scripts.")
+    parser.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the site's folder, with startup/ in it")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--foreground", action="store_true", help="stay in the foreground (default)")
+    where.add_argument("--background", action="store_true", help="go to the background; the log is DIR/log.txt")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; return its exit status."""
+
+    def body() -> int:
+        arguments = _parser().parse_args(argv)
+        if arguments.background:
+            from fedhelm.provision.launch import background
+
+            return background(arguments.kit, "client")
+        return _foreground(arguments.kit)
+
+    return guarded(body)
+
+
+def _foreground(root: Path) -> int:
+    from fedhelm.log import setup
+    from fedhelm.security.kit import open_kit
+
+    kit = open_kit(root, role="site")
+    lock = ParticipantLock(kit.run)
+    lock.acquire()
+    try:
+        # In the background standard output *is* the log file.
+        setup(kit.name, None if _writes_to(kit.log_file) else kit.log_file)
+        os.environ[KIT_MARK] = str(kit.root)
+        os.environ.setdefault(ROLE_MARK, "agent")
+        asyncio.run(_serve(kit))
+    finally:
+        lock.release()
+    return ExitStatus.OK
+
+
+def _writes_to(path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(1), path.stat())
+    except OSError:
+        return False
+
+
+async def _serve(kit: Kit) -> None:
+    from fedhelm_client.agent import Agent, guard_process
+
+    guard_process()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    await Agent(kit).run(stop)

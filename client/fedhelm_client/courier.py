@@ -1,0 +1,234 @@
+"""Brings one job's lines, results and failure to whoever leads, for as long as that takes.
+
+Lines that were logged before a result are in the log before it is offered. A failover costs nothing but time: the same
+id is offered to the next primary, which answers with the receipt that the id has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from fedhelm.errors import FedhelmError, NotFound
+from fedhelm.tasks import cancel, spawn
+from fedhelm.v1 import common_pb2, fleet_pb2
+from fedhelm.wire.bulk import upload_file
+
+from fedhelm_client.journal import Journal
+from fedhelm_client.links import Links
+from fedhelm_client.outbox import ContributionId, Outbox, Saved, is_closed
+
+__all__ = ["Courier", "Failure"]
+
+_log = logging.getLogger("fedhelm.client")
+
+_CALL_SECONDS = 30.0
+_PAUSE = 0.1
+
+Failure = fleet_pb2.FailureReport
+
+
+class Courier:
+    """One job's way to the primary.
+
+    Args:
+        job: its id.
+        site: this site.
+        outbox: the job's results.
+        journal: the job's lines.
+        links: knows who leads.
+        on_change: called when what is unacknowledged has changed.
+    """
+
+    def __init__(
+        self, job: str, site: str, *, outbox: Outbox, journal: Journal, links: Links, on_change: Callable[[], None]
+    ) -> None:
+        self._job = job
+        self._site = site
+        self._outbox = outbox
+        self._journal = journal
+        self._links = links
+        self._on_change = on_change
+        self._refused: set[ContributionId] = set()
+        self._lines_refused = False
+        self._new_lines = asyncio.Event()
+        self._new_results = asyncio.Event()
+        self._progress = asyncio.Condition()
+        self._disk = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin with what an earlier agent left."""
+        self._new_lines.set()
+        self._new_results.set()
+        self._tasks = [
+            spawn(self._push_lines(), f"lines of {self._job}"),
+            spawn(self._offer_results(), f"results of {self._job}"),
+        ]
+
+    async def stop(self) -> None:
+        """Stop; what is not acknowledged stays on disk."""
+        await cancel(*self._tasks)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to be brought."""
+        lines = self._lines_refused or not self._journal.next_batch()
+        return lines and not [saved for saved in self._outbox.to_offer() if saved.id not in self._refused]
+
+    # -- what the executor hands in -----------------------------------------------------------------------------
+
+    def add_lines(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Number and keep lines, and bring them."""
+        try:
+            self._journal.append(lines)
+        except OSError as error:
+            _log.error("job %s: %d lines are lost, the disk refused: %s", self._job, len(lines), error)
+            return
+        self._new_lines.set()
+
+    async def add_result(self, result: Saved, source: Any) -> None:
+        """Make a result durable, and bring it.
+
+        Raises:
+            OSError: the disk refused; nothing is saved.
+            ProtocolError: the script's file is no plain file.
+        """
+        async with self._disk:
+            await asyncio.to_thread(self._outbox.save, result, source)
+        self._new_results.set()
+        self._on_change()
+
+    async def close_rounds(self, closed: Sequence[fleet_pb2.ClosedRound]) -> None:
+        """Delete the results of rounds that the log says are over."""
+        if not any(is_closed(saved.id, closed) for saved in self._outbox):
+            return
+        async with self._disk:
+            await asyncio.to_thread(self._outbox.close, closed)
+        self._on_change()
+
+    async def clear(self) -> None:
+        """The job is over: delete its results."""
+        async with self._disk:
+            await asyncio.to_thread(self._outbox.clear)
+        await self._notify()
+
+    def acknowledge(self, number: int) -> None:
+        """The log has this site's lines up to ``number``."""
+        self._journal.acknowledge(number)
+
+    async def settled(self) -> None:
+        """Wait until nothing is left to be brought."""
+        async with self._progress:
+            await self._progress.wait_for(lambda: self.idle)
+
+    # -- lines --------------------------------------------------------------------------------------------------
+
+    async def _push_lines(self) -> None:
+        while True:
+            await self._new_lines.wait()
+            self._new_lines.clear()
+            while lines := self._journal.next_batch():
+                await asyncio.to_thread(self._journal.sync)
+                before = self._journal.acknowledged
+                try:
+                    ack = await self._push(lines)
+                except FedhelmError as error:
+                    _log.warning("job %s: the primary takes no more lines: %s", self._job, error)
+                    self._lines_refused = True
+                    await self._notify()
+                    return
+                self._journal.acknowledge(ack.acknowledged)
+                await self._notify()
+                if self._journal.acknowledged == before:
+                    await asyncio.sleep(_PAUSE)
+
+    async def _push(self, lines: Sequence[tuple[int, str]]) -> fleet_pb2.LineAck:
+        batch = fleet_pb2.LineBatch(
+            job=self._job, lines=[fleet_pb2.Line(number=number, json=text) for number, text in lines]
+        )
+        return await self._links.to_leader(
+            f"lines of job {self._job}", lambda stub: stub.push_lines(batch, timeout=_CALL_SECONDS)
+        )
+
+    async def _notify(self) -> None:
+        async with self._progress:
+            self._progress.notify_all()
+        self._on_change()
+
+    # -- results ------------------------------------------------------------------------------------------------
+
+    async def _offer_results(self) -> None:
+        while True:
+            await self._new_results.wait()
+            self._new_results.clear()
+            while waiting := [saved for saved in self._outbox.to_offer() if saved.id not in self._refused]:
+                await self._offer(waiting[0])
+                await self._notify()
+
+    async def _offer(self, saved: Saved) -> None:
+        what = f"job {self._job}, {saved.id.kind} of round {saved.id.round}"
+        try:
+            receipt = await self._deliver(saved, what)
+        except (FedhelmError, OSError) as error:
+            if self._outbox.answered(saved.id) and saved.id not in {one.id for one in self._outbox.to_offer()}:
+                return  # its round was closed while it was on the way
+            # The file stays: the next agent of this site offers it once more.
+            _log.error("%s: the primary refuses the result: %s", what, error)
+            self._refused.add(saved.id)
+            return
+        if receipt.gone:
+            _log.info("%s: the round was closed without this result", what)
+        else:
+            _log.info("%s: recorded in slot %d, epoch %d", what, receipt.seq, receipt.epoch)
+        async with self._disk:
+            await asyncio.to_thread(self._outbox.mark, saved.id, "gone" if receipt.gone else "recorded")
+
+    async def _deliver(self, saved: Saved, what: str) -> common_pb2.Receipt:
+        while True:
+            blob = None
+            file = saved.file
+            if file is not None:
+                blob = await self._links.to_leader(what, partial(upload_file, owner=saved.owner, path=file))
+            async with self._progress:
+                await self._progress.wait_for(lambda: self._lines_refused or self._journal.acknowledged >= saved.lines)
+            with contextlib.suppress(NotFound):  # chunks are missing at the primary: upload them again
+                return await self._contribute(self._contribution(saved, blob), what)
+            if blob is None:
+                raise NotFound(f"{what}: the primary does not know it")
+            await asyncio.sleep(_PAUSE)
+
+    async def _contribute(self, offer: fleet_pb2.Contribution, what: str) -> common_pb2.Receipt:
+        return await self._links.to_leader(what, lambda stub: stub.contribute(offer, timeout=_CALL_SECONDS))
+
+    def _contribution(self, saved: Saved, blob: common_pb2.BlobRef | None) -> fleet_pb2.Contribution:
+        return fleet_pb2.Contribution(
+            job=self._job,
+            attempt=saved.id.attempt,
+            step=saved.id.step,
+            round=saved.id.round,
+            kind=saved.id.kind,
+            site=self._site,
+            sequence=saved.id.sequence,
+            blob=blob,
+            weight=saved.weight,
+            metrics_json=json.dumps(dict(saved.metrics), sort_keys=True, allow_nan=False),
+        )
+
+    # -- failure ------------------------------------------------------------------------------------------------
+
+    async def report(self, failure: Failure) -> bool:
+        """Have the failure of the job process recorded; False if the primary does not want to know."""
+        try:
+            await self._links.to_leader(
+                f"failure of job {self._job}", lambda stub: stub.report_failure(failure, timeout=_CALL_SECONDS)
+            )
+        except FedhelmError as error:
+            _log.warning("job %s: the primary does not take the failure report: %s", self._job, error)
+            return False
+        return True

@@ -1,0 +1,123 @@
+"""Where a site keeps what belongs to a job, and what a job process must not reach. Paths only, no decisions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedhelm.config.kit import Kit
+from fedhelm.errors import BadInput
+from fedhelm.ids import check_job_id
+
+__all__ = ["JobFolder", "make_runtime_dir", "outbox_dir", "protected_paths"]
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """``run/jobs/<job>``: ``bundle/`` (as submitted), ``work/`` (the script's), ``models/``, ``results/``."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, kit: Kit, job: str) -> JobFolder:
+        """Return the folder of a job.
+
+        Raises:
+            BadInput: ``job`` is no job id.
+        """
+        return cls(kit.run / "jobs" / check_job_id(job))
+
+    @property
+    def bundle(self) -> Path:
+        """The unpacked bundle."""
+        return self.root / "bundle"
+
+    @property
+    def work(self) -> Path:
+        """The script's current folder; it may write here."""
+        return self.root / "work"
+
+    @property
+    def models(self) -> Path:
+        """Models fetched, by digest."""
+        return self.root / "models"
+
+    @property
+    def results(self) -> Path:
+        """Where the script writes what it submits; on the file system of the outbox."""
+        return self.root / "results"
+
+    @property
+    def log(self) -> Path:
+        """Output of the job process."""
+        return self.root / "log.txt"
+
+    @property
+    def plan(self) -> Path:
+        """What the job process is to do."""
+        return self.root / "plan.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the job failed here; a restarted agent reports it again instead of running the job again."""
+        return self.root / "failed.json"
+
+    def make(self) -> None:
+        """Make the folders."""
+        for folder in (self.root, self.work / "tmp", self.models, self.results):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def script(self, app: str, script: str) -> tuple[Path, Path]:
+        """Return the app folder and the script in the unpacked bundle.
+
+        Raises:
+            BadInput: one of them is missing, or leads out of the bundle.
+        """
+        bundle = self.bundle.resolve()
+        folder = (bundle / app).resolve()
+        file = (folder / script).resolve()
+        if not folder.is_relative_to(bundle) or not file.is_relative_to(folder):
+            raise BadInput(f"the script {app}/{script} leads out of the job's bundle")
+        if not file.is_file():
+            raise BadInput(f"the job's bundle has no {app}/{script}")
+        return folder, file
+
+
+def outbox_dir(kit: Kit) -> Path:
+    """Return the folder of results and lines that are not closed yet."""
+    return kit.run / "outbox"
+
+
+def protected_paths(kit: Kit) -> list[Path]:
+    """Return what a job process must not open: every kit of this workspace, this one first, and the shared store."""
+    workspace = kit.root.parent
+    try:
+        kits = [entry for entry in sorted(workspace.iterdir()) if (entry / "startup").is_dir()]
+    except OSError:
+        kits = []
+    found = [kit.root / name for name in ("startup", "local", "run", "log.txt")]
+    for other in kits:
+        if other != kit.root:
+            found += [other / name for name in ("startup", "local", "run", "transfer", "log.txt")]
+    found.append(workspace / "store")
+    if kit.store is not None:
+        found.append(kit.store)
+    return found
+
+
+def make_runtime_dir(kit: Kit) -> Path:
+    """Make a short folder of mode 0700 for sockets (their paths are limited to about 100 bytes).
+
+    What an earlier agent of this kit left there is deleted.
+    """
+    note = kit.run / "runtime"
+    if note.is_symlink() and Path(note.readlink()).name.startswith("fh-"):
+        shutil.rmtree(note.readlink(), ignore_errors=True)
+    note.unlink(missing_ok=True)
+    base = Path("/tmp")  # noqa: S108 - mkdtemp makes a private folder in it; TMPDIR may be too long a path
+    runtime = Path(tempfile.mkdtemp(prefix="fh-", dir=base if os.access(base, os.W_OK) else None))
+    note.symlink_to(runtime)
+    return runtime
