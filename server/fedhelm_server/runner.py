@@ -78,7 +78,7 @@ def step_view(job: JobState, step: int, opened_for_s: float) -> StepView:
         open_ = RoundView(
             step,
             job.open.round,
-            job.open.kind,  # type: ignore[arg-type] - one of the two, the book takes no other
+            job.open.kind,  # type: ignore[arg-type]
             job.open.members,
             contributions,
             opened_for_s,

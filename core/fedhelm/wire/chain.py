@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fedhelm.wire
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+import fedhelm.wire
 from fedhelm.errors import BadCertificate, FedhelmError
 from fedhelm.security.identity import Principal, principal_from_uris
 from fedhelm.security.policy import PERMISSIONS, authorise
@@ -64,7 +64,7 @@ def _identity(context: Any, project: str) -> Principal:
     return principal_from_uris(uris, project)
 
 
-class ServiceHandlers(grpc.GenericRpcHandler[Any, Any]):
+class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in the stubs alone
     """All methods of one service, each wrapped into the chain.
 
     Args:
@@ -103,18 +103,27 @@ class ServiceHandlers(grpc.GenericRpcHandler[Any, Any]):
         if handler is None:
             raise ValueError(f"{method.full_name} has no handler")
         permission = _permission(method)
+        kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+        wrap = self._streaming if method.server_streaming else self._unary
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(
+            wrap(method, handler, permission),
+            request_deserializer=None if method.input_type.full_name == _RAW else _parser(method.input_type),
+            response_serializer=None if method.output_type.full_name == _RAW else _serialize,
+        )
 
-        def enter(context: Any) -> Call:
-            principal = _identity(context, self._project)
-            authorise(principal, permission)
-            call = Call(principal, method.name, context)
-            if self._audit is not None:
-                self._audit(call)
-            return call
+    def _enter(self, context: Any, method: MethodDescriptor, permission: str) -> Call:
+        principal = _identity(context, self._project)
+        authorise(principal, permission)
+        call = Call(principal, method.name, context)
+        if self._audit is not None:
+            self._audit(call)
+        return call
 
-        async def unary(request: Any, context: Any) -> Any:
+    def _unary(self, method: MethodDescriptor, handler: Any, permission: str) -> Any:
+        async def answer(request: Any, context: Any) -> Any:
             try:
-                reply = await handler(request, enter(context))
+                reply = await handler(request, self._enter(context, method, permission))
             except FedhelmError as error:
                 await self._abort(context, error)
             except Exception as error:  # noqa: BLE001 - a bug must reach the caller as an error, not as a hang
@@ -123,9 +132,12 @@ class ServiceHandlers(grpc.GenericRpcHandler[Any, Any]):
                 self._stamp(context)
                 return reply
 
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        return answer
+
+    def _streaming(self, method: MethodDescriptor, handler: Any, permission: str) -> Any:
+        async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                async for reply in handler(request, enter(context)):
+                async for reply in handler(request, self._enter(context, method, permission)):
                     yield reply
             except FedhelmError as error:
                 await self._abort(context, error)
@@ -133,13 +145,7 @@ class ServiceHandlers(grpc.GenericRpcHandler[Any, Any]):
                 await self._crash(context, method, error)
             self._stamp(context)
 
-        kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(
-            stream if method.server_streaming else unary,
-            request_deserializer=None if method.input_type.full_name == _RAW else _parser(method.input_type),
-            response_serializer=None if method.output_type.full_name == _RAW else _serialize,
-        )
+        return answer
 
     def _stamp(self, context: Any) -> None:
         context.set_trailing_metadata(((EPOCH_KEY, str(self._epoch())),))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
-import fedhelm.wire
 import grpc
 import grpc.aio
 
+import fedhelm.wire
 from fedhelm.config.kit import Kit
 from fedhelm.errors import NotPrimary
 from fedhelm.v1 import admin_pb2 as admin

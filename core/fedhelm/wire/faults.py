@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-import fedhelm.wire
 import grpc
 
+import fedhelm.wire
 from fedhelm.errors import BadCertificate, DeadlineExceeded, FedhelmError, ProtocolError, Unreachable, error_class
 
 __all__ = ["EPOCH_KEY", "ERROR_KEY", "decode_error", "encode_error", "epoch_of", "status_of"]
