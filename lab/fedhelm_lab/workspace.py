@@ -151,6 +151,9 @@ def prepare(path: Path, project: Project) -> Workspace:
         ours = (path / MARKER).is_file()
         hint = f"`fedhelm poc clean -w {path}` removes it, or choose another with -w" if ours else "choose another, -w"
         raise WorkspaceExists(f"{path} exists and is not empty", hint=hint)
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise BadInput(f"{parent} is not a folder")
     _check_ports(project)
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
