@@ -1,0 +1,207 @@
+"""What every lease store must do; run on the SQL store and on the fake."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from fedhelm.errors import Corrupt, StoreUnavailable
+from fedhelm.wire.overseer_api import Intent
+from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow
+from fedhelm_overseer.lease_store import SqlLeaseStore
+
+from tests.fakes.overseer_store import MemoryLeaseStore
+
+AT = "2026-11-22T15:00:00.000Z"
+ONE, TWO = Holder("server1", "aa"), Holder("server2", "bb")
+
+
+@pytest.fixture(params=["sql", "memory"])
+def store(request, tmp_path):
+    made = SqlLeaseStore(tmp_path / "overseer.db", "poc") if request.param == "sql" else MemoryLeaseStore()
+    yield made
+    made.close()
+
+
+def grant(store, holder, epoch, cause="first grant", keep_intent=False):
+    row = store.grant(store.read(), epoch, holder, cause, AT, keep_intent=keep_intent)
+    assert row is not None
+    return row
+
+
+def test_a_new_store_has_a_row_that_was_never_granted(store):
+    assert store.read() == LeaseRow()
+    assert store.history() == ()
+    assert store.members() == ()
+
+
+def test_a_grant_needs_the_row_it_was_decided_on(store):
+    row = store.read()
+    assert grant(store, ONE, 1).holder == ONE
+    assert store.grant(row, 2, TWO, "late", AT, keep_intent=False) is None
+    assert (store.read().epoch, store.read().holder) == (1, ONE)
+    assert [term.epoch for term in store.history()] == [1]
+
+
+def test_a_renewal_between_decision_and_grant_wins(store):
+    before = grant(store, ONE, 1)
+    assert store.renew(1, ONE, 5).log_seq == 5
+    assert store.grant(before, 2, TWO, "lease expired", AT, keep_intent=False) is None
+    assert store.read().holder == ONE
+
+
+def test_renewals_change_no_version_and_the_log_position_never_falls(store):
+    row = grant(store, ONE, 1)
+    renewed = store.renew(1, ONE, 9)
+    assert (renewed.version, renewed.renew_seq, renewed.log_seq) == (row.version, row.renew_seq + 1, 9)
+    assert store.renew(1, ONE, 3).log_seq == 9
+
+
+@pytest.mark.parametrize(
+    ("epoch", "holder"), [(0, ONE), (2, ONE), (1, TWO), (1, Holder("server1", "cc")), (1, Holder("server2", "aa"))]
+)
+def test_only_the_holding_incarnation_in_its_epoch_may_call(store, epoch, holder):
+    row = grant(store, ONE, 1)
+    assert store.renew(epoch, holder, 1) is None
+    assert store.activate(epoch, holder, 1, AT, None) is None
+    assert store.release(epoch, holder, "no", refused=False) is None
+    assert store.read() == row
+
+
+def test_an_epoch_must_rise(store):
+    row = grant(store, ONE, 4)
+    with pytest.raises(ValueError, match="rise"):
+        store.grant(row, 4, TWO, "again", AT, keep_intent=False)
+    with pytest.raises(ValueError, match="rise"):
+        store.adopt(row, 3, TWO, 0, AT)
+
+
+def test_after_a_release_nothing_of_that_epoch_is_accepted(store):
+    grant(store, ONE, 1)
+    store.activate(1, ONE, 1, AT, None)
+    released = store.release(1, ONE, "exit status -9", refused=False)
+    assert (released.state, released.cause) == ("released", "exit status -9")
+    assert store.renew(1, ONE, 2) is None
+    assert store.release(1, ONE, "again", refused=False) is None
+    assert store.activate(1, ONE, 2, AT, None) is None
+
+
+def test_activation_is_once_and_written_into_history_with_the_gap(store):
+    grant(store, ONE, 1)
+    assert store.activate(1, ONE, 1, AT, None).state == "active"
+    assert store.activate(1, ONE, 1, AT, None) is None
+    store.release(1, ONE, "crash", refused=False)
+    grant(store, TWO, 2, "crash")
+    store.activate(2, TWO, 2, AT, 0.25)
+    first, second = store.history()
+    assert (first.holder, first.previous, first.gap_s, first.active_at) == (ONE, None, None, AT)
+    assert (second.holder, second.previous, second.gap_s, second.cause) == (TWO, "server1", 0.25, "crash")
+
+
+def test_a_grant_keeps_the_intent_only_when_told_and_activation_clears_it(store):
+    grant(store, ONE, 1)
+    row = store.activate(1, ONE, 1, AT, None)
+    intent = Intent(target="server2", request_id="r1")
+    assert store.set_intent(row, intent).intent == intent
+    assert store.set_intent(row, None) is None, "the version moved"
+    store.release(1, ONE, "handoff", refused=False)
+    assert grant(store, TWO, 2, "switchover", keep_intent=True).intent == intent
+    assert store.history()[-1].request_id == "r1"
+    assert store.activate(2, TWO, 3, AT, 0.1).intent is None
+    store.set_intent(store.read(), intent)
+    assert grant(store, ONE, 3, "lease expired").intent is None
+    assert store.history()[-1].request_id is None
+
+
+def test_an_incarnation_that_lost_or_released_the_lease_is_spent_until_a_new_one_registers(store):
+    store.register(ONE)
+    store.register(TWO)
+    grant(store, ONE, 1)
+    assert store.members() == (MemberRow("server1", "aa"), MemberRow("server2", "bb"))
+    grant(store, TWO, 2, "lease expired")
+    assert store.members()[0].spent
+    assert store.register(ONE).spent, "the same incarnation stays spent"
+    assert store.register(Holder("server1", "cc")) == MemberRow("server1", "cc")
+    store.release(2, TWO, "stopped", refused=False)
+    assert store.members()[1].spent
+
+
+def test_a_refusal_is_forgotten_when_the_incarnation_registers_again(store):
+    store.register(ONE)
+    grant(store, ONE, 1)
+    store.release(1, ONE, "store went backwards", refused=True)
+    assert store.members() == (MemberRow("server1", "aa", spent=False, refused="store went backwards"),)
+    assert store.register(ONE) == MemberRow("server1", "aa")
+
+
+def test_adoption_takes_epoch_and_holder_over_as_active(store):
+    row = store.read()
+    adopted = store.adopt(row, 7, TWO, 120, AT)
+    assert (adopted.epoch, adopted.holder, adopted.state, adopted.log_seq) == (7, TWO, "active", 120)
+    assert store.adopt(row, 8, ONE, 0, AT) is None
+    assert [(term.epoch, term.cause, term.active_at) for term in store.history()] == [(7, "adopted", AT)]
+
+
+def test_of_many_threads_that_decide_on_one_row_one_grants(store):
+    row = store.read()
+    won, barrier = [], threading.Barrier(8)
+
+    def compete(number):
+        barrier.wait()
+        if store.grant(row, 1, Holder("server1", str(number)), "race", AT, keep_intent=False):
+            won.append(number)
+
+    threads = [threading.Thread(target=compete, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read().holder == Holder("server1", str(won[0]))
+
+
+def test_starts_are_counted(store):
+    assert [store.count_start() for _ in range(3)] == [1, 2, 3]
+
+
+class TestSqlite:
+    def test_everything_survives_a_restart(self, tmp_path):
+        first = SqlLeaseStore(tmp_path / "o.db", "poc")
+        first.register(ONE)
+        grant(first, ONE, 1)
+        first.activate(1, ONE, 1, AT, None)
+        first.renew(1, ONE, 44)
+        row, members, history = first.read(), first.members(), first.history()
+        first.close()
+        again = SqlLeaseStore(tmp_path / "o.db", "poc")
+        assert (again.read(), again.members(), again.history()) == (row, members, history)
+        again.close()
+
+    def test_two_processes_on_one_file_grant_once(self, tmp_path):
+        first, second = (SqlLeaseStore(tmp_path / "o.db", "poc") for _ in range(2))
+        row = second.read()
+        grant(first, ONE, 1)
+        assert second.grant(row, 1, TWO, "race", AT, keep_intent=False) is None
+        assert second.read().holder == ONE
+        first.close()
+        second.close()
+
+    def test_a_file_that_is_no_database_is_refused_by_name(self, tmp_path):
+        path = tmp_path / "overseer.db"
+        path.write_bytes(b"not a database, but long enough to have a header" * 100)
+        with pytest.raises(Corrupt, match=r"overseer\.db"):
+            SqlLeaseStore(path, "poc")
+
+    def test_a_missing_folder_is_an_error_not_a_new_store(self, tmp_path):
+        with pytest.raises(StoreUnavailable):
+            SqlLeaseStore(tmp_path / "missing" / "overseer.db", "poc")
+
+    def test_a_locked_database_is_unavailable_and_then_works_again(self, tmp_path):
+        store = SqlLeaseStore(tmp_path / "o.db", "poc", busy_s=0.05)
+        other = SqlLeaseStore(tmp_path / "o.db", "poc")
+        with other._transaction(), pytest.raises(StoreUnavailable):
+            store.grant(LeaseRow(), 1, ONE, "first grant", AT, keep_intent=False)
+        assert store.read().state == "never"
+        grant(store, ONE, 1)
+        store.close()
+        other.close()

@@ -1,0 +1,137 @@
+"""The lease store in memory; passes the contract tests of the real one."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+from fedhelm.errors import StoreUnavailable
+from fedhelm_overseer.lease import LeaseRow, MemberRow, Term
+
+
+class MemoryLeaseStore:
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._row = LeaseRow()
+        self._members = {}
+        self._history = {}
+        self._starts = 0
+        self.broken = False
+
+    def _check(self):
+        if self.broken:
+            raise StoreUnavailable("the lease store does not answer: told so by the test")
+
+    def _set(self, decision=True, **changes):
+        self._row = replace(self._row, version=self._row.version + decision, **changes)
+        return self._row
+
+    def _held(self, epoch, holder):
+        return self._row.epoch == epoch and self._row.holder == holder and self._row.state in {"granted", "active"}
+
+    def _same(self, row):
+        return (self._row.epoch, self._row.renew_seq, self._row.state) == (row.epoch, row.renew_seq, row.state)
+
+    def _mark(self, holder, **changes):
+        member = self._members.get(holder.name)
+        if member is not None and member.incarnation == holder.incarnation:
+            self._members[holder.name] = replace(member, **changes)
+
+    def read(self):
+        self._check()
+        return self._row
+
+    def renew(self, epoch, holder, log_seq):
+        self._check()
+        with self._lock:
+            if not self._held(epoch, holder):
+                return None
+            highest = max(self._row.log_seq, log_seq)
+            return self._set(decision=False, renew_seq=self._row.renew_seq + 1, log_seq=highest)
+
+    def activate(self, epoch, holder, log_seq, at, gap_s):
+        self._check()
+        with self._lock:
+            if not self._held(epoch, holder) or self._row.state != "granted":
+                return None
+            self._history[epoch] = replace(self._history[epoch], active_at=at, gap_s=gap_s)
+            return self._set(state="active", intent=None, log_seq=max(self._row.log_seq, log_seq))
+
+    def release(self, epoch, holder, cause, *, refused):
+        self._check()
+        with self._lock:
+            if not self._held(epoch, holder):
+                return None
+            self._mark(holder, **({"refused": cause} if refused else {"spent": True}))
+            return self._set(state="released", cause=cause)
+
+    def grant(self, row, epoch, holder, cause, at, *, keep_intent):
+        self._check()
+        if epoch <= row.epoch:
+            raise ValueError("epoch does not rise")
+        with self._lock:
+            if not self._same(row):
+                return None
+            assert epoch not in self._history
+            request = row.intent.request_id if keep_intent and row.intent else None
+            previous = row.holder.name if row.holder else None
+            self._history[epoch] = Term(epoch, holder, cause, at, previous, request)
+            if row.holder is not None and row.state in {"granted", "active"}:
+                self._mark(row.holder, spent=True)
+            intent = self._row.intent if keep_intent else None
+            return self._set(
+                epoch=epoch,
+                holder=holder,
+                state="granted",
+                cause=cause,
+                intent=intent,
+                renew_seq=self._row.renew_seq + 1,
+            )
+
+    def adopt(self, row, epoch, holder, log_seq, at):
+        self._check()
+        if epoch <= row.epoch:
+            raise ValueError("epoch does not rise")
+        with self._lock:
+            if not self._same(row):
+                return None
+            previous = row.holder.name if row.holder else None
+            self._history[epoch] = Term(epoch, holder, "adopted", at, previous, active_at=at)
+            return self._set(
+                epoch=epoch,
+                holder=holder,
+                state="active",
+                cause="adopted",
+                intent=None,
+                log_seq=log_seq,
+                renew_seq=self._row.renew_seq + 1,
+            )
+
+    def set_intent(self, row, intent):
+        self._check()
+        with self._lock:
+            return self._set(intent=intent) if self._row.version == row.version else None
+
+    def register(self, holder):
+        self._check()
+        with self._lock:
+            known = self._members.get(holder.name)
+            spent = known is not None and known.spent and known.incarnation == holder.incarnation
+            self._members[holder.name] = MemberRow(holder.name, holder.incarnation, spent)
+            return self._members[holder.name]
+
+    def members(self):
+        self._check()
+        return tuple(self._members[name] for name in sorted(self._members))
+
+    def history(self):
+        self._check()
+        return tuple(self._history[epoch] for epoch in sorted(self._history))
+
+    def count_start(self):
+        self._check()
+        self._starts += 1
+        return self._starts
+
+    def close(self):
+        pass
