@@ -230,6 +230,17 @@ def test_a_member_that_is_missing_or_too_large_is_refused(tmp_path):
         bundle.read_member(path, "job.yaml")
     with pytest.raises(BadInput, match="big: 2097152 bytes"):
         bundle.read_member(path, "big")
+    assert len(bundle.read_member(path, "big", limit=1 << 21)) == 1 << 21
+
+
+def test_a_large_member_is_handed_over_in_pieces(tmp_path):
+    path = hostile(tmp_path / "b", ("a", FILE, b"x"), ("big", FILE, b"12" * (1 << 20)))
+    pieces = []
+    assert bundle.copy_member(path, "big", pieces.append) == 1 << 21
+    assert len(pieces) > 1
+    assert b"".join(pieces) == b"12" * (1 << 20)
+    with pytest.raises(BadInput, match="no c in"):
+        bundle.copy_member(path, "c", pieces.append)
 
 
 NAMES = st.text(

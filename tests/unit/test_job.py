@@ -107,7 +107,7 @@ WRONG = {
     "rounds as truth": (SMALL.replace("5", "true"), "job.yaml:4:28: workflow[0].rounds:"),
     "unknown workflow": (SMALL.replace("fedavg", "fedavgg"), "job.yaml:4:12: workflow[0].type:"),
     "no steps": (SMALL.split("workflow", maxsplit=1)[0] + "workflow: []\n", "workflow:"),
-    "no sites": (SMALL.replace('"@ALL"', ""), "job.yaml:2:16: deploy.app: at least one entry is needed"),
+    "no sites": (SMALL.replace('"@ALL"', ""), "job.yaml:2:15: deploy.app: at least one entry is needed"),
     "no app": (SMALL.replace('{app: ["@ALL"]}', "{}"), "deploy:"),
     "an app outside": (SMALL.replace("app:", "../app:"), "deploy"),
     "a site that is no name": (SMALL.replace("@ALL", "Site_1"), "site name 'Site_1'"),

@@ -11,14 +11,14 @@ import shutil
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from fedhelm.errors import BadInput, Conflict
 
-__all__ = ["MAX_BYTES", "MAX_FILES", "index", "members", "pack", "read_member", "unpack", "wrong_path"]
+__all__ = ["MAX_BYTES", "MAX_FILES", "copy_member", "index", "members", "pack", "read_member", "unpack", "wrong_path"]
 
 MAX_FILES: Final = 10_000
 MAX_BYTES: Final = 16 * 1024**3
@@ -207,21 +207,31 @@ def index(archive: Path) -> dict[str, tuple[int, int]]:
         return {member.name: (member.offset_data, member.size) for member in _checked(opened, archive)}
 
 
-def read_member(archive: Path, name: str) -> bytes:
-    """Return one file of a bundle, of at most 1 MiB, after checking every member as `unpack` does.
+def copy_member(archive: Path, name: str, sink: Callable[[bytes], object]) -> int:
+    """Give one file of a bundle to ``sink``, piece by piece, after checking every member; return its bytes.
+
+    Raises:
+        BadInput: the archive is damaged or hostile, or has no such file.
+    """
+    with _opened(archive) as opened:
+        found = {member.name: member for member in _checked(opened, archive)}.get(name)
+        content = None if found is None else opened.extractfile(found)
+        if found is None or content is None:
+            raise BadInput(f"{archive.name}: no {name} in the bundle")
+        while piece := content.read(_COPY):
+            sink(piece)
+        return found.size
+
+
+def read_member(archive: Path, name: str, limit: int = _MAX_IN_MEMORY) -> bytes:
+    """Return one file of a bundle, of at most ``limit`` bytes, after checking every member.
 
     Raises:
         BadInput: the archive is damaged or hostile, has no such file, or that is larger.
     """
-    content: bytes | None = None
-    with _opened(archive) as opened:
-        for member in _checked(opened, archive):
-            if member.name != name:
-                continue
-            if member.size > _MAX_IN_MEMORY:
-                raise BadInput(f"{name}: {member.size} bytes, more than {_MAX_IN_MEMORY}")
-            part = opened.extractfile(member)
-            content = b"" if part is None else part.read()
-    if content is None:
-        raise BadInput(f"{archive.name}: no {name} in the bundle")
-    return content
+    size = index(archive).get(name, (0, 0))[1]
+    if size > limit:
+        raise BadInput(f"{name}: {size} bytes, more than {limit}")
+    content = bytearray()
+    copy_member(archive, name, content.extend)
+    return bytes(content)
