@@ -20,7 +20,7 @@ from fedhelm.process import ParticipantLock, marked_processes
 from fedhelm.provision.kits import write_kits
 from fedhelm.provision.launch import is_ready, start_all
 from fedhelm.provision.project import Participant, Project
-from fedhelm.provision.stop import stop_all
+from fedhelm.provision.stop import Home, stop_all
 from fedhelm.security.pki import CertificateAuthority
 
 __all__ = ["ADMIN", "MARKER", "READY_TIMEOUT", "Workspace", "plan", "prepare"]
@@ -179,10 +179,10 @@ def _put_in_place(draft: Path, path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-    """A prepared workspace. ``kits`` are in project order, admins included."""
+    """A prepared workspace. ``homes`` are the participants' folders in project order, admins included."""
 
     root: Path
-    kits: tuple[Kit, ...]
+    homes: tuple[Home, ...]
 
     @classmethod
     def open(cls, path: Path) -> Workspace:
@@ -191,35 +191,53 @@ class Workspace:
         Raises:
             NotFound: there is nothing.
             Refused: the folder was not made by ``fedhelm poc prepare``.
-            KitError: a kit's configuration cannot be read.
         """
         root = path.resolve()
         if not root.is_dir():
             raise NotFound(f"{path}: no workspace", hint=f"fedhelm poc prepare -n 2 -w {path}")
         try:
             body = json.loads((root / MARKER).read_bytes())
-            names = [str(row["name"]) for row in body["participants"]]
-            ours = body["kind"] == "poc"
+            homes = tuple(Home(root / row["name"], str(row["role"]), row["name"]) for row in body["participants"])
+            ours = body["kind"] == "poc" and all(home.root.parent == root for home in homes)
         except (OSError, ValueError, KeyError, TypeError):
-            ours, names = False, []
-        if not ours or any("/" in name or name in {"", ".", ".."} for name in names):
+            ours, homes = False, ()
+        if not ours or any(home.name in {"", ".", ".."} for home in homes):
             raise Refused(f"{path} was not made by `fedhelm poc prepare`; it is left alone")
-        return cls(root, tuple(read_kit(root / name) for name in names))
+        return cls(root, homes)
+
+    @property
+    def running_homes(self) -> tuple[Home, ...]:
+        """The folders of those that have a process: all but the admins'."""
+        return tuple(home for home in self.homes if home.role != "project_admin")
+
+    @property
+    def kits(self) -> tuple[Kit, ...]:
+        """Every kit, read now, in project order, admins included.
+
+        Raises:
+            KitError: a kit's configuration is missing or cannot be read.
+        """
+        return tuple(read_kit(home.root) for home in self.homes)
 
     @property
     def participants(self) -> tuple[Kit, ...]:
-        """The kits that have a process: all but the admins'."""
-        return tuple(kit for kit in self.kits if kit.role != "project_admin")
+        """The kits that have a process: all but the admins'.
+
+        Raises:
+            KitError: a kit's configuration is missing or cannot be read.
+        """
+        return tuple(read_kit(home.root) for home in self.running_homes)
 
     def kit(self, name: str) -> Kit:
         """Return the kit of one participant.
 
         Raises:
             NotFound: no participant has this name.
+            KitError: its configuration is missing or cannot be read.
         """
-        for kit in self.kits:
-            if kit.name == name:
-                return kit
+        for home in self.homes:
+            if home.name == name:
+                return read_kit(home.root)
         raise NotFound(f"{self.root}: no participant is called {name}")
 
     def start(self, timeout: float = READY_TIMEOUT) -> list[str]:
@@ -232,11 +250,11 @@ class Workspace:
 
     def status(self) -> list[dict[str, Any]]:
         """Return a row for each participant, as ``fedhelm poc status -o json`` prints it."""
-        return [_status(kit) for kit in self.participants]
+        return [_status(home) for home in self.running_homes]
 
     def stop(self) -> list[str]:
         """Stop everything and verify that nothing is left; return who was alive."""
-        return stop_all(self.participants)
+        return stop_all(self.running_homes)
 
     def clean(self) -> None:
         """Stop everything and remove the folder; the marker goes last, so that it can be called again.
@@ -259,17 +277,17 @@ class Workspace:
             raise FedhelmError(f"{error.filename or self.root}: {error.strerror}") from error
 
 
-def _status(kit: Kit) -> dict[str, Any]:
-    pid = ParticipantLock.holder(kit.run)
+def _status(home: Home) -> dict[str, Any]:
+    pid = ParticipantLock.holder(home.run)
     children: dict[str, list[int]] = {mark: [] for mark in _CHILD_MARKS}
-    for process in marked_processes(kit.root):
+    for process in marked_processes(home.root):
         if process.mark in children:
             children[process.mark].append(process.pid)
     return {
-        "name": kit.name,
-        "role": kit.role,
+        "name": home.name,
+        "role": home.role,
         "pid": pid,
         "alive": pid is not None,
-        "ready": is_ready(kit.run),
+        "ready": is_ready(home.run),
         "children": {mark: sorted(pids) for mark, pids in children.items()},
     }

@@ -50,8 +50,8 @@ def base_port():
 def workspace(tmp_path, base_port):
     made = prepare(tmp_path / "poc", plan(1, 2, base_port))
     yield made
-    stop_all(made.participants, grace=0)
-    assert not any(live_processes(kit) for kit in made.participants)
+    stop_all(made.running_homes, grace=0)
+    assert not any(live_processes(home) for home in made.running_homes)
 
 
 def poc(capsys, *argv):
@@ -250,7 +250,7 @@ def test_start_starts_what_is_not_running_and_stop_leaves_nothing(workspace, cap
     assert rows["server1"]["pid"] == first
     status, body = poc_json(capsys, "stop", "-o", "json", "-w", str(workspace.root))
     assert (status, body["data"]) == (0, {"stopped": ["overseer", "server1", "server2", "site-1"]})
-    assert not any(marked_processes(kit.root) for kit in workspace.kits)
+    assert not any(marked_processes(home.root) for home in workspace.homes)
     status, body = poc_json(capsys, "stop", "-o", "json", "-w", str(workspace.root))
     assert (status, body["data"]) == (0, {"stopped": []})
 
@@ -297,7 +297,7 @@ def test_stop_ends_stopped_deaf_and_orphaned_processes(workspace):
     eventually_sync(lambda: ParticipantLock.holder(orphaned.run) is None)
     assert [process.mark for process in marked_processes(orphaned.root)] == ["child"]
     assert set(stop_all(workspace.participants, grace=1)) == {"server1", "server2", "site-1"}
-    assert not any(marked_processes(kit.root) for kit in workspace.kits)
+    assert not any(marked_processes(home.root) for home in workspace.homes)
 
 
 @pytest.mark.processes
@@ -319,7 +319,7 @@ def test_clean_stops_and_removes_and_may_be_repeated(workspace, capsys):
     status, body = poc_json(capsys, "clean", "-o", "json", "-w", str(workspace.root))
     assert (status, body["data"]) == (0, {"removed": str(workspace.root)})
     assert not workspace.root.exists()
-    assert not any(marked_processes(kit.root) for kit in workspace.kits)
+    assert not any(marked_processes(home.root) for home in workspace.homes)
     status, body = poc_json(capsys, "clean", "-o", "json", "-w", str(workspace.root))
     assert (status, body["data"]) == (0, {"removed": None})
 
@@ -333,6 +333,21 @@ def test_a_moved_workspace_works_from_its_new_place(workspace, tmp_path):
         assert moved.kit("server1").store == tmp_path / "moved" / "store"
     finally:
         moved.clean()
+
+
+@pytest.mark.processes
+def test_a_damaged_kit_can_still_be_stopped_and_cleaned(workspace, capsys):
+    start_all(workspace.participants, 30, FAKE)
+    (workspace.kit("site-1").startup / "fed_client.json").unlink()
+    shutil.rmtree(workspace.kit("server1").startup)
+    status, body = poc_json(capsys, "start", "-o", "json", "-w", str(workspace.root))
+    assert (status, body["error"]["code"]) == (4, "BAD_KIT")
+    _, body = poc_json(capsys, "status", "-o", "json", "-w", str(workspace.root))
+    assert all(row["alive"] for row in body["data"])
+    status, body = poc_json(capsys, "clean", "-o", "json", "-w", str(workspace.root))
+    assert status == 0
+    assert not any(live_processes(home) for home in workspace.homes)
+    assert not workspace.root.exists()
 
 
 # -- the scripts, with a real overseer

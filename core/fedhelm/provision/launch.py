@@ -19,7 +19,7 @@ from fedhelm.config.kit import Kit, read_kit
 from fedhelm.errors import AlreadyRunning, DeadlineExceeded, FedhelmError, KitError, UsageError, error_class
 from fedhelm.output import CommandParser, emit, guarded
 from fedhelm.process import ParticipantLock, child_env, read_state
-from fedhelm.provision.stop import stop_all, wait_until
+from fedhelm.provision.stop import Home, stop_all, wait_until
 
 __all__ = [
     "COMMANDS",
@@ -223,9 +223,11 @@ def start_all(kits: Iterable[Kit], timeout: float, program: Sequence[str] = PROG
 
 
 def _stop(kit_root: Path) -> int:
-    kit = read_kit(kit_root)
-    stopped = stop_all([kit])
-    return emit(None, human=f"{kit.name} stopped" if stopped else f"{kit.name} is not running")
+    root = kit_root.resolve()
+    if not (root / "startup").is_dir():
+        raise KitError(f"{root} is no kit: it has no startup folder", hint="give the participant's folder")
+    stopped = stop_all([Home(root, "", root.name)])
+    return emit(None, human=f"{root.name} stopped" if stopped else f"{root.name} is not running")
 
 
 def _foreground(kit_root: Path) -> int:

@@ -8,17 +8,57 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
-from fedhelm.config.kit import Kit
 from fedhelm.errors import DeadlineExceeded
 from fedhelm.process import ParticipantLock, marked_processes
 
-__all__ = ["live_processes", "stop_all", "wait_until"]
+__all__ = ["Home", "Runs", "live_processes", "stop_all", "wait_until"]
 
 STOP_GRACE = 8.0  # seconds between SIGTERM and SIGKILL
 KILL_TIMEOUT = 10.0  # seconds that killed processes may take to be gone
 
 _POLL = 0.02
+
+
+class Runs(Protocol):
+    """What stopping needs to know of a participant; a ``Kit`` is one, and so is a :class:`Home`."""
+
+    @property
+    def root(self) -> Path:
+        """The participant's folder."""
+        ...
+
+    @property
+    def role(self) -> str:
+        """Its role; overseers are stopped last."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def run(self) -> Path:
+        """Where it keeps its lock."""
+        ...
+
+
+@dataclass(frozen=True)
+class Home:
+    """A participant's folder, whatever became of the kit in it: a damaged kit must be stoppable."""
+
+    root: Path
+    role: str
+    name: str
+
+    @property
+    def run(self) -> Path:
+        """Where it keeps its lock."""
+        return self.root / "run"
 
 
 def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
@@ -52,7 +92,7 @@ def _send(pid: int, number: signal.Signals, still: Callable[[], bool]) -> None:
         os.close(handle)
 
 
-def live_processes(kit: Kit) -> list[int]:
+def live_processes(kit: Runs) -> list[int]:
     """Return every live process of the kit, its main process first."""
     pids = {process.pid for process in marked_processes(kit.root)}
     holder = ParticipantLock.holder(kit.run)
@@ -60,12 +100,12 @@ def live_processes(kit: Kit) -> list[int]:
     return ordered if holder is None else [holder, *ordered]
 
 
-def _signal_all(kit: Kit, number: signal.Signals) -> None:
+def _signal_all(kit: Runs, number: signal.Signals) -> None:
     for pid in live_processes(kit):
         _send(pid, number, lambda pid=pid: pid in live_processes(kit))  # type: ignore[misc]
 
 
-def _terminate(kits: list[Kit], grace: float) -> None:
+def _terminate(kits: list[Runs], grace: float) -> None:
     """Ask with SIGTERM, kill what is left after ``grace`` seconds. Stopped processes are woken to hear it."""
     for kit in kits:
         holder = ParticipantLock.holder(kit.run)
@@ -88,7 +128,7 @@ def _terminate(kits: list[Kit], grace: float) -> None:
         raise DeadlineExceeded(f"processes that cannot be killed: {pids}")
 
 
-def stop_all(kits: Iterable[Kit], grace: float = STOP_GRACE) -> list[str]:
+def stop_all(kits: Iterable[Runs], grace: float = STOP_GRACE) -> list[str]:
     """Stop participants and every process of theirs; overseers last, so that servers can release their lease.
 
     Returns:
