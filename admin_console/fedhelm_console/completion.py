@@ -58,6 +58,9 @@ def _quoted(text: str) -> str:
 
 def _ranked(typed: str, offset: int, words: Iterable[tuple[str, str]]) -> list[Suggestion]:
     found = [(score, word, meta) for word, meta in words if (score := rank(typed, word)) is not None]
+    if any(score == 0 for score, _, _ in found):
+        # Letters in order are for when nothing better answers.
+        found = [one for one in found if one[0] < 2]
     found.sort(key=lambda one: one[0])
     return [Suggestion(_quoted(word), offset, meta, word) for _, word, meta in found]
 

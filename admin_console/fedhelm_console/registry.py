@@ -162,6 +162,6 @@ class Registry:
         """
         if (command := self.find(name)) is not None:
             return command
-        near = difflib.get_close_matches(name, self.names, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(name, self.names, n=2, cutoff=0.7)
         hint = f"did you mean {' or '.join(near)}?" if near else "help lists the commands"
         raise UnknownCommand(f"no command {name!r}", hint=hint)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -13,7 +15,7 @@ from fedhelm.admin.follow import Follower, Note
 from fedhelm.admin.models import Event, Failover, Job, JobDetail, Primary, Server, SignedIn, Status
 from fedhelm.admin.network import AdminCalls, Network, WireNetwork
 from fedhelm.clock import Clock, SystemClock
-from fedhelm.errors import DeadlineExceeded, NoPrimary, Refused, Unreachable, UsageError
+from fedhelm.errors import DeadlineExceeded, JobNotFound, NoPrimary, Refused, Unreachable
 from fedhelm.ids import JOB_ID, new_job_id, new_request_id
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ _WATCH_LIMIT = 15.0
 _SUBMIT_LIMIT = 15.0
 _POLL = 0.1
 _ATTEMPTS = 3
+_PREFIX = re.compile(r"[2-7a-z]{4,12}")
 
 
 def _ignore(_note: Note) -> None:
@@ -87,8 +90,6 @@ class Session:
         notice: Callable[[Note], None] | None = None,
         pause: Callable[[float], object] | None = None,
     ) -> None:
-        import threading
-
         self.kit = kit
         self._network = network or WireNetwork(kit)
         self._clock = clock or SystemClock()
@@ -364,12 +365,8 @@ def _checked(job: str) -> str:
     """Return a job's id or prefix if it can be one.
 
     Raises:
-        UsageError: too short, or with other characters.
+        JobNotFound: too short, or with other characters.
     """
-    import re
-
-    if not re.fullmatch(r"[2-7a-z]{1,12}", job):
-        raise UsageError(f"{job!r} is no job id (12 characters of a-z and 2-7)", hint="list_jobs")
-    if len(job) < 4:
-        raise UsageError(f"{job!r} is too short for a prefix of a job id: 4 characters or more", hint="list_jobs")
+    if not _PREFIX.fullmatch(job):
+        raise JobNotFound(f"no job matches {job}", hint="list_jobs shows ids; their first 4 characters are enough")
     return job

@@ -1,0 +1,260 @@
+"""A federation in memory, for the admin library: servers that lead, stand by, die or hang; an overseer; a clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+from blake3 import blake3
+from fedhelm.config.kit import Kit, OverseerAddress, ServerAddress
+from fedhelm.config.timing import PROFILES
+from fedhelm.errors import DeadlineExceeded, JobNotFound, NoPrimary, NotFound, NotPrimary, Refused, Unreachable
+from fedhelm.v1 import admin_pb2, common_pb2
+
+
+class FakeClock:
+    def __init__(self):
+        self.now = 1000.0
+        self.waits = []
+        self.at = []
+
+    def boottime(self):
+        return self.now
+
+    def utcnow(self):
+        return datetime(2026, 11, 22, 12, 3, 41, tzinfo=UTC)
+
+    def pause(self, seconds):
+        self.waits.append(seconds)
+        self.now += seconds
+        for moment, action in list(self.at):
+            if self.now >= moment:
+                self.at.remove((moment, action))
+                action()
+
+
+def make_kit(root: Path) -> Kit:
+    return Kit(
+        root=root,
+        project="poc",
+        cluster="0" * 32,
+        role="project_admin",
+        name="admin@nvidia.com",
+        org="nvidia",
+        overseers=(OverseerAddress("overseer", "127.0.0.1", 8443),),
+        servers=(ServerAddress("server1", "127.0.0.1", 8002, 8003), ServerAddress("server2", "127.0.0.1", 9002, 9003)),
+        sites=("site-1", "site-2"),
+        timing=PROFILES["default"],
+    )
+
+
+@dataclass
+class FakeCluster:
+    """What all servers share: the log, as far as an admin sees it."""
+
+    clock: FakeClock
+    leader: str | None = "server1"
+    epoch: int = 1
+    down: set = field(default_factory=set)
+    hanging: set = field(default_factory=set)
+    overseer_up: bool = True
+    overseer_names: str | None = None
+    jobs: dict = field(default_factory=dict)
+    requests: dict = field(default_factory=dict)
+    files: dict = field(default_factory=dict)
+    calls: list = field(default_factory=list)
+    before: list = field(default_factory=list)
+    after: list = field(default_factory=list)
+    channels: list = field(default_factory=list)
+    standby_logins: bool = False
+    promotes: bool = True
+    generation: int = 1
+
+    def fail_over(self, to="server2"):
+        self.leader = to
+        self.epoch += 1
+
+    def kill(self, name):
+        self.down.add(name)
+        if self.leader == name:
+            self.leader = None
+
+    def names(self, method):
+        return [server for server, called, _ in self.calls if called == method]
+
+
+class FakeStub:
+    def __init__(self, cluster, name):
+        self.cluster, self.name = cluster, name
+
+    def _enter(self, method, request, timeout, *, lead=True):
+        cluster = self.cluster
+        if cluster.before and cluster.before[0][0] == method:
+            cluster.before.pop(0)[1]()
+        if self.name in cluster.down:
+            raise Unreachable(f"{self.name} cannot be reached")
+        if self.name in cluster.hanging:
+            cluster.clock.pause(timeout if timeout is not None else 1e6)
+            raise DeadlineExceeded(f"{self.name} did not answer in time")
+        if lead and cluster.leader != self.name:
+            raise NotPrimary(f"{self.name} does not lead")
+        cluster.calls.append((self.name, method, request))
+
+    def _leave(self, method):
+        cluster = self.cluster
+        if cluster.after and cluster.after[0][0] == method:
+            cluster.after.pop(0)[1]()
+            raise Unreachable(f"{self.name}: the line broke")
+
+    def challenge(self, timeout):
+        self._enter("challenge", None, timeout, lead=not self.cluster.standby_logins)
+        return admin_pb2.ChallengeReply(nonce=b"n" * 32)
+
+    def login(self, request, timeout):
+        self._enter("login", request, timeout, lead=not self.cluster.standby_logins)
+        assert request.signature == b"signed:fedhelm-login\0" + request.nonce
+        return admin_pb2.LoginReply(
+            principal="admin@nvidia.com",
+            role="project_admin",
+            project="poc",
+            server=self.name,
+            epoch=self.cluster.epoch,
+        )
+
+    def submit_job(self, request, timeout):
+        self._enter("submit_job", request, timeout)
+        cluster = self.cluster
+        if request.request_id not in cluster.requests:
+            cluster.requests[request.request_id] = request.job
+            cluster.jobs[request.job] = "SUBMITTED"
+        self._leave("submit_job")
+        return admin_pb2.SubmitJobReply(job=cluster.requests[request.request_id])
+
+    def _summary(self, job):
+        return admin_pb2.JobSummary(job=job, name="hello", status=self.cluster.jobs[job], duration_s=1.5)
+
+    def list_jobs(self, request, timeout):
+        self._enter("list_jobs", request, timeout)
+        found = [
+            self._summary(job) for job in sorted(self.cluster.jobs, reverse=True) if job.startswith(request.prefix)
+        ]
+        self._leave("list_jobs")
+        return admin_pb2.ListJobsReply(jobs=found[: request.limit or None])
+
+    def show_job(self, request, timeout):
+        self._enter("show_job", request, timeout)
+        matches = [job for job in self.cluster.jobs if job.startswith(request.job)]
+        if not matches:
+            raise JobNotFound(f"no job matches {request.job}", hint="list_jobs")
+        return admin_pb2.JobDetail(summary=self._summary(matches[0]), round=1, rounds=5)
+
+    def watch_job(self, request, timeout=None):
+        self._enter("watch_job", request, timeout)
+        yield admin_pb2.JobDetail(summary=self._summary(request.job), round=2, rounds=5)
+        if self.cluster.after and self.cluster.after[0][0] == "watch_job":
+            self._leave("watch_job")
+        raise DeadlineExceeded("the stream's time is over")
+
+    def abort_job(self, request, timeout):
+        self._enter("abort_job", request, timeout)
+        self.cluster.requests.setdefault(request.request_id, request.job)
+        self.cluster.jobs[request.job] = "FINISHED:ABORTED"
+        self._leave("abort_job")
+        return self._summary(request.job)
+
+    def prepare_download(self, request, timeout):
+        self._enter("prepare_download", request, timeout)
+        entries = [
+            admin_pb2.DownloadEntry(path=path, size=len(data), blake3=blake3(data).hexdigest())
+            for path, data in self.cluster.files.items()
+        ]
+        return admin_pb2.DownloadManifest(job=request.job, seq=self.cluster.generation, files=entries)
+
+    def download_file(self, request, timeout=None):
+        self._enter("download_file", request, timeout)
+        if request.seq != self.cluster.generation:
+            raise NotFound("that position is not here")
+        data = self.cluster.files[request.path][request.offset :]
+        for at in range(0, len(data), 4):
+            yield data[at : at + 4]
+            if at == 4:
+                self._leave("download_file")
+
+    def check_status(self, timeout):
+        self._enter("check_status", None, timeout)
+        return admin_pb2.StatusReply(server=self.name, role="ACTIVE", epoch=self.cluster.epoch)
+
+
+class FakeChannel:
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+class FakeOverseer:
+    def __init__(self, cluster):
+        self.cluster = cluster
+
+    def _enter(self):
+        if not self.cluster.overseer_up:
+            raise Unreachable("no overseer answers")
+
+    def primary(self):
+        self._enter()
+        name = self.cluster.overseer_names or self.cluster.leader
+        if name is None:
+            raise NoPrimary("nobody leads")
+        ports = {"server1": (8002, 8003), "server2": (9002, 9003)}[name]
+        return SimpleNamespace(
+            name=name,
+            epoch=self.cluster.epoch,
+            host="127.0.0.1",
+            fed_learn_port=ports[0],
+            admin_port=ports[1],
+            ssid=f"poc:{self.cluster.epoch}",
+        )
+
+    def promote(self, target, request_id):
+        self._enter()
+        if target == self.cluster.leader:
+            raise Refused(f"{target} leads already")
+        reply = SimpleNamespace(epoch=self.cluster.epoch, primary=self.cluster.leader, target=target)
+        self.cluster.requests[request_id] = target
+        back = target if self.cluster.promotes else self.cluster.leader
+        self.cluster.leader = None
+        self.cluster.clock.at.append((self.cluster.clock.now + 0.3, lambda: self.cluster.fail_over(back)))
+        return reply
+
+    def close(self):
+        """Nothing to close."""
+
+
+class FakeNetwork:
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self._overseer = FakeOverseer(cluster)
+
+    def dial(self, server):
+        channel = FakeChannel()
+        self.cluster.channels.append(channel)
+        return FakeStub(self.cluster, server.name), channel
+
+    def overseer(self):
+        return self._overseer
+
+    def upload(self, stub, owner, path):
+        stub._enter("upload", owner, 1.0)
+        stub._leave("upload")
+        return common_pb2.BlobRef(owner=owner, digest="d", size=path.stat().st_size)
+
+    def pack(self, folder, target):
+        target.write_bytes(b"bundle")
+
+    def sign(self, data):
+        return b"signed:" + data
+
+    def close(self):
+        """Nothing to close."""

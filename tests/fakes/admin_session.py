@@ -1,0 +1,146 @@
+"""A session without a federation, for the console: canned answers, and a record of what was asked."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+from fedhelm.admin.models import (
+    Event,
+    Failover,
+    Job,
+    JobDetail,
+    Primary,
+    Server,
+    SignedIn,
+    Site,
+    SiteStatus,
+    Status,
+)
+from fedhelm.errors import JobNotFound, NoPrimary
+
+JOBS = [
+    Job("k7m3tq4w2zpx", "hello-pt-tb", "RUNNING", "2026-11-22T12:03:41.120Z", 14.23, "admin@nvidia.com"),
+    Job("k7m3aaaaaaaa", "hello-numpy", "FINISHED:COMPLETED", "2026-11-22T11:00:00.000Z", 2.5, "admin@nvidia.com"),
+    Job("k6aaaaaaaaaa", "broken", "FINISHED:FAILED", "2026-11-21T11:00:00.000Z", 3700.0, "lead@nvidia.com"),
+]
+
+
+class FakeSession:
+    def __init__(self, root: Path):
+        self.kit = SimpleNamespace(name="admin@nvidia.com", run=root / "run", transfer=root / "transfer")
+        self.asked = []
+        self.found = list(JOBS)
+        self.epoch = 1
+        self.leader = "server1"
+        self.reason = ""
+        self.traceback = ""
+        self.raises = {}
+        self.signed_in = None
+        self._events = []
+        self._more = threading.Condition()
+        self._closed = False
+
+    def _ask(self, verb, *what, **limits):
+        self.asked.append((verb, what, limits))
+        if verb in self.raises:
+            raise self.raises[verb]
+
+    def verbs(self):
+        return [verb for verb, _, _ in self.asked]
+
+    def sign_in(self, *, timeout):
+        self._ask("sign_in", timeout=timeout)
+        self.signed_in = SignedIn("admin@nvidia.com", "project_admin", "poc", self.leader, self.epoch, 1, 2, 2, 1)
+        return self.signed_in
+
+    def submit(self, folder, *, timeout):
+        self._ask("submit", folder, timeout=timeout)
+        return SimpleNamespace(job_id="k7m3zzzzzzzz")
+
+    def jobs(self, *, prefix="", limit=0, timeout):
+        self._ask("jobs", prefix, limit, timeout=timeout)
+        return [job for job in self.found if job.job_id.startswith(prefix)][: limit or None]
+
+    def _find(self, job):
+        for one in self.found:
+            if one.job_id.startswith(job):
+                return one
+        raise JobNotFound(f"no job matches {job}", hint="list_jobs")
+
+    def job(self, job, *, timeout):
+        self._ask("job", job, timeout=timeout)
+        sites = (SiteStatus("site-1", "DONE"), SiteStatus("site-2", "TRAINING"))
+        return JobDetail(self._find(job), 2, 5, sites, self.reason, self.traceback, '{"accuracy": 0.9512, "loss": 0.2}')
+
+    def wait(self, job, *, timeout):
+        self._ask("wait", job, timeout=timeout)
+        return JobDetail(self._find(job), 5, 5, (), self.reason, self.traceback, "")
+
+    def abort(self, job, *, reason, timeout):
+        self._ask("abort", job, reason, timeout=timeout)
+        one = self._find(job)
+        return Job(one.job_id, one.name, "FINISHED:ABORTED", one.submit_time, one.duration_s, one.submitter)
+
+    def download(self, job, folder, *, timeout, progress):
+        self._ask("download", job, folder, timeout=timeout)
+        return Path(folder).absolute() / self._find(job).job_id
+
+    def check_status(self, *, timeout):
+        self._ask("check_status", timeout=timeout)
+        sites = (Site("site-1", True, ("k7m3tq4w2zpx",)), Site("site-2", False, ()))
+        return Status(self.leader or "server1", "ACTIVE", self.epoch, 41, sites, 1, 0)
+
+    def primary(self):
+        self._ask("primary")
+        if self.leader is None:
+            raise NoPrimary("nobody leads at the moment")
+        ports = {"server1": (8002, 8003), "server2": (9002, 9003)}[self.leader]
+        return Primary(self.leader, self.epoch, "127.0.0.1", *ports, f"poc:{self.epoch}")
+
+    def servers(self):
+        self._ask("servers")
+        return [
+            Server(
+                name,
+                "ACTIVE" if name == self.leader else "STANDBY",
+                self.epoch if name == self.leader else None,
+                41,
+                0.2,
+            )
+            for name in ("server1", "server2")
+        ]
+
+    def history(self):
+        self._ask("history")
+        return [
+            Failover(1, "server1", "first", "2026-11-22T11:00:00.000Z", None),
+            Failover(2, "server2", "child of server1 died: SIGKILL", "2026-11-22T12:03:41.000Z", 0.412),
+        ]
+
+    def promote(self, server, *, timeout):
+        self._ask("promote", server, timeout=timeout)
+        self.leader, self.epoch = server, self.epoch + 1
+        return self.primary()
+
+    def publish(self, event: Event):
+        with self._more:
+            self._events.append(event)
+            self._more.notify_all()
+
+    def events(self, after=None):
+        seen = 0
+        while True:
+            with self._more:
+                self._more.wait_for(lambda: len(self._events) > seen or self._closed)
+                if self._closed:
+                    return
+                event = self._events[seen]
+            seen += 1
+            yield event
+
+    def close(self):
+        with self._more:
+            self._closed = True
+            self._more.notify_all()

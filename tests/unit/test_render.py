@@ -1,0 +1,142 @@
+"""Text for people, at 80 columns, in ASCII, and narrow."""
+
+import pytest
+from fedhelm.admin.models import Event, Failover, Job, JobDetail, Server, Site, SiteStatus, Status
+from fedhelm_console import prompt, render
+from fedhelm_console.render import Style
+from fedhelm_console.view import View
+
+from tests.fakes.admin_session import JOBS
+
+PLAIN = Style(80)
+ASCII = Style(80, ascii=True)
+
+
+def test_jobs_at_80_columns():
+    assert render.jobs(JOBS, PLAIN) == (
+        "JOB           NAME         STATUS                SUBMITTED            TOOK\n"
+        "k7m3tq4w2zpx  hello-pt-tb  ▶ RUNNING             2026-11-22 12:03:41  14.2 s\n"
+        "k7m3aaaaaaaa  hello-numpy  ✓ FINISHED:COMPLETED  2026-11-22 11:00:00  2.5 s\n"
+        "k6aaaaaaaaaa  broken       ✗ FINISHED:FAILED     2026-11-21 11:00:00  1 h 01 m"
+    )
+
+
+def test_jobs_in_ascii():
+    text = render.jobs(JOBS, ASCII)
+    assert text.isascii()
+    assert "> RUNNING" in text
+    assert "x FINISHED:FAILED" in text
+
+
+def test_a_long_name_is_cut_and_nothing_else():
+    long = Job("k7m3tq4w2zpx", "n" * 100, "FINISHED:COMPLETED", "2026-11-22T12:03:41Z", 1.0)
+    lines = render.jobs([long], PLAIN).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" in lines[1]
+    assert lines[1].endswith("2026-11-22 12:03:41  1.0 s")
+
+
+def test_no_jobs():
+    assert render.jobs([], PLAIN) == "no jobs"
+
+
+def test_colours_stand_beside_words_and_only_where_wanted():
+    text = render.jobs(JOBS, Style(80, colour=True))
+    assert "\x1b[31m✗ FINISHED:FAILED" in text
+    assert "\x1b" not in render.jobs(JOBS, PLAIN)
+
+
+def test_one_job():
+    detail = JobDetail(
+        JOBS[2], 3, 5, (SiteStatus("site-1", "FAILED"),), "site-1: ValueError", "Traceback:\n  boom\n", '{"loss": 0.25}'
+    )
+    assert render.job_detail(detail, PLAIN) == (
+        "job        k6aaaaaaaaaa\n"
+        "name       broken\n"
+        "status     ✗ FINISHED:FAILED\n"
+        "submitted  2026-11-21 11:00:00 by lead@nvidia.com\n"
+        "took       1 h 01 m\n"
+        "round      3 of 5\n"
+        "sites      site-1 ✗ FAILED\n"
+        "metrics    loss 0.25\n"
+        "reason     site-1: ValueError\n"
+        "\n"
+        "Traceback:\n"
+        "  boom"
+    )
+
+
+@pytest.mark.parametrize("broken", ["{", "[1]", '{"a": "text"}'])
+def test_metrics_that_do_not_read_are_left_out(broken):
+    assert "metrics" not in render.job_detail(JobDetail(JOBS[0], 0, 5, (), "", "", broken), PLAIN)
+
+
+def test_servers_sites_status_history():
+    servers = [Server("server1", "ACTIVE", 4, 120, 0.21), Server("server2", "DOWN", None)]
+    assert render.servers(servers, PLAIN).splitlines()[1:] == [
+        "server1  ● ACTIVE  4      120  0.2 s",
+        "server2  ✗ DOWN    -      -    -",
+    ]
+    assert "site-1  ● CONNECTED  k7m3" in render.sites([Site("site-1", True, ("k7m3",))], PLAIN)
+    assert "1 running, 2 waiting" in render.status(Status("server1", "ACTIVE", 1, 3, (), 1, 2), PLAIN)
+    assert "0.4 s  killed" in render.failovers([Failover(2, "server2", "killed", "2026-11-22T12:00:00Z", 0.41)], PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.04, "0.0 s"), (99.94, "99.9 s"), (100, "1 m 40 s"), (3599.6, "1 h 00 m"), (90000, "1 d 01 h")],
+)
+def test_durations(seconds, text):
+    assert render.duration(seconds) == text
+
+
+UP = View(
+    "up", "server2", 4, (Server("server1", "STANDBY", None), Server("server2", "ACTIVE", 4)), 3, 3, 1, 2, tuple(JOBS)
+)
+
+
+def shown(view, style=PLAIN):
+    return "".join(text for _, text in prompt.prompt(view, style))
+
+
+def test_prompt():
+    assert shown(UP) == "fl server2·e4 ▸ "
+    assert shown(View("electing", "server2", 4)) == "fl server2·e4 (electing…) ▸ "
+    assert shown(View("electing")) == "fl (electing…) ▸ "
+    assert shown(View()) == "fl no primary ▸ "
+    assert shown(UP, ASCII) == "fl server2-e4 > "
+    colours = [prompt.prompt(View(mode, "s", 1), Style(80, colour=True))[1][0] for mode in ("up", "electing", "none")]
+    assert colours == ["ansigreen", "ansiyellow", "ansired"]
+
+
+def test_toolbar_loses_parts_in_order_and_never_primary_and_epoch():
+    wide = prompt.toolbar(UP, Style(120))
+    assert wide == " ● server2 e4 │ standby server1 │ sites 3/3 │ jobs 1▶ 2… │ hello-pt-tb k7m3tq │ F1 help"
+    lengths = {}
+    for width in range(12, 120):
+        text = prompt.toolbar(UP, Style(width))
+        assert len(text) <= width
+        assert "server2 e4" in text if width >= 13 else True
+        lengths[width] = [part for part in ("F1", "hello", "standby", "jobs", "sites") if part in text]
+    assert lengths[85] == ["hello", "standby", "jobs", "sites"]
+    assert lengths[60] == ["standby", "jobs", "sites"]
+    assert lengths[40] == ["jobs", "sites"]
+    assert lengths[30] == ["sites"]
+    assert lengths[20] == []
+
+
+def test_toolbar_without_primary_or_overseer():
+    assert prompt.toolbar(View(), Style(80)) == " ● no primary │ F1 help"
+    assert "electing, last server2 e4" in prompt.toolbar(View("electing", "server2", 4), Style(80))
+    assert "(no overseer)" in prompt.toolbar(View("up", "server2", 4), Style(80))
+    assert prompt.toolbar(UP, Style(120, ascii=True)).isascii()
+
+
+def test_event_lines(monkeypatch):
+    event = Event(1, "failover", "2026-11-22T12:03:41.120Z", "failover server1 → server2  epoch 4")
+    line = prompt.event_line(event, PLAIN)
+    assert line[2] == line[5] == ":"
+    assert line[8:] == " ▲ failover server1 → server2  epoch 4"
+    assert prompt.event_line(event, ASCII).endswith(" ^ failover server1 -> server2  epoch 4")
+    evil = Event(2, "release", "now", "\x1b]2;owned\x07")
+    assert prompt.event_line(evil, PLAIN) == "--:--:-- ▼  ]2;owned "
