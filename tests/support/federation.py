@@ -1,0 +1,177 @@
+"""A real federation for scenarios: processes, ports, files; commanded as a user would, through the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from fedhelm.process import marked_processes
+from tests.support.waiting import eventually_sync
+
+FEDHELM = [sys.executable, "-m", "fedhelm.cli"]
+PORTS = 40
+
+
+def _free(port):
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def free_base_port(used=PORTS):
+    """A range of free ports below those that the kernel gives to outgoing connections."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:] or 0)
+    for _ in range(200):
+        base = 12_000 + 8_000 * (worker % 2) + PORTS * random.randrange(200)
+        if all(_free(port) for port in range(base, base + used)):
+            return base
+    raise AssertionError("no free range of ports")
+
+
+class Answer:
+    def __init__(self, completed):
+        self.rc = completed.returncode
+        self.out = completed.stdout
+        self.err = completed.stderr
+        self.json = None
+        if completed.stdout.strip().startswith("{"):
+            self.json = json.loads(completed.stdout)
+
+    @property
+    def data(self):
+        assert self.json is not None and self.json["status"] == "ok", (self.rc, self.out, self.err)
+        return self.json["data"]
+
+    @property
+    def error(self):
+        assert self.json is not None and self.json["status"] == "error", (self.rc, self.out, self.err)
+        return self.json["error"]
+
+
+class Federation:
+    """One workspace. ``steps`` remembers what was done, for the message of a failed test."""
+
+    def __init__(self, folder: Path, sites=2, servers=2):
+        self.folder = folder
+        self.root = folder / "poc"
+        self.sites = [f"site-{k}" for k in range(1, sites + 1)]
+        self.servers = [f"server{k}" for k in range(1, servers + 1)]
+        self.base_port = free_base_port(2 * servers + 1)
+        self.steps = []
+        self.poc("prepare", "-n", str(sites), "--servers", str(servers), "--base-port", str(self.base_port)).data  # noqa: B018
+
+    # -- commands -------------------------------------------------------------------------------------------------
+
+    def run(self, *words, timeout=90, check=False, cwd=None, stdin=None):
+        self.steps.append(" ".join(words))
+        completed = subprocess.run(
+            [*FEDHELM, *words], capture_output=True, text=True, timeout=timeout, cwd=cwd or self.folder, input=stdin
+        )
+        assert not check or completed.returncode == 0, (words, completed.stdout, completed.stderr)
+        return Answer(completed)
+
+    def poc(self, action, *words):
+        return self.run("poc", action, *words, "-w", str(self.root), "-o", "json")
+
+    def start(self):
+        answer = self.poc("start")
+        assert answer.rc == 0, (answer.out, answer.err, self.tails())
+        return self
+
+    def stop(self):
+        answer = self.poc("stop")
+        assert answer.rc == 0, (answer.out, answer.err)
+        assert self.processes() == []
+
+    @property
+    def admin_kit(self):
+        return self.root / "admin@nvidia.com"
+
+    def console(self, command, *options, timeout=90):
+        return self.run("console", str(self.admin_kit), "-o", "json", *options, "-c", command, timeout=timeout)
+
+    def submit(self, job_folder):
+        return self.console(f"submit_job {job_folder}").data["job_id"]
+
+    def wait(self, job, timeout=60):
+        return self.console(f"wait {job}", "--timeout", str(timeout)).data["status"]
+
+    def show(self, job):
+        return self.console(f"show_job {job}").data
+
+    def download(self, job):
+        return Path(self.console(f"download_job {job}", "--timeout", "60").data["path"])
+
+    def primary(self):
+        return self.console("get_active_sp").data
+
+    def leader(self, above=0, timeout=20):
+        """The primary's name, once one with an epoch above ``above`` leads."""
+
+        def look():
+            answer = self.console("get_active_sp")
+            data = answer.json["data"]
+            return data if answer.rc == 0 and data["epoch"] > above else None
+
+        return eventually_sync(look, timeout, f"a primary above epoch {above}: {self.tails()}")
+
+    # -- processes ------------------------------------------------------------------------------------------------
+
+    def kit(self, name):
+        return self.root / name
+
+    def status(self, name=None):
+        rows = self.poc("status").data
+        return rows if name is None else next(row for row in rows if row["name"] == name)
+
+    def pids(self, name, kind):
+        """Process ids of one participant by kind: child, runner, nanny, job, or supervisor, agent, overseer."""
+        return [one.pid for one in marked_processes(self.kit(name)) if one.mark == kind]
+
+    def processes(self):
+        names = [path for path in self.root.iterdir() if (path / "startup").is_dir()] if self.root.exists() else []
+        return [(path.name, one.mark, one.pid) for path in names for one in marked_processes(path)]
+
+    def kill(self, name, kind="child", sig=signal.SIGKILL):
+        """Send a signal to one process of a participant, by pid."""
+        pids = self.pids(name, kind)
+        assert pids, f"{name} has no {kind}: {self.processes()}"
+        self.steps.append(f"signal {sig.name} to {kind} of {name}: {pids}")
+        for pid in pids:
+            os.kill(pid, sig)
+        return pids
+
+    def kill_all(self, name):
+        """What a power cut does to one participant."""
+        for one in marked_processes(self.kit(name)):
+            os.kill(one.pid, signal.SIGSTOP)
+        for one in marked_processes(self.kit(name)):
+            os.kill(one.pid, signal.SIGKILL)
+
+    def log(self, name):
+        path = self.kit(name) / "log.txt"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def tails(self):
+        names = ["overseer", *self.servers, *self.sites]
+        return "\n".join([*self.steps, *(f"--- {name}\n" + self.log(name)[-1500:] for name in names)])
+
+    def close(self):
+        self.run("poc", "stop", "-w", str(self.root))
+        left = self.processes()
+        for path in self.root.iterdir():
+            if (path / "startup").is_dir():
+                for one in marked_processes(path):
+                    os.kill(one.pid, signal.SIGKILL)
+        assert left == [], f"processes were left behind: {left}"
