@@ -1,0 +1,128 @@
+"""Real logs of several servers over one faulty store, in random order: what the model says holds for the code."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from fedhelm.errors import Fenced, SlotTaken, StoreUnavailable
+from fedhelm.persist.log import Log
+from fedhelm.persist.record import By, Draft
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.fakes.persist_memory import LOST, REPEATED, UNAVAILABLE, MemoryLogStore
+
+SITES = ("site-1", "site-2", "site-3")
+
+
+class Server:
+    """A child: reads, decides from what it has read, appends, acknowledges."""
+
+    def __init__(self, name: str, incarnation: int, store: MemoryLogStore) -> None:
+        self.by = By(name, str(incarnation))
+        self.log = Log(store)
+        self.epoch = 0
+        self.records = []
+
+    def read(self):
+        self.records += self.log.read_new()
+
+    def append(self, kind, body):
+        record = self.log.append(Draft(kind, self.epoch, self.by, body))
+        self.records.append(record)
+        return record
+
+    def recorded(self):
+        return {record.body["site"]: record.seq for record in self.records if record.kind == "contribution"}
+
+
+class Federation(RuleBasedStateMachine):
+    servers = st.integers(0, 1)
+    faults = st.sampled_from([None, None, LOST, UNAVAILABLE, REPEATED])
+
+    @initialize()
+    def found(self):
+        self.store = MemoryLogStore()
+        Log(self.store).append(Draft("genesis", 0, By("provision", "p"), {"cluster": "c", "project": "p"}))
+        self.server = [Server(f"server{index + 1}", 0, self.store) for index in (0, 1)]
+        self.late: list[tuple[int, bytes]] = []
+        self.acknowledged: dict[str, int] = {}
+        self.served = 0
+        for server in self.server:
+            server.read()
+
+    def arm(self, fault):
+        self.store.faults.clear()
+        self.store.faults.append(fault)
+
+    def attempt(self, server, kind, body):
+        """Append once, as the role does: a lost slot and a lost answer both mean to decide again later."""
+        try:
+            record = server.append(kind, body)
+        except (SlotTaken, Fenced):
+            server.read()
+            return None
+        except StoreUnavailable:
+            self.late.append((server.log.next_seq, server.log._attempt[1]))
+            return None
+        assert record.epoch >= self.served, "a stale primary wrote"
+        return record
+
+    @rule(index=servers, epoch=st.integers(1, 4), fault=faults)
+    def promote(self, index, epoch, fault):
+        server = self.server[index]
+        if server.epoch == 0:
+            server.epoch = epoch
+        if not server.log.leads(server.epoch, server.by):
+            self.arm(fault)
+            self.attempt(server, "fence", {"cause": "test"})
+        if server.log.leads(server.epoch, server.by):
+            self.served = max(self.served, server.log.epoch)
+
+    @rule(index=servers, site=st.sampled_from(SITES), fault=faults)
+    def contribute(self, index, site, fault):
+        server = self.server[index]
+        if not server.log.leads(server.epoch, server.by):
+            return
+        seq = server.recorded().get(site)
+        if seq is None:
+            self.arm(fault)
+            record = self.attempt(server, "contribution", {"site": site})
+            seq = record.seq if record else None
+        if seq is not None:
+            assert self.acknowledged.setdefault(site, seq) == seq
+
+    @rule(index=servers)
+    def read(self, index):
+        self.server[index].read()
+
+    @rule(index=servers)
+    def restart(self, index):
+        old = self.server[index]
+        self.server[index] = Server(old.by.name, int(old.by.incarnation) + 1, self.store)
+        self.server[index].read()
+
+    @rule()
+    def arrive_late(self):
+        if self.late:
+            seq, data = self.late.pop()
+            if seq == max(self.store.slots) + 1:
+                self.store.slots[seq] = data
+
+    @invariant()
+    def the_log_is_whole(self):
+        log = Log(self.store)
+        records = log.read_new()
+        contributions = {}
+        for record in records:
+            if record.kind == "contribution":
+                assert record.body["site"] not in contributions, "recorded twice"
+                contributions[record.body["site"]] = record.seq
+        assert self.acknowledged.items() <= contributions.items()
+        fences = [record.epoch for record in records if record.kind == "fence"]
+        assert len(fences) == len(set(fences))
+        for server in self.server:
+            assert server.records == records[: server.log.next_seq]
+
+
+Federation.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestFederation = Federation.TestCase
