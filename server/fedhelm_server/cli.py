@@ -24,7 +24,7 @@ from fedhelm_server.supervisor import Supervisor
 
 __all__ = ["main"]
 
-_FREE_S = 1.0
+_FREE_S = 0.3
 
 
 def main(argv: list[str]) -> int:

@@ -474,7 +474,7 @@ def _status(state: State) -> str | None:
     if state.hold is not None:
         return _holder_status(state.hold)
     if state.refused_since is not None:
-        return "waiting: the overseer sees this server running elsewhere"
+        return "waiting: the overseer still sees another run of this server"
     if not report.ready:
         return f"not ready: {report.reason}" if report.reason else None
     return "standby" if state.registered and state.child.kill_at is None else None

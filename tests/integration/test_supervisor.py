@@ -1,9 +1,11 @@
 """A real supervisor and real child processes (a stub that speaks the pipe protocol); the overseer is a fake."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -284,3 +286,61 @@ def test_a_second_supervisor_of_the_kit_is_refused(process, tmp_path):
     eventually_sync(lambda: leads(tmp_path))
     with pytest.raises(AlreadyRunning, match=str(supervisor.pid)):
         ParticipantLock(tmp_path / "run").acquire()
+
+
+# --- the command
+
+
+def fedhelm(*words, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "fedhelm.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def kit(tmp_path, free_base):
+    done = fedhelm("poc", "prepare", "-n", "1", "-w", "ws", "--base-port", str(free_base), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "ws" / "server1"
+
+
+@pytest.fixture
+def free_base():
+    """A port with five free ones above it, as far as one can know."""
+    for base in range(20000 + os.getpid() % 8000, 32000, 40):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(base, base + 6):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return base
+    raise AssertionError("no free ports")
+
+
+def test_a_taken_port_is_named_at_the_start(kit, free_base):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", free_base + 1))
+        other.listen()
+        done = fedhelm("server", "--kit", str(kit), cwd=kit)
+    assert done.returncode == 1
+    assert f"error[PORT_TAKEN]: server1 cannot listen on 127.0.0.1:{free_base + 1}" in done.stderr
+    assert marked_processes(kit) == []
+
+
+def test_a_kit_of_another_role_is_refused(kit):
+    done = fedhelm("server", "--kit", str(kit.parent / "site-1"), cwd=kit)
+    assert done.returncode == 4
+    assert "error[BAD_KIT]" in done.stderr
+    assert "not of a server" in done.stderr
+
+
+def test_a_running_server_is_not_started_twice(kit):
+    lock = ParticipantLock(kit / "run")
+    lock.acquire()
+    try:
+        done = fedhelm("server", "--kit", str(kit), cwd=kit)
+    finally:
+        lock.release()
+    assert done.returncode == 1
+    assert f"error[ALREADY_RUNNING]: server1 is running already, pid {os.getpid()}" in done.stderr
