@@ -1,0 +1,166 @@
+"""The HTTP edge: permissions, bodies, errors; the certificate is put into the scope as the TLS protocol does."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from fastapi import FastAPI
+from fedhelm.clock import SystemClock
+from fedhelm.errors import StoreUnavailable
+from fedhelm_overseer.app import MAX_BODY, Allowed, check_routes, create_app
+from fedhelm_overseer.desk import Desk
+
+from tests.fakes.overseer_store import MemoryLeaseStore
+from tests.support.kits import ADMIN, make_kits
+
+HOLD = {
+    "/api/v1/lease": None,
+    "/api/v1/servers/register": {"incarnation": "aa"},
+    "/api/v1/servers/beat": {"incarnation": "aa", "role": "STANDBY", "log_epoch": 0, "log_seq": 0, "ready": True},
+    "/api/v1/lease/renew": {"epoch": 1, "incarnation": "aa", "log_epoch": 1, "log_seq": 1, "role": "ACTIVE"},
+    "/api/v1/lease/activate": {"epoch": 1, "incarnation": "aa", "log_seq": 1},
+    "/api/v1/lease/release": {"epoch": 1, "incarnation": "aa", "reason": "x"},
+}
+VIEW = ("/healthz", "/api/v1/openapi.json", "/api/v1/servers", "/api/v1/history", "/api/v1/primary")
+PROMOTE = {"/api/v1/promote": {"target": "server2", "request_id": "r1"}}
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory):
+    return make_kits(tmp_path_factory.mktemp("kits"), servers=2)
+
+
+@pytest.fixture
+def app(kits):
+    threads = ThreadPoolExecutor(2)
+    store = MemoryLeaseStore()
+    made = create_app(kits["overseer"], Desk(kits["overseer"], store, SystemClock()), threads)
+    made.state.store = store
+    yield made
+    threads.shutdown()
+
+
+@pytest.fixture
+async def call(app, kits):
+    clients = []
+
+    async def as_(name, method, path, **options):
+        der = None
+        if name is not None:
+            der = x509.load_pem_x509_certificate(kits[name].cert.read_bytes()).public_bytes(Encoding.DER)
+
+        async def with_certificate(scope, receive, send):
+            await app({**scope, "extensions": {"tls": {"client_cert_der": der}}}, receive, send)
+
+        transport = httpx.ASGITransport(app=with_certificate, raise_app_exceptions=False)
+        clients.append(httpx.AsyncClient(transport=transport, base_url="https://overseer"))
+        return await clients[-1].request(method, path, **options)
+
+    yield as_
+    for client in clients:
+        await client.aclose()
+
+
+def told(answer):
+    body = answer.json()
+    assert set(body) == {"code", "message", "hint"}
+    return answer.status_code, body["code"]
+
+
+@pytest.mark.parametrize("path", [*VIEW, *HOLD, *PROMOTE])
+async def test_nothing_is_answered_without_a_certificate(call, path):
+    body = HOLD.get(path) or PROMOTE.get(path)
+    assert told(await call(None, "POST" if body else "GET", path, json=body)) == (401, "BAD_CERTIFICATE")
+
+
+@pytest.mark.parametrize("path", HOLD)
+@pytest.mark.parametrize("caller", ["site-1", ADMIN, "overseer"])
+async def test_only_servers_hold_the_lease(call, caller, path):
+    body = HOLD[path]
+    assert told(await call(caller, "POST" if body else "GET", path, json=body)) == (403, "NOT_AUTHORISED")
+
+
+@pytest.mark.parametrize("caller", ["site-1", "server1", "overseer"])
+async def test_only_admins_promote(call, caller):
+    assert told(await call(caller, "POST", "/api/v1/promote", json=PROMOTE["/api/v1/promote"]))[0] == 403
+
+
+@pytest.mark.parametrize("caller", ["site-1", ADMIN, "overseer", "server1"])
+async def test_every_role_may_look(call, caller):
+    for path in VIEW[:-1]:
+        assert (await call(caller, "GET", path)).status_code == 200
+    assert told(await call(caller, "GET", "/api/v1/primary")) == (503, "NO_PRIMARY")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b'{"incarnation": "../../etc"}',
+        b'{"incarnation": "aa", "log_seq": -2}',
+        b'{"incarnation": "aa", "role": "KING"}',
+        b'{"incarnation": "aa", "log_epoch": 1e400}',
+    ],
+)
+async def test_a_malformed_body_is_refused_with_a_reason(call, body):
+    answer = await call(
+        "server1", "POST", "/api/v1/servers/register", content=body, headers={"content-type": "application/json"}
+    )
+    assert told(answer) == (400, "BAD_INPUT")
+
+
+@pytest.mark.parametrize("query", ["after=x", "wait=-1", "wait=1e9", "wait=nan"])
+async def test_a_malformed_query_is_refused(call, query):
+    assert told(await call("server1", "GET", f"/api/v1/lease?{query}")) == (400, "BAD_INPUT")
+
+
+async def test_a_large_body_is_refused_whatever_it_announces(call):
+    async def chunks():
+        for _ in range(MAX_BODY // 1024 + 1):
+            yield b" " * 1024
+
+    for content in (b" " * (MAX_BODY + 1), chunks()):
+        answer = await call("server1", "POST", "/api/v1/servers/register", content=content)
+        assert told(answer) == (413, "BAD_INPUT")
+
+
+async def test_unknown_paths_and_methods_are_json_too(call):
+    assert told(await call("server1", "GET", "/api/v1/nothing")) == (404, "NOT_FOUND")
+    assert told(await call("server1", "DELETE", "/api/v1/servers")) == (405, "BAD_INPUT")
+
+
+async def test_a_store_that_does_not_answer_is_503(call, app):
+    app.state.store.broken = True
+    assert told(await call("server1", "POST", "/api/v1/servers/register", json={"incarnation": "aa"})) == (
+        503,
+        StoreUnavailable.code,
+    )
+
+
+async def test_the_api_describes_itself(call):
+    described = (await call(ADMIN, "GET", "/api/v1/openapi.json")).json()
+    assert {*HOLD, *PROMOTE, "/healthz", "/api/v1/events"} <= set(described["paths"])
+    assert json.dumps(described)
+
+
+def test_an_app_with_a_route_that_declares_no_permission_is_not_built():
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.get("/open")
+    async def open_to_all():
+        return {}
+
+    with pytest.raises(RuntimeError, match="/open"):
+        check_routes(app.routes)
+
+
+def test_an_unknown_permission_cannot_be_declared():
+    with pytest.raises(ValueError, match="unknown permission"):
+        Allowed("lease.steal")
