@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,16 @@ __all__ = ["setup"]
 
 
 class _Formatter(logging.Formatter):
-    converter = time.gmtime
+    converter = time.gmtime  # type: ignore[assignment]
     default_msec_format = "%s.%03dZ"
     default_time_format = "%Y-%m-%dT%H:%M:%S"
+
+
+def _is_stdout(path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):
+        return False
 
 
 def setup(name: str, log_file: Path | None = None, *, stdout: bool = True, level: int = logging.INFO) -> None:
@@ -21,12 +29,14 @@ def setup(name: str, log_file: Path | None = None, *, stdout: bool = True, level
 
     Args:
         name: stands in every line, so that logs of several participants can be read together.
-        log_file: is appended to. A process in the background already has its output there: leave it out.
+        log_file: is appended to, unless standard output is that file already.
         stdout: also write to standard output.
         level: least level of Fedhelm's own loggers; libraries write from WARNING.
     """
     formatter = _Formatter(f"%(asctime)s {name} %(levelname)s %(message)s")
     handlers: list[logging.Handler] = []
+    if stdout and log_file is not None and _is_stdout(log_file):
+        log_file = None  # a process in the background: its output is the log file already
     if stdout:
         handlers.append(logging.StreamHandler(sys.stdout))
     if log_file is not None:

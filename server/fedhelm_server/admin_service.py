@@ -79,7 +79,8 @@ class AdminService:
         if self._nonces.pop(request.nonce, 0.0) < self._runtime.clock.boottime():
             raise BadCertificate("the login took too long or was repeated; log in again")
         certificates = call.context.auth_context().get("x509_pem_cert") or [b""]
-        verify(certificates[0], request.signature, LOGIN_CONTEXT + request.nonce)
+        if not verify(certificates[0], request.signature, LOGIN_CONTEXT + request.nonce):
+            raise BadCertificate("the login is not signed by the key of the certificate")
         versions = set(request.wire_versions) & set(WIRE_VERSIONS)
         if not versions:
             raise ProtocolError(f"wire versions {list(request.wire_versions)}: this server speaks {WIRE_VERSIONS}")
