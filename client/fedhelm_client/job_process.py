@@ -74,14 +74,14 @@ class Ended:
 def failure_of(ended: Ended) -> tuple[str, str]:
     """Return reason (one line) and traceback for a script that ended before its job did. Pure."""
     details = ended.traceback or ended.tail
+    if ended.reason:
+        return ended.reason, details
     if ended.signal is not None:
         try:
             name = signal.Signals(ended.signal).name
         except ValueError:
             name = str(ended.signal)
         return f"the script was killed by {name}", details
-    if ended.reason:
-        return ended.reason, details
     if ended.status == 0:
         return "the script returned before the job ended", details
     return f"the script exited with status {ended.status}", details

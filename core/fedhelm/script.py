@@ -81,7 +81,11 @@ class _Line:
         self._characters = 0
         self._flusher: threading.Thread | None = None
         self._closed = threading.Event()
-        self.welcome = Welcome.from_frame(self.ask("welcome", "hello", token=token, pid=os.getpid()))
+        try:
+            self.welcome = Welcome.from_frame(self.ask("welcome", "hello", token=token, pid=os.getpid()))
+        except FedhelmError:
+            self._channel.close()
+            raise
 
     def ask(self, want: str, type: str, **fields: Any) -> dict[str, Any]:  # noqa: A002 - the wire's own word
         """Send a frame and return the answer, which is of type ``want`` or ends the script with an error."""

@@ -1,0 +1,198 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from fedhelm.process import child_env
+from fedhelm_client import landlock
+from fedhelm_client.folders import make_runtime_dir, protected_paths
+from tests.support.kits import make_kits
+
+needs_landlock = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has no Landlock")
+
+
+def test_the_allow_list_names_siblings_and_nothing_above(tmp_path):
+    root = tmp_path.resolve()
+    for name in ("poc/site-1/startup", "poc/site-1/data", "poc/store", "other", "poc/site-2/startup"):
+        (root / name).mkdir(parents=True)
+    (root / "file").touch()
+    (root / "link").symlink_to(root / "poc/site-1/startup")
+    protected = [root / "poc/site-1/startup", root / "poc/store", root / "poc/site-2", root / "poc/site-2/startup"]
+    allowed = set(landlock.allow_list(protected))
+    assert {path for path in allowed if path.is_relative_to(root)} == {
+        root / "other",
+        root / "file",
+        root / "poc/site-1/data",
+    }
+    for path in allowed:
+        assert not any(one.is_relative_to(path) for one in protected)
+        assert not any(path.is_relative_to(one) for one in protected)
+    assert any(path.name == "proc" for path in allowed)
+
+
+def test_what_does_not_exist_yet_stays_closed(tmp_path):
+    root = tmp_path.resolve()
+    (root / "a").mkdir()
+    allowed = set(landlock.allow_list([root / "later" / "startup"]))
+    assert root / "a" in allowed
+    assert root / "later" not in allowed
+    assert root not in allowed
+
+
+def test_every_kit_of_the_workspace_and_the_store_are_protected(tmp_path):
+    kit = make_kits(tmp_path, sites=2)["site-1"]
+    protected = protected_paths(kit)
+    for path in (
+        kit.key,
+        kit.local,
+        kit.run / "outbox",
+        kit.log_file,
+        tmp_path / "site-2/startup/client.key",
+        tmp_path / "server1/startup/server.key",
+        tmp_path / "overseer/run/overseer.db",
+        tmp_path / "admin@nvidia.com/startup/client.key",
+        tmp_path / "store/log/0000000000000001",
+    ):
+        assert any(path.resolve().is_relative_to(one) for one in protected), path
+
+
+def shut_in(kit, body, *, agent_pid=0):
+    """Run ``body`` in a process that is shut in as a job process is; return what it puts into ``out``."""
+    job = kit.run / "jobs" / "a23456723456"
+    for name in ("bundle", "work/tmp", "models", "results"):
+        (job / name).mkdir(parents=True, exist_ok=True)
+    (job / "bundle" / "module_of_the_job.py").write_text("VALUE = 42\n")
+    code = f"""
+import errno, json, os, sys
+from pathlib import Path
+from fedhelm_client import landlock
+kit, job, agent = Path({str(kit.root)!r}), Path({str(job)!r}), {agent_pid}
+protect = [Path(p) for p in {[str(path) for path in protected_paths(kit)]!r}]
+landlock.restrict(protect, read=[job / "bundle", job / "models"], write=[job / "work", job / "results"])
+os.chdir(job / "work")
+out = {{}}
+def refused(call):
+    try:
+        call()
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EXDEV)  # EXDEV: its word for a link across its border
+    return False
+{textwrap.dedent(body)}
+print(json.dumps(out))
+"""
+    env = {**child_env(kit.root, "job"), "TMPDIR": str(job / "work" / "tmp")}
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def kit(tmp_path):
+    kit = make_kits(tmp_path, sites=2)["site-1"]
+    (tmp_path / "store" / "log").mkdir(parents=True)
+    (tmp_path / "store" / "log" / "0").write_text("{}")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images").write_text("data")
+    kit.run.mkdir()
+    (kit.run / "outbox").mkdir()
+    return kit
+
+
+@needs_landlock
+def test_keys_and_store_are_closed(kit):
+    out = shut_in(
+        kit,
+        """
+        out["key"] = refused((kit / "startup/client.key").read_bytes)
+        out["config"] = refused((kit / "startup/fed_client.json").read_bytes)
+        out["neighbour"] = refused((kit.parent / "site-2/startup/client.key").read_bytes)
+        out["server"] = refused((kit.parent / "server1/startup/server.key").read_bytes)
+        out["store"] = refused((kit.parent / "store/log/0").read_bytes)
+        out["append"] = refused(lambda: (kit.parent / "store/log/1").write_text("x"))
+        out["outbox"] = refused(lambda: (kit / "run/outbox/forged").write_text("x"))
+        out["local"] = refused(lambda: (kit / "local/policy").write_text("x"))
+        out["delete"] = refused((kit / "startup/client.crt").unlink)
+        out["rename"] = refused(lambda: (kit / "startup").rename(kit / "other"))
+        os.symlink(kit / "startup/client.key", "link")
+        out["link"] = refused(Path("link").read_bytes)
+        out["hard_link"] = refused(lambda: os.link(kit / "startup/client.key", "hard"))
+        out["root"] = refused(Path(f"/proc/self/root{kit}/startup/client.key").read_bytes)
+        out["child"] = os.system(f"cat {kit}/startup/client.key > /dev/null 2>&1") != 0
+        """,
+    )
+    assert out == dict.fromkeys(out, True)
+    assert kit.cert.exists()
+
+
+@needs_landlock
+def test_everything_else_works_as_usual(kit, tmp_path):
+    out = shut_in(
+        kit,
+        """
+        sys.path.insert(0, str(job / "bundle"))
+        import module_of_the_job, subprocess, tempfile
+        import numpy, torch
+        out["import"] = module_of_the_job.VALUE
+        out["torch"] = float(torch.ones(3).sum())
+        Path("notes.txt").write_text("mine")
+        Path("notes.txt").rename("renamed.txt")
+        out["work"] = Path("renamed.txt").read_text()
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"x")
+            out["temporary"] = file.name.startswith(str(job))
+        out["data"] = (kit.parent / "data/images").read_text()
+        (kit.parent / "data/written").write_text("x")
+        (job / "results/r.safetensors").write_bytes(b"r")
+        out["child"] = subprocess.run(["/bin/sh", "-c", "echo hello"], capture_output=True, text=True).stdout
+        out["listing"] = "site-1" in os.listdir(kit.parent)
+        out["shared_memory"] = torch.zeros(10).share_memory_().is_shared()
+        """,
+    )
+    assert out == {
+        "import": 42,
+        "torch": 3.0,
+        "work": "mine",
+        "temporary": True,
+        "data": "data",
+        "child": "hello\n",
+        "listing": True,
+        "shared_memory": True,
+    }
+
+
+@needs_landlock
+def test_the_agent_s_process_is_out_of_reach(kit):
+    agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)
+    try:
+        out = shut_in(
+            kit,
+            """
+            out["environ"] = os.geteuid() == 0 or refused(Path(f"/proc/{agent}/environ").read_bytes)
+            out["memory"] = refused(lambda: open(f"/proc/{agent}/mem", "rb"))
+            out["root"] = refused(Path(f"/proc/{agent}/root").readlink)
+            out["files"] = refused(Path(f"/proc/{agent}/fd/0").readlink)
+            import signal
+            out["signal"] = refused(lambda: os.kill(agent, signal.SIGTERM)) or landlock.abi() < 6
+            """,
+            agent_pid=agent.pid,
+        )
+        assert out == dict.fromkeys(out, True)
+        assert agent.poll() is None
+    finally:
+        agent.send_signal(signal.SIGKILL)
+        agent.wait()
+
+
+def test_the_runtime_folder_is_private_short_and_replaced(tmp_path):
+    kit = make_kits(tmp_path)["site-1"]
+    kit.run.mkdir()
+    first = make_runtime_dir(kit)
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert len(os.fsencode(first / "a23456723456.sock")) < 100
+    second = make_runtime_dir(kit)
+    assert not first.exists()
+    second.rmdir()

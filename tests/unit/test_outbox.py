@@ -1,0 +1,192 @@
+import dataclasses
+import os
+
+import pytest
+
+from fedhelm.errors import BadInput, ProtocolError
+from fedhelm.v1 import fleet_pb2
+from fedhelm_client.journal import MAX_BATCH_SIZE, Journal, Throttle, batch
+from fedhelm_client.outbox import ContributionId, Outbox, Saved, id_of, is_closed, load_jobs
+
+FIRST = ContributionId(attempt=0, step=0, round=1, kind="train", sequence=0)
+
+
+def saved(contribution=FIRST, **fields):
+    defaults = {"file": None, "owner": "jobs/x/0-1/sites", "weight": 3.0, "metrics": {"a": 1.0}, "lines": 7}
+    return Saved(id=contribution, **{**defaults, **fields})
+
+
+def result_file(tmp_path, content=b"tensors"):
+    path = tmp_path / "result.safetensors"
+    path.write_bytes(content)
+    return path
+
+
+def test_a_saved_result_is_there_after_a_restart(tmp_path):
+    before = Outbox(tmp_path / "job").save(saved(), result_file(tmp_path))
+    assert before.file.read_bytes() == b"tensors"
+    again = Outbox(tmp_path / "job")
+    assert again.to_offer() == [before]
+    assert again.answered(FIRST)
+
+
+def test_a_recorded_result_is_kept_until_its_round_is_closed(tmp_path):
+    outbox = Outbox(tmp_path / "job")
+    file = outbox.save(saved(), result_file(tmp_path)).file
+    outbox.mark(FIRST, "recorded")
+    assert outbox.to_offer() == []
+    assert file.exists()
+    assert outbox.close([fleet_pb2.ClosedRound(step=0, round=1, kind="train")]) == [FIRST]
+    assert not file.exists()
+    assert outbox.answered(FIRST)  # still never handed out again
+    assert list(Outbox(tmp_path / "job")) == []
+
+
+def test_gone_deletes_the_tensors_and_is_remembered(tmp_path):
+    outbox = Outbox(tmp_path / "job")
+    file = outbox.save(saved(), result_file(tmp_path)).file
+    outbox.mark(FIRST, "gone")
+    assert not file.exists()
+    again = Outbox(tmp_path / "job")
+    assert again.to_offer() == []
+    assert again.answered(FIRST)
+
+
+def test_results_are_offered_in_order(tmp_path):
+    outbox = Outbox(tmp_path / "job")
+    ids = [dataclasses.replace(FIRST, round=number) for number in (10, 2, 1)]
+    for one in ids:
+        outbox.save(saved(one), None)
+    assert [one.id.round for one in Outbox(tmp_path / "job").to_offer()] == [1, 2, 10]
+
+
+def test_an_agent_that_died_before_the_meta_file_leaves_nothing(tmp_path):
+    folder = tmp_path / "job"
+    Outbox(folder)
+    (folder / "0-0-1-train-0.safetensors").write_bytes(b"half")
+    outbox = Outbox(folder)
+    assert not outbox.answered(FIRST)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_damaged_meta_file_is_named(tmp_path):
+    Outbox(tmp_path / "job").save(saved(), None)
+    (tmp_path / "job" / "0-0-1-train-0.result.json").write_text("{}")
+    with pytest.raises(BadInput, match="0-0-1-train-0.result.json is damaged"):
+        Outbox(tmp_path / "job")
+
+
+def test_a_link_to_a_secret_is_not_a_result(tmp_path):
+    secret = tmp_path / "client.key"
+    secret.write_text("key")
+    link = tmp_path / "result.safetensors"
+    link.symlink_to(secret)
+    outbox = Outbox(tmp_path / "job")
+    with pytest.raises(ProtocolError, match="cannot be opened"):
+        outbox.save(saved(), link)
+    link.unlink()
+    os.link(secret, link)
+    with pytest.raises(ProtocolError, match="not a plain file"):
+        outbox.save(saved(), link)
+    assert secret.exists()
+    assert not outbox.answered(FIRST)
+
+
+def test_closed_rounds_cover_earlier_ones_of_the_same_kind():
+    closed = [fleet_pb2.ClosedRound(step=1, round=3, kind="train")]
+    for step, number, kind, over in [
+        (1, 3, "train", True),
+        (1, 1, "train", True),
+        (1, 4, "train", False),
+        (0, 1, "train", False),
+        (1, 2, "evaluate", False),
+    ]:
+        contribution = ContributionId(0, step, number, kind, 0)
+        assert is_closed(contribution, closed) is over
+
+
+def test_a_kind_that_is_no_word_never_becomes_a_path():
+    with pytest.raises(BadInput):
+        id_of(0, fleet_pb2.Task(kind="../x", round=1))
+    assert id_of(2, fleet_pb2.Task(kind="train", round=1)).key == "2-0-1-train-0"
+
+
+def test_jobs_with_unfinished_business(tmp_path):
+    assert load_jobs(tmp_path / "outbox") == []
+    Outbox(tmp_path / "outbox" / "b")
+    Outbox(tmp_path / "outbox" / "a")
+    assert load_jobs(tmp_path / "outbox") == ["a", "b"]
+
+
+# -- lines ------------------------------------------------------------------------------------------------------------
+
+
+def line(value):
+    return {"kind": "scalar", "tag": "loss", "value": value, "step": None, "time": "t"}
+
+
+def test_lines_are_numbered_and_wait_until_acknowledged(tmp_path):
+    journal = Journal(tmp_path / "lines.jsonl")
+    journal.append([line(1), line(2)])
+    journal.append([line(3)])
+    journal.sync()
+    assert [number for number, _ in journal.next_batch()] == [1, 2, 3]
+    journal.acknowledge(2)
+    assert [number for number, _ in journal.next_batch()] == [3]
+    journal.close()
+
+
+def test_numbers_go_on_after_a_restart(tmp_path):
+    journal = Journal(tmp_path / "lines.jsonl")
+    journal.append([line(1), line("ü\ud800")])
+    journal.close()
+    again = Journal(tmp_path / "lines.jsonl")
+    again.acknowledge(1)
+    again.append([line(3)])
+    assert [number for number, _ in again.next_batch()] == [2, 3]
+    assert "ü?" in again.next_batch()[0][1]
+    again.close()
+
+
+def test_a_torn_last_line_is_cut_off(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    journal = Journal(path)
+    journal.append([line(1), line(2)])
+    journal.close()
+    path.write_bytes(path.read_bytes()[:-3])
+    again = Journal(path)
+    again.append([line("again")])
+    assert [number for number, _ in again.next_batch()] == [1, 2]
+    assert "again" in again.next_batch()[1][1]
+    again.close()
+
+
+def test_a_journal_that_was_lost_goes_on_above_what_the_log_has(tmp_path):
+    journal = Journal(tmp_path / "lines.jsonl")
+    journal.acknowledge(40)
+    journal.append([line(1)])
+    assert [number for number, _ in journal.next_batch()] == [41]
+    journal.close()
+
+
+def test_a_full_disk_takes_none_of_the_lines(tmp_path):
+    journal = Journal(tmp_path / "lines.jsonl")
+    journal.append([line(1)])
+    journal.close()
+    with pytest.raises(OSError):
+        journal.append([line(2)])
+    assert journal.last == 1
+
+
+def test_batches_are_bounded():
+    assert batch([]) == 0
+    assert batch(["x"] * 10_000) == 500
+    assert batch(["x" * (MAX_BATCH_SIZE + 1), "y"]) == 1
+    assert batch(["x" * (MAX_BATCH_SIZE // 2)] * 3) == 2
+
+
+def test_a_script_that_prints_in_a_loop_is_throttled_and_it_is_said():
+    throttle = Throttle(burst=3, rate=1)
+    assert throttle.take(["a", "b", "c", "d", "e"], now=0.0) == ["a", "b", "c"]
+    assert throttle.take(["f"], now=0.5) == []
+    assert throttle.take(["g", "h"], now=2.0) == ["(3 lines are in the site's log only)", "g", "h"]
