@@ -4,8 +4,8 @@ T 3, R 0.5, Q 0.5, M 0.5; a lease may be used for 3 * 0.999 - 0.5 = 2.497 s afte
 from itertools import pairwise
 
 import pytest
-from fedhelm_server import keeper_values as kv
 
+from fedhelm_server import keeper_values as kv
 from tests.fakes.server_script import Driven, T
 
 USABLE = 3 * 0.999 - 0.5
@@ -485,6 +485,9 @@ def test_an_unconfirmed_handoff_with_no_overseer_left_goes_on_unleased(script):
     assert [kind for kind, _ in frames] == ["unleased"]
     script.on(kv.ChildDrained("c1", 50))  # crossed on the pipe
     script.none_of(kv.Release)
+    script.after(0.5)
+    script.answer(kv.Renew)
+    assert [kind for kind, _ in script.frames()] == ["lease"]
 
 
 def test_an_intent_taken_back_before_the_handoff_resumes(script):
@@ -526,6 +529,18 @@ def test_a_refusal_is_told_and_the_same_child_registers_again_later_and_later(sc
         pauses.append(round(script.now - told, 2))
         script.answer(kv.Register, script.row("released", epoch))
     assert pauses == [0.5, 1, 2, 4, 5, 5]
+
+
+def test_a_late_view_of_a_grant_that_was_refused_is_no_new_grant(script):
+    script.standby()
+    script.granted(3)
+    late = script.state.lease
+    script.answer(kv.Renew)
+    script.on(kv.ChildRefused("c1", "store went backwards"))
+    script.answer(kv.Release, script.row("released", 3))
+    script.answer(kv.WaitLease, late)
+    assert script.frames() == []
+    assert script.hold is None
 
 
 def test_a_refused_child_whose_store_is_bad_does_not_ask_for_more(script):
