@@ -17,7 +17,6 @@ from typing import Any
 from fedhelm.errors import ProtocolError
 from fedhelm.local.frames import Channel, Frame
 from fedhelm.tasks import cancel, spawn
-
 from fedhelm_server import keeper_values as kv
 
 __all__ = ["ChildLink", "describe_exit", "event_of"]

@@ -19,7 +19,6 @@ from fedhelm.provision.launch import PROGRAM, background
 from fedhelm.provision.stop import wait_until
 from fedhelm.security.kit import open_kit
 from fedhelm.wire.overseer_client import OverseerClient
-
 from fedhelm_server.supervisor import Supervisor
 
 __all__ = ["main"]

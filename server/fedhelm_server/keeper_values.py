@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from fedhelm.config.timing import Timing
-
 from fedhelm_server.role import Role
 
 __all__ = [

@@ -20,7 +20,6 @@ from fedhelm.ids import new_incarnation
 from fedhelm.process import child_env, write_state
 from fedhelm.tasks import cancel, spawn
 from fedhelm.wire import overseer_api as api
-
 from fedhelm_server import keeper
 from fedhelm_server import keeper_values as kv
 from fedhelm_server.child_link import ChildLink

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from fedhelm.process import ParticipantLock
 from fedhelm_server.supervisor import Supervisor
-
 from tests.fakes.server_kit import server_kit, stub_command
 from tests.fakes.server_overseer import FakeOverseer
 

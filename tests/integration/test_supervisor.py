@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+
 from fedhelm.errors import AlreadyRunning
 from fedhelm.process import ParticipantLock, marked_processes, read_state
 from fedhelm.tasks import cancel, spawn
 from fedhelm.wire.overseer_api import Intent
 from fedhelm_server import keeper_values as kv
 from fedhelm_server.supervisor import Supervisor
-
 from tests.fakes.server_kit import server_kit, stub_command
 from tests.fakes.server_overseer import FakeOverseer
 from tests.support.waiting import eventually, eventually_sync

@@ -1,6 +1,7 @@
 from itertools import product
 
 import pytest
+
 from fedhelm_server.role import TRANSITIONS, WRITERS, IllegalTransitionError, Role, RoleEvent, transition
 
 
