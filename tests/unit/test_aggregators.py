@@ -8,14 +8,15 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from fedhelm.errors import BadInput
 from fedhelm.learning.aggregators import weighted_average
 from fedhelm.learning.rounding import nearest, widen
 from fedhelm.learning.sources import FileSource
 from fedhelm.tensors import Bits, encode, read_bits, read_file, write_file
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 
 class Memory:

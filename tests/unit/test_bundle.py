@@ -6,10 +6,11 @@ import socket
 import tarfile
 
 import pytest
-from fedhelm.errors import BadInput, Conflict
-from fedhelm.job import bundle
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fedhelm.errors import BadInput, Conflict
+from fedhelm.job import bundle
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fedhelm.job import load_job
 from fedhelm.learning.workflow import best_round
 from fedhelm.tensors import read_file
-
 from tests.fakes.learning_site import FakeSite, FakeTask, Federation, run_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fedhelm.errors import BadInput
 from fedhelm.learning.fedavg import FedAvg
 from fedhelm.learning.workflow import (
@@ -14,8 +17,6 @@ from fedhelm.learning.workflow import (
     StepView,
     Wait,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 SITES = ("site-1", "site-2", "site-3")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fedhelm.errors import BadInput, NotSupportedYet
 from fedhelm.job import JobConfig, bundle, load_bundle, load_job, parse_config
 from fedhelm.learning.fedavg import FedAvg
 from fedhelm.learning.registry import workflow_of
 from fedhelm.tensors import write_file
-from hypothesis import given
-from hypothesis import strategies as st
 
 SMALL = """\
 name: hello

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from fedhelm.errors import Conflict
 from fedhelm.job.lifecycle import JobEvent, JobStatus, transition
 

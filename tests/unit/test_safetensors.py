@@ -6,12 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from fedhelm.errors import BadInput
-from fedhelm.tensors import read_bits, read_file, read_header, to_torch, write_file
-from fedhelm.tensors.header import MAX_HEADER, parse_header
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from fedhelm.errors import BadInput
+from fedhelm.tensors import read_bits, read_file, read_header, to_torch, write_file
+from fedhelm.tensors.header import MAX_HEADER, parse_header
 
 DTYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "u2", "u4", "u8", "?"]
 MODELS = st.dictionaries(

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from fedhelm.errors import BadInput
 from fedhelm.tensors import (
     Arrays,

@@ -3,9 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from fedhelm.learning.workflow import ClosedView, ContributionView, StepView, best_round, weighted_metrics
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fedhelm.learning.workflow import ClosedView, ContributionView, StepView, best_round, weighted_metrics
 
 
 def train(number, **metrics):

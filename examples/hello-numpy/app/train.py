@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fedhelm.script as fl
 import numpy as np
+
+import fedhelm.script as fl
 
 with fl.connect() as site:
     number = site.members.index(site.name) + 1  # 1 at site-1, 2 at site-2, ...

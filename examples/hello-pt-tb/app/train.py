@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import digits
-import fedhelm.script as fl
 import torch
 from model import fit, new_model, test
+
+import fedhelm.script as fl
 
 torch.set_num_threads(1)  # the number of threads changes the order of sums, and with it the last bits
 torch.use_deterministic_algorithms(True)
