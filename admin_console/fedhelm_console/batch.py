@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from fedhelm.errors import ExitStatus
 from fedhelm.output import Format, emit, format_of, guarded
-
 from fedhelm_console.context import Console
 from fedhelm_console.grammar import parse, split
 

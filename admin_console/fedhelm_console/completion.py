@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhelm.output import FORMATS
-
 from fedhelm_console.grammar import COMMON_FLAGS, Word, split
 from fedhelm_console.registry import Command, Parameter, Registry
 from fedhelm_console.render import duration

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhelm.errors import JobNotFound, Refused
-
 from fedhelm_console.grammar import Call
 from fedhelm_console.registry import Registry
 from fedhelm_console.render import Style

@@ -7,7 +7,6 @@ from typing import Any
 
 from fedhelm.errors import UsageError
 from fedhelm.output import FORMATS, Format
-
 from fedhelm_console.registry import Command, Parameter, Registry
 
 __all__ = ["COMMON_FLAGS", "Call", "Word", "parse", "split"]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedhelm.admin.models import Event
-
     from fedhelm_console.render import Style
     from fedhelm_console.view import View
 

@@ -12,9 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhelm.clock import Clock, SystemClock
-from fedhelm.errors import FedhelmError, NoPrimary, NotAuthorised, Unreachable
-from fedhelm.output import Format, emit_error, error_line
 from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -26,6 +23,9 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.patch_stdout import patch_stdout
 
+from fedhelm.clock import Clock, SystemClock
+from fedhelm.errors import FedhelmError, NoPrimary, NotAuthorised, Unreachable
+from fedhelm.output import Format, emit_error, error_line
 from fedhelm_console import prompt
 from fedhelm_console.batch import run_line
 from fedhelm_console.commands.local import help_of

@@ -5,13 +5,13 @@ import signal
 from dataclasses import replace
 
 import pytest
+
 from fedhelm.admin.models import Job
 from fedhelm.errors import DeadlineExceeded, NotAuthorised, Unreachable
 from fedhelm_console.batch import run_line, run_lines
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.context import Console
 from fedhelm_console.render import Style
-
 from tests.fakes.admin_session import JOBS, FakeSession
 
 
@@ -306,7 +306,7 @@ def test_at_the_prompt_ctrl_c_detaches(console, session, capsys):
 
 
 def test_help(run, console, capsys):
-    assert [entry["name"] for entry in run("help")[1]["data"]][0] == "submit_job"
+    assert run("help")[1]["data"][0]["name"] == "submit_job"
     assert run("? wait")[1]["data"]["usage"] == "wait JOB"
     assert run("help wat")[1]["error"]["code"] == "UNKNOWN_COMMAND"
     run_line(console, "?", "table")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from blake3 import blake3
+
 from fedhelm.config.kit import Kit, OverseerAddress, ServerAddress
 from fedhelm.config.timing import PROFILES
 from fedhelm.errors import DeadlineExceeded, JobNotFound, NoPrimary, NotFound, NotPrimary, Refused, Unreachable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,14 +131,12 @@ class FakeSession:
             self._more.notify_all()
 
     def events(self, after=None):
-        seen = 0
-        while True:
+        for at in itertools.count():
             with self._more:
-                self._more.wait_for(lambda: len(self._events) > seen or self._closed)
+                self._more.wait_for(lambda at=at: len(self._events) > at or self._closed)
                 if self._closed:
                     return
-                event = self._events[seen]
-            seen += 1
+                event = self._events[at]
             yield event
 
     def close(self):

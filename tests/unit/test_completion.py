@@ -1,13 +1,13 @@
 """Completion: by the type of the argument, filtered by the command, fuzzy also over hyphens."""
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+
 from fedhelm.admin.models import Server
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.completion import rank, suggest
 from fedhelm_console.view import View
-from prompt_toolkit.completion import CompleteEvent
-from prompt_toolkit.document import Document
-
 from tests.fakes.admin_session import JOBS, FakeSession
 
 VIEW = View("up", "server1", 1, (Server("server1", "ACTIVE", 1), Server("server2", "STANDBY", None)), jobs=tuple(JOBS))

@@ -1,6 +1,7 @@
 """Commands: every one of the contract is there, explains itself, and its examples are understood."""
 
 import pytest
+
 from fedhelm import errors
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.commands.local import help_of

@@ -1,11 +1,11 @@
 """Text for people, at 80 columns, in ASCII, and narrow."""
 
 import pytest
+
 from fedhelm.admin.models import Event, Failover, Job, JobDetail, Server, Site, SiteStatus, Status
 from fedhelm_console import prompt, render
 from fedhelm_console.render import Style
 from fedhelm_console.view import View
-
 from tests.fakes.admin_session import JOBS
 
 PLAIN = Style(80)

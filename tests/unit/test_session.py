@@ -3,9 +3,9 @@
 import json
 
 import pytest
+
 from fedhelm.admin.session import Session
 from fedhelm.errors import DeadlineExceeded, JobNotFound, NoPrimary, Refused, Unreachable
-
 from tests.fakes.admin_network import FakeClock, FakeCluster, FakeNetwork, make_kit
 
 JOB = "k7m3tq4w2zpx"

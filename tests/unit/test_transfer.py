@@ -1,10 +1,10 @@
 """Downloads: resumed at the byte, checked, and visible only when they are complete."""
 
 import pytest
+
 from fedhelm.admin.session import Session
 from fedhelm.admin.transfer import local_path
 from fedhelm.errors import BadInput, Corrupt, ProtocolError
-
 from tests.fakes.admin_network import FakeClock, FakeCluster, FakeNetwork, make_kit
 
 JOB = "k7m3tq4w2zpx"

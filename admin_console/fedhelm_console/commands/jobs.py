@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from fedhelm.admin.models import Job, JobDetail
 from fedhelm.errors import BadInput, ExitStatus
-
 from fedhelm_console import render
 from fedhelm_console.context import Console
 from fedhelm_console.registry import Arg, Command, Result

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fedhelm.admin.models import Site, Status
 from fedhelm.errors import NoPrimary, NotFound
-
 from fedhelm_console import render
 from fedhelm_console.context import Console
 from fedhelm_console.registry import Arg, Command, Result

@@ -92,6 +92,7 @@ class Follower:
         self._current: Connection | None = None
         self._guess = recall(kit.run)
         self._epoch = 0
+        self._overseer_told = ""
         self.primary: Primary | None = None
 
     @property
@@ -228,8 +229,11 @@ class Follower:
         except NoPrimary as nobody:
             return None, True, str(nobody)
         except (Unreachable, DeadlineExceeded) as away:
-            self.notice(Note("overseer", f"no overseer answers ({away}); trying every server"))
+            if self._overseer_told != str(away):
+                self._overseer_told = str(away)
+                self.notice(Note("overseer", f"{away}; trying every server"))
             return self._try_all(deadline, str(away))
+        self._overseer_told = ""
         self.primary = view
         for server in self._kit.servers:
             if server.name == view.name:

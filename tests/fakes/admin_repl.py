@@ -1,0 +1,73 @@
+"""The real prompt over a fake session, for terminal tests: ``python -m tests.fakes.admin_repl ROOT FIFO``.
+
+Words read from the FIFO play the federation: ``failover``, ``lost``, ``flood``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+from fedhelm.admin.models import Event
+from fedhelm.errors import NoPrimary, Unreachable
+from fedhelm_console.commands import REGISTRY
+from fedhelm_console.context import Console
+from fedhelm_console.repl import run_prompt
+from fedhelm_console.terminal import Talk, style_of
+from tests.fakes.admin_session import FakeSession
+
+NOON = "2026-11-22T12:03:41.120Z"
+
+
+def _wait_for_interrupt(*_, **__):
+    threading.Event().wait()
+
+
+def play(word: str, session: FakeSession) -> None:
+    if word == "failover":
+        session.leader, session.epoch = "server2", 4
+        session.publish(Event(1, "failover", NOON, "failover server1 → server2  epoch 4"))
+    elif word == "lost":
+        session.leader = None
+        session.publish(Event(2, "release", NOON, "server1 is gone"))
+    elif word == "flood":
+        for number in range(41):
+            session.publish(Event(10 + number, "member_up", NOON, f"event {number}"))
+
+
+def main() -> int:
+    root, fifo, *flags = sys.argv[1:]
+    os.open(os.ttyname(0), os.O_RDWR)  # makes it the controlling terminal: Ctrl-C becomes a signal
+    session = FakeSession(Path(root))
+    session.wait = _wait_for_interrupt
+    if "unreachable" in flags:
+        session.raises = {
+            "primary": NoPrimary("nobody leads"),
+            "sign_in": Unreachable("nobody answers"),
+        }
+
+    def listen() -> None:
+        with open(fifo, encoding="utf-8") as words:
+            for word in words:
+                play(word.strip(), session)
+
+    threading.Thread(target=listen, daemon=True).start()
+    talk = Talk(sys.stderr)
+    console = Console(
+        session,
+        REGISTRY,
+        style_of(sys.stdout, ascii_only="ascii" in flags),
+        talk.say,
+        session.kit.transfer,
+        timeout=0.3 if "unreachable" in flags else None,
+    )
+    try:
+        return run_prompt(console, talk, "table")
+    finally:
+        session.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
