@@ -19,8 +19,8 @@ from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto
 from fedhelm.wire.chain import Call
-
 from fedhelm_server import decisions, job_views
+from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.downloads import Downloads
 from fedhelm_server.fleet_service import WIRE_VERSIONS
 from fedhelm_server.job_book import JobState, finished
@@ -151,7 +151,8 @@ class AdminService:
         try:
             archive = scratch / "bundle"
             reader = BlobReader(self._runtime.store.blobs, bundle)
-            archive.write_bytes(reader.read())
+            with archive.open("wb") as file:
+                copy_blob(reader, file.write)
             config: dict[str, Any] = load_bundle(archive).model_dump(mode="json")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -7,7 +7,6 @@ from collections.abc import Collection
 
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
-
 from fedhelm_server.decisions import sites_owner
 from fedhelm_server.job_book import JobBook, JobState, finished
 

@@ -10,8 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
-import fedhelm.wire
 import grpc.aio
+
+import fedhelm.wire
 from fedhelm.clock import SystemClock
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, PortTaken
@@ -23,7 +24,6 @@ from fedhelm.security.kit import open_kit
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2, fleet_pb2
 from fedhelm.wire.chain import Call, ServiceHandlers, serve_options, server_credentials
-
 from fedhelm_server.admin_service import AdminService
 from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.job_control import JobControl

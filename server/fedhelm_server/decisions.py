@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedhelm.errors import BadInput, Conflict, JobNotFound, NotAuthorised, ProtocolError
-
 from fedhelm_server.job_book import CONTRIBUTION_KEY, ContributionKey, JobBook, JobState, Placed, finished
 from fedhelm_server.ledger import Answer
 

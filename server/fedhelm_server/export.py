@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
+
 from fedhelm.config.kit import read_kit
 from fedhelm.ids import SITE_NAME
 from fedhelm.learning.workflow import ClosedView, best_round
@@ -21,7 +22,7 @@ from fedhelm.persist.blobs import BlobReader, BlobRef
 from fedhelm.persist.record import Record
 from fedhelm.persist.store import Store, open_store
 from fedhelm.process import atomic_write, die_with_parent
-
+from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.job_book import JobBook, JobState
 from fedhelm_server.projection import LiveProjection
 
@@ -129,7 +130,8 @@ def export(store: Store, job_id: str, seq: int, target: Path) -> list[dict[str, 
     job = book.jobs[job_id]
     archive = target / "bundle"
     reader = BlobReader(store.blobs, BlobRef.from_json(job.bundle))
-    archive.write_bytes(reader.read())
+    with archive.open("wb") as file:
+        copy_blob(reader, file.write)
     unpack(archive, target / "job")
     archive.unlink()
     (target / "summary.json").write_text(json.dumps(summary(job, fences), indent=2) + "\n", encoding="utf-8")

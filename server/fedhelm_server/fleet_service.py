@@ -16,7 +16,6 @@ from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream_blob
 from fedhelm.wire.chain import Call
-
 from fedhelm_server import decisions
 from fedhelm_server.assignments import assignment
 from fedhelm_server.job_book import JobState, finished

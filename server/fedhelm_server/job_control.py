@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from fedhelm.clock import iso
 from fedhelm.errors import FedhelmError
 from fedhelm.tasks import spawn
-
 from fedhelm_server import decisions
 from fedhelm_server.runners import Runners
 from fedhelm_server.runtime import Runtime

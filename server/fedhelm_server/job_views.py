@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from fedhelm.v1 import admin_pb2 as admin
-
 from fedhelm_server.job_book import JobState, finished
 
 __all__ = ["detail", "site_status", "summary"]

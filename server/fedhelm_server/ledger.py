@@ -20,7 +20,6 @@ from fedhelm.clock import Clock
 from fedhelm.errors import Conflict, Fenced, NotPrimary, SlotTaken, StoreUnavailable
 from fedhelm.persist.log import Log
 from fedhelm.persist.record import By, Draft, Record
-
 from fedhelm_server.job_book import JobBook
 
 __all__ = ["BATCHED", "Answer", "Ledger", "Placement"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
+
 from fedhelm.config.kit import Kit, read_kit
 from fedhelm.errors import FedhelmError, StoreUnavailable
 from fedhelm.learning.aggregators import weighted_average
@@ -37,7 +38,7 @@ from fedhelm.local.frames import SyncChannel
 from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter
 from fedhelm.persist.store import Store, open_store
 from fedhelm.process import die_with_parent
-
+from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.decisions import model_owner
 from fedhelm_server.job_book import JobBook, JobState, finished
 from fedhelm_server.projection import LiveProjection
@@ -48,7 +49,7 @@ __all__ = ["Runner", "main", "workflow_of"]
 _log = logging.getLogger("fedhelm.runner")
 
 
-class _Gone(Exception):  # noqa: N818 - not an error: the child has closed the channel
+class _Gone(Exception):
     """The child is gone, or wants this runner to end."""
 
 
@@ -172,16 +173,20 @@ class Runner:
         name = self._job.config.get("initial_model")
         if not name:
             return None, None
-        from fedhelm.job.bundle import read_member
+        from fedhelm.job.bundle import copy_member
+
+        writer, sha256 = BlobWriter(self._store.blobs, model_owner(self._id, 0, 0)), hashlib.sha256()
+
+        def sink(data: bytes | memoryview) -> None:
+            sha256.update(data)
+            writer.write(data)
 
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "bundle"
             with archive.open("wb") as file:
-                _copy(BlobReader(self._store.blobs, BlobRef.from_json(self._job.bundle)), file.write)
-            data = read_member(archive, name)
-        writer = BlobWriter(self._store.blobs, model_owner(self._id, 0, 0))
-        writer.write(data)
-        return writer.finish().to_json(), hashlib.sha256(data).hexdigest()
+                copy_blob(BlobReader(self._store.blobs, BlobRef.from_json(self._job.bundle)), file.write)
+            copy_member(archive, name, sink)
+        return writer.finish().to_json(), sha256.hexdigest()
 
     def _close(self, sites: tuple[str, ...]) -> None:
         open_ = self._job.open
@@ -267,14 +272,6 @@ class Runner:
                 if frame["type"] == "rejected":
                     _log.info("%s was not taken: %s", kind, frame["reason"])
                 return
-
-
-def _copy(reader: BlobReader, write: Any) -> None:
-    buffer = memoryview(bytearray(1 << 20))
-    for offset in range(0, reader.size, len(buffer)):
-        view = buffer[: min(len(buffer), reader.size - offset)]
-        reader.read_into(offset, view)
-        write(view)
 
 
 def main(argv: list[str]) -> int:

@@ -16,7 +16,6 @@ from fedhelm.errors import FedhelmError, NotPrimary, StoreUnavailable
 from fedhelm.local.frames import Channel, Frame
 from fedhelm.process import child_env
 from fedhelm.tasks import spawn
-
 from fedhelm_server import decisions
 from fedhelm_server.job_book import finished
 from fedhelm_server.ledger import Answer, Placement

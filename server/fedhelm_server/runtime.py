@@ -20,7 +20,6 @@ from fedhelm.persist.record import By, Record
 from fedhelm.persist.store import Store, probe
 from fedhelm.tasks import spawn
 from fedhelm.v1 import common_pb2 as common
-
 from fedhelm_server.job_book import Fence, JobBook
 from fedhelm_server.ledger import Answer, Ledger
 from fedhelm_server.role import WRITERS, Role, RoleEvent, transition
@@ -126,19 +125,24 @@ class Runtime:
             case "lease":
                 self._deadline = float(frame["deadline"])
                 self._event(RoleEvent.LEASED)
+                self._reopen_if_leading()
             case "unleased":
-                self._event(RoleEvent.UNLEASED)
+                self._event(RoleEvent.UNLEASED)  # a drain without a higher fence is void: this server goes on
+                self._reopen_if_leading()
             case "drain":
                 if self.role is Role.ACTIVE:
                     spawn(self._drain(frame), "drain")
             case "resume":
                 self._deadline = float(frame["deadline"])
-                if self.role is Role.DRAINING:
-                    self._event(RoleEvent.RESUME)
-                    self.ledger.reopen()
-                    self._changed(set(self.book.jobs))
+                self._event(RoleEvent.RESUME)
+                self._reopen_if_leading()
             case unknown:
                 _log.warning("the supervisor sent a frame %r that this version does not know", unknown)
+
+    def _reopen_if_leading(self) -> None:
+        if self.role in (Role.ACTIVE, Role.UNLEASED) and self.ledger.closed_reason is not None:
+            self.ledger.reopen()
+            self._changed(set(self.book.jobs))
 
     def _event(self, event: RoleEvent) -> None:
         before, self.role = self.role, transition(self.role, event)
