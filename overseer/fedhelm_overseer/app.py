@@ -16,6 +16,9 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
+
 from fedhelm.config.kit import Kit
 from fedhelm.errors import BadCertificate, BadInput, FedhelmError, NotFound
 from fedhelm.security.identity import Principal, principal_from_der
@@ -38,9 +41,6 @@ from fedhelm.wire.overseer_api import (
     RenewRequest,
     ServerView,
 )
-from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute
-
 from fedhelm_overseer.desk import Desk
 from fedhelm_overseer.tls_protocol import client_certificate
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from fedhelm.config.timing import Timing
 from fedhelm.wire.overseer_api import BeatRequest, RegisterRequest, RenewRequest
-
 from fedhelm_overseer.decide import HOLD_DOWN, Seen, Server, unfit
 from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow
 

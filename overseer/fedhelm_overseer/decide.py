@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from fedhelm.config.timing import Timing
 from fedhelm.wire.overseer_api import Role
-
 from fedhelm_overseer.lease import HANDOFF, Holder, LeaseRow
 
 __all__ = ["HOLD_DOWN", "Action", "Adopt", "DropIntent", "Grant", "Seen", "Server", "Wait", "decide", "unfit"]

@@ -30,7 +30,6 @@ from fedhelm.wire.overseer_api import (
     ServerState,
     ServerView,
 )
-
 from fedhelm_overseer.board import Board
 from fedhelm_overseer.decide import Action, Adopt, DropIntent, Grant, Wait, decide, unfit
 from fedhelm_overseer.events import Bell, EventFeed

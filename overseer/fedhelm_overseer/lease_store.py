@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from fedhelm.errors import Corrupt, StoreUnavailable
-from fedhelm.wire.overseer_api import Intent
 from sqlalchemy import event, exc
 
+from fedhelm.errors import Corrupt, StoreUnavailable
+from fedhelm.wire.overseer_api import Intent
 from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow, Term
 
 __all__ = ["SqlLeaseStore"]

@@ -6,7 +6,6 @@ import logging
 import threading
 
 from fedhelm.errors import StoreUnavailable
-
 from fedhelm_overseer.decide import Wait
 from fedhelm_overseer.desk import Desk
 

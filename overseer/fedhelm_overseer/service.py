@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
+
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput, PortTaken
 from fedhelm.security.tls import server_context
-
+from fedhelm.tasks import cancel, spawn
 from fedhelm_overseer.app import create_app
 from fedhelm_overseer.desk import Desk
 from fedhelm_overseer.lease_store import SqlLeaseStore
@@ -27,6 +28,7 @@ __all__ = ["Service", "listen"]
 _log = logging.getLogger("fedhelm.overseer")
 _KEEP_ALIVE_S = 75
 _BACKLOG = 512
+_CUT_S = 0.05
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -38,7 +40,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     literal = ":" in host or host.replace(".", "").isdigit()
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off only where the protocol is named; else each answer takes 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host if literal else "", port))
@@ -75,7 +78,17 @@ class _HttpsServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End streams and long polls, then the connections."""
         self._closing()
+        cut = spawn(self._cut_idle(), "cut idle connections")
         await super().shutdown(sockets)
+        await cancel(cut)
+
+    async def _cut_idle(self) -> None:
+        """Do not wait for clients to say good-bye on connections that they merely keep open."""
+        while tasks := set(self.server_state.tasks):
+            await asyncio.wait(tasks)
+        await asyncio.sleep(_CUT_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 class Service:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from fedhelm.errors import Corrupt, StoreUnavailable
 from fedhelm.wire.overseer_api import Intent
 from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow
 from fedhelm_overseer.lease_store import SqlLeaseStore
-
 from tests.fakes.overseer_store import MemoryLeaseStore
 
 AT = "2026-11-22T15:00:00.000Z"

@@ -13,13 +13,13 @@ import threading
 import time
 
 import pytest
+
 from fedhelm.errors import BadCertificate, NoPrimary, NotAuthorised, NotFound, Refused, Unreachable
 from fedhelm.process import child_env, read_state
 from fedhelm.security.tls import client_context
 from fedhelm.wire.overseer_api import ActivateRequest, BeatRequest, RegisterRequest, ReleaseRequest, RenewRequest
 from fedhelm.wire.overseer_client import OverseerClient, OverseerConsoleClient
 from fedhelm_overseer.service import Service, listen
-
 from tests.support.kits import ADMIN, make_kits
 from tests.support.waiting import eventually, eventually_sync
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from fedhelm.config.timing import PROFILES
 from fedhelm.wire.overseer_api import Intent
 from fedhelm_overseer.decide import Adopt, DropIntent, Grant, Seen, Server, Wait, decide, unfit
@@ -87,9 +88,9 @@ class TestAReleasedLease:
         assert granted(decide(RELEASED, seen(led(NEW_ONE, seq=99), led(TWO)), TIMING, now=0.0)) == ("server2", 2)
 
     def test_is_not_taken_for_released_below_an_epoch_that_a_log_shows(self):
-        servers = seen(led(NEW_ONE, epoch=5), led(TWO, epoch=5))
+        servers = seen(led(NEW_ONE, epoch=2), led(TWO, epoch=2))
         assert isinstance(decide(RELEASED, servers, TIMING, now=T - 0.01), Wait)
-        assert granted(decide(RELEASED, servers, TIMING, now=T)) == ("server2", 6)
+        assert granted(decide(RELEASED, servers, TIMING, now=T)) == ("server2", 3)
 
 
 class TestAHeldLease:
@@ -170,6 +171,10 @@ class TestAdoption:
         writer = replace(led(ONE, epoch=7, seq=120), role=role)
         assert decide(row, seen(writer, led(TWO, epoch=7)), TIMING, now=1e6) == Adopt(7, ONE.holder, 120)
 
+    def test_of_who_says_that_it_writes_without_a_lease(self):
+        writer = replace(led(ONE, epoch=7, seq=120), role="PROMOTING", unleased=True)
+        assert decide(NEVER, seen(writer), TIMING, now=0.0) == Adopt(7, ONE.holder, 120)
+
     def test_not_of_a_dead_one(self):
         writer = replace(led(ONE, epoch=7), role="ACTIVE", live=False)
         assert granted(decide(NEVER, seen(writer, led(TWO, epoch=7)), TIMING, now=T)) == ("server2", 8)
@@ -197,6 +202,10 @@ class TestASwitchover:
     def test_prefers_the_target_whatever_the_others_have_read(self):
         action = decide(self.handed, seen(self.third, led(TWO)), TIMING, now=0.0)
         assert action == Grant(2, TWO.holder, "switchover", keep_intent=True)
+
+    def test_prefers_the_target_even_if_it_lost_the_lease_a_short_time_ago(self):
+        servers = seen(self.third, led(TWO), held_down=frozenset({"server2"}))
+        assert granted(decide(self.handed, servers, TIMING, now=0.0)) == ("server2", 2)
 
     def test_takes_another_when_the_target_has_become_unfit_and_forgets_the_intent(self):
         action = decide(self.handed, seen(self.third, replace(TWO, live=False)), TIMING, now=0.0)

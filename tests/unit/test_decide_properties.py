@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from fedhelm.config.timing import PROFILES
 from fedhelm.wire.overseer_api import BeatRequest, Intent, RegisterRequest
 from fedhelm_overseer.board import Board
 from fedhelm_overseer.decide import Adopt, DropIntent, Grant, decide
 from fedhelm_overseer.lease import Holder
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-
 from tests.fakes.overseer_store import MemoryLeaseStore
 
 TIMING = PROFILES["default"]

@@ -10,11 +10,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from fastapi import FastAPI
+
 from fedhelm.clock import SystemClock
 from fedhelm.errors import StoreUnavailable
 from fedhelm_overseer.app import MAX_BODY, Allowed, check_routes, create_app
 from fedhelm_overseer.desk import Desk
-
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.support.kits import ADMIN, make_kits
 

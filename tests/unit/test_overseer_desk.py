@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from fedhelm.config.kit import Kit, OverseerAddress, ServerAddress
 from fedhelm.config.timing import PROFILES
 from fedhelm.errors import Conflict, NoPrimary, NotFound, Refused, StoreUnavailable
@@ -18,7 +19,6 @@ from fedhelm.wire.overseer_api import (
 )
 from fedhelm_overseer.decide import Wait
 from fedhelm_overseer.desk import Desk
-
 from tests.fakes.overseer_clock import FakeClock
 from tests.fakes.overseer_store import MemoryLeaseStore
 
