@@ -21,7 +21,7 @@ from blake3 import blake3
 from fedhelm.config.kit import Kit, read_kit
 from fedhelm.errors import FedhelmError, StoreUnavailable
 from fedhelm.learning.aggregators import weighted_average
-from fedhelm.learning.fedavg import FedAvg
+from fedhelm.learning.registry import workflow_of
 from fedhelm.learning.workflow import (
     ClosedView,
     CloseRound,
@@ -44,25 +44,13 @@ from fedhelm_server.job_book import JobBook, JobState, finished
 from fedhelm_server.projection import LiveProjection
 from fedhelm_server.runners import job_folder
 
-__all__ = ["Runner", "main", "workflow_of"]
+__all__ = ["Runner", "main", "step_view"]
 
 _log = logging.getLogger("fedhelm.runner")
 
 
 class _Gone(Exception):
     """The child is gone, or wants this runner to end."""
-
-
-def workflow_of(config: dict[str, Any], step: int) -> FedAvg:
-    """Build the workflow of one step from the job's recorded configuration."""
-    options = config["workflow"][step]
-    return FedAvg(
-        rounds=options["rounds"],
-        min_responses=options.get("min_responses"),
-        deadline_s=options.get("deadline"),
-        evaluate=bool(options.get("evaluate")),
-        best_metric=options.get("best_metric"),
-    )
 
 
 def step_view(job: JobState, step: int, opened_for_s: float) -> StepView:
@@ -124,7 +112,7 @@ class Runner:
 
     def _step(self) -> None:
         job, step = self._job, 0
-        workflow = workflow_of(dict(job.config), step)
+        workflow = workflow_of(job.config["workflow"][step])
         match workflow.decide(step_view(job, step, self._opened_for(job))):
             case OpenRound(round=number, rounds=rounds, kind=kind, deadline_s=deadline):
                 self._open(step, number, rounds, kind, deadline)

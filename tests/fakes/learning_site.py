@@ -106,7 +106,7 @@ class Federation:
 
     def run(self) -> None:
         config = load_job(self.folder).config
-        workflow = workflow_of(config.workflow[0])
+        workflow = workflow_of(config.to_json()["workflow"][0])
         opened = None
         while True:
             action = workflow.decide(StepView(tuple(self.closed), opened, self.sites))

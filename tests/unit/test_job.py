@@ -59,7 +59,7 @@ def test_defaults():
     assert (config.app, config.sites, config.script_path) == ("app", None, "app/train.py")
     assert (config.min_sites, config.mandatory_sites, config.options) == (None, (), {})
     assert config.initial_model is None
-    assert workflow_of(config.workflow[0]) == FedAvg(5)
+    assert workflow_of(config.to_json()["workflow"][0]) == FedAvg(5)
 
 
 def test_everything_there_is():
@@ -67,7 +67,7 @@ def test_everything_there_is():
     assert config.sites == ("site-1", "site-2", "site-3")
     assert config.script_path == "app/deep/train.py"
     assert config.options == {"lr": 0.1, "layers": [1, 2, {"x": None}], "note": "on", "flag": True}
-    assert workflow_of(config.workflow[0]) == FedAvg(5, 2, 1800.0, evaluate=True, best_metric="f1")
+    assert workflow_of(config.to_json()["workflow"][0]) == FedAvg(5, 2, 1800.0, evaluate=True, best_metric="f1")
 
 
 @pytest.mark.parametrize("text", [SMALL, FULL])

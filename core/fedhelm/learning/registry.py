@@ -1,20 +1,22 @@
-"""From a step of ``job.yaml`` to the workflow that decides it."""
+"""From a recorded step of ``job.yaml`` to the workflow that decides it."""
 
 from __future__ import annotations
 
-from fedhelm.job.model import FedAvgStep
+from collections.abc import Mapping
+from typing import Any
+
 from fedhelm.learning.fedavg import FedAvg
 from fedhelm.learning.workflow import Workflow
 
 __all__ = ["workflow_of"]
 
 
-def workflow_of(step: FedAvgStep) -> Workflow:
-    """Return the workflow of a checked step."""
+def workflow_of(step: Mapping[str, Any]) -> Workflow:
+    """Return the workflow of one step, as the log has it: checked when the job was submitted, plain JSON values."""
     return FedAvg(
-        rounds=step.rounds,
-        min_responses=step.min_responses,
-        deadline_s=step.deadline,
-        evaluate=step.evaluate,
-        best_metric=step.best_metric,
+        rounds=step["rounds"],
+        min_responses=step.get("min_responses"),
+        deadline_s=step.get("deadline"),
+        evaluate=bool(step.get("evaluate")),
+        best_metric=step.get("best_metric"),
     )
