@@ -18,7 +18,6 @@ from fedhelm.ids import new_incarnation
 from fedhelm.process import marked_processes, set_non_dumpable, set_subreaper, write_state
 from fedhelm.tasks import spawn
 from fedhelm.v1 import fleet_pb2
-
 from fedhelm_client import landlock
 from fedhelm_client.executor import JobExecution, Site
 from fedhelm_client.folders import make_runtime_dir, outbox_dir

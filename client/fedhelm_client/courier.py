@@ -18,7 +18,6 @@ from fedhelm.errors import FedhelmError, NotFound
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import common_pb2, fleet_pb2
 from fedhelm.wire.bulk import upload_file
-
 from fedhelm_client.journal import Journal
 from fedhelm_client.links import Links
 from fedhelm_client.outbox import ContributionId, Outbox, Saved, is_closed

@@ -20,7 +20,6 @@ from fedhelm.process import atomic_write
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
 from fedhelm.wire.bulk import fetch_blob
-
 from fedhelm_client.courier import Courier, Failure
 from fedhelm_client.decide import Act, Situation, decide, status_of
 from fedhelm_client.door import Door

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.process import die_with_parent
-
 from fedhelm_client import landlock
 
 __all__ = ["MAX_TRACEBACK", "main"]

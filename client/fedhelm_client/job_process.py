@@ -18,7 +18,6 @@ from fedhelm.errors import ProtocolError
 from fedhelm.local.frames import Channel
 from fedhelm.process import atomic_write, child_env
 from fedhelm.tasks import spawn
-
 from fedhelm_client.tree import end_all
 
 __all__ = ["Ended", "JobPlan", "JobProcess", "end_strays", "failure_of"]

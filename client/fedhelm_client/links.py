@@ -26,7 +26,6 @@ from fedhelm.errors import (
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
 from fedhelm.wire.channels import EpochGuard, FleetStub, aio_channel
-
 from fedhelm_client.follow import Following, load_epoch, save_epoch
 
 __all__ = ["Dial", "Links", "dial_with_tls", "is_transient"]
@@ -181,6 +180,8 @@ class Links:
         )
         try:
             await asyncio.wait({work, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if work.cancelled():  # by grpc, when what it was to send could not be read
+                raise Unreachable(f"the call to {leader} was broken off")
             if work.done():
                 return work.result()
             raise _LeaderChangedError

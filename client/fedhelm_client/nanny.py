@@ -26,7 +26,6 @@ from typing import IO, Any
 
 from fedhelm.local.frames import FrameReader, encode
 from fedhelm.process import ROLE_MARK, set_subreaper
-
 from fedhelm_client.tree import end_all
 
 __all__ = ["TAIL", "LineCutter", "main"]
