@@ -1,4 +1,4 @@
-"""Events above the prompt: a background thread that prints at most four lines a second."""
+"""Events above the prompt: at most four lines a second, but every failover."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fedhelm.errors import FedhelmError
 __all__ = ["Notifier"]
 
 _LINES = 4
+_ALWAYS = ("failover", "promote")
 _WINDOW = 1.0
 _KEPT = 50
 
@@ -74,7 +75,7 @@ class Notifier:
         event: Event | None = first
         more = True
         while event is not None:
-            if shown < _LINES:
+            if shown < _LINES or event.kind in _ALWAYS:
                 self._write(self._line(event))
                 shown += 1
             else:

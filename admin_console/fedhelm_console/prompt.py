@@ -79,6 +79,6 @@ def event_line(event: Event, style: Style) -> str:
     if event.kind == "grant":
         glyph, colour = "●", "33"
     plain = {"▲": "^", "▼": "v", "●": "*"}
-    text = event.text if not style.ascii else style.plain(event.text)
+    text = style.plain(event.text) if style.ascii else event.text.replace(" -> ", " → ")
     text = "".join(char if char.isprintable() else " " for char in text)
     return style.paint(f"{clock} {plain[glyph] if style.ascii else glyph} {text}", colour)

@@ -151,6 +151,7 @@ class _Prompt:
 
     def _write(self, line: str) -> None:
         # While the prompt is shown, sys.stdout is patched: the line goes above it and what is typed is kept.
+        self._talk.clear()
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

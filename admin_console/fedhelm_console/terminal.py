@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Talk", "make_console", "style_of"]
 
 _EVERY = 0.1
+_AT_ONCE = 0.3
 _SLOWLY = 5.0
 
 
@@ -44,6 +45,7 @@ class Talk:
         self._open = False
         self._next = 0.0
         self._began: float | None = None
+        self._lock = threading.Lock()
 
     def say(self, text: str) -> None:
         """Write a line."""
@@ -58,7 +60,8 @@ class Talk:
         if note.kind != "electing":
             self.say(note.text)
         elif self._terminal:
-            self._over(f"{note.text}, Ctrl-C to give up")
+            if note.seconds >= _AT_ONCE:
+                self._over(f"{note.text}, Ctrl-C to give up")
         elif note.seconds >= self._next:
             self.say(note.text)
             self._next = note.seconds + _SLOWLY
@@ -69,7 +72,7 @@ class Talk:
             return
         now = time.monotonic()
         if self._began is None:
-            self._began, self._next = now, now + 0.3
+            self._began, self._next = now, now + _AT_ONCE
         if now < self._next:
             return
         self._next = now + _EVERY
@@ -84,19 +87,25 @@ class Talk:
         self._stream.flush()
         return sys.stdin.readline()
 
+    def clear(self) -> None:
+        """Take away the line that is being written over: somebody else is going to write. Safe in any thread."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                self._stream.write("\r\x1b[K")
+                self._stream.flush()
+
     def finish(self) -> None:
-        """End a line that was being written over."""
-        if self._open:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-        self._open = False
+        """End what was being shown."""
+        self.clear()
         self._next = 0.0
         self._began = None
 
     def _over(self, text: str) -> None:
-        self._stream.write(f"\r{text}\x1b[K")
-        self._stream.flush()
-        self._open = True
+        with self._lock:
+            self._stream.write(f"\r{text}\x1b[K")
+            self._stream.flush()
+            self._open = True
 
 
 def make_console(kit: Kit, talk: Talk, *, timeout: float | None, yes: bool, ascii_only: bool) -> Console:

@@ -79,6 +79,14 @@ def test_a_flood_of_events_is_a_few_lines(start):
     assert sum("▲ event" in line for line in terminal.lines()) == 4
 
 
+def test_a_failover_is_shown_even_in_a_flood(start):
+    terminal = start()
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.play("flood")
+    terminal.play("failover")
+    terminal.sees("▲ failover server1 → server2  epoch 4")
+
+
 def test_completion_of_commands_jobs_and_paths(start):
     terminal = start()
     terminal.sees("jobs 1▶")

@@ -28,7 +28,7 @@ def _wait_for_interrupt(*_, **__):
 def play(word: str, session: FakeSession) -> None:
     if word == "failover":
         session.leader, session.epoch = "server2", 4
-        session.publish(Event(1, "failover", NOON, "failover server1 → server2  epoch 4"))
+        session.publish(Event(1, "failover", NOON, "failover server1 -> server2  epoch 4"))
     elif word == "lost":
         session.leader = None
         session.publish(Event(2, "release", NOON, "server1 is gone"))
@@ -49,7 +49,7 @@ def main() -> int:
         }
 
     def listen() -> None:
-        with open(fifo, encoding="utf-8") as words:
+        with Path(fifo).open(encoding="utf-8") as words:
             for word in words:
                 play(word.strip(), session)
 

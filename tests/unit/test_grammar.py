@@ -1,5 +1,7 @@
 """Lines: words, options in any order, types, and errors that say how it is meant."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

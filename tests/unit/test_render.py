@@ -133,7 +133,7 @@ def test_toolbar_without_primary_or_overseer():
 
 
 def test_event_lines(monkeypatch):
-    event = Event(1, "failover", "2026-11-22T12:03:41.120Z", "failover server1 → server2  epoch 4")
+    event = Event(1, "failover", "2026-11-22T12:03:41.120Z", "failover server1 -> server2  epoch 4")
     line = prompt.event_line(event, PLAIN)
     assert line[2] == line[5] == ":"
     assert line[8:] == " ▲ failover server1 → server2  epoch 4"

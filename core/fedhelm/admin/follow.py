@@ -150,7 +150,8 @@ class Follower:
         """
         self.drop(connection)
         deadline.check(str(why))
-        self.notice(Note("following", f"{why}; asking who leads"))
+        what = "does not lead any more" if isinstance(why, NotPrimary | Fenced | SlotTaken) else "does not answer"
+        self.notice(Note("following", f"{connection.server} {what}; asking who leads"))
 
     def connect(self, deadline: Deadline) -> Connection:
         """Return the connection, after finding the primary and logging in where there is none.
