@@ -27,13 +27,14 @@ from fedhelm.wire.overseer_api import (
     ReleaseRequest,
     RenewReply,
     RenewRequest,
-    ServerState,
     ServerView,
 )
+from fedhelm_overseer.announcements import Announcements
 from fedhelm_overseer.board import Board
 from fedhelm_overseer.decide import Action, Adopt, DropIntent, Grant, Wait, decide, unfit
 from fedhelm_overseer.events import Bell, EventFeed
-from fedhelm_overseer.lease import HANDOFF, Holder, LeaseRow, LeaseStore, Term
+from fedhelm_overseer.lease import HANDOFF, Holder, LeaseRow, LeaseStore
+from fedhelm_overseer.views import history_entry, primary_view, server_view
 
 __all__ = ["Desk"]
 
@@ -61,6 +62,7 @@ class Desk:
         self._board.saw_row(store.read(), clock.boottime())
         self._alarm: str | None = None
         self.feed = EventFeed(store.count_start(), clock)
+        self._told = Announcements(self.feed)
         self.changed = Bell()
         self.wake: Callable[[], None] = lambda: None
         """Called when a decision may be due before the next P; the observer sets it."""
@@ -150,7 +152,7 @@ class Desk:
                 self._board.saw_row(row, now)
                 self._board.activated(name, now)
             term = self._store.history()[-1]
-        self._tell_active(term, gap)
+        self._told.active(term, gap)
         self.changed.ring()
         return row.view()
 
@@ -196,14 +198,7 @@ class Desk:
                 raise Conflict("the lease keeps changing", hint="try again")
             with self._lock:
                 self._board.saw_row(new, self._clock.boottime())
-        self.feed.publish(
-            "promote",
-            f"{admin} asked for a switchover {primary} -> {request.target}",
-            target=request.target,
-            primary=primary,
-            admin=admin,
-            request_id=request.request_id,
-        )
+        self._told.asked(admin, primary, request)
         self.changed.ring()
         return PromoteReply(epoch=row.epoch, primary=primary, target=request.target, request_id=request.request_id)
 
@@ -224,37 +219,17 @@ class Desk:
             raise NoPrimary(
                 "no server leads at the moment", hint="see `list_sp`; the overseer grants as soon as it may"
             )
-        server = self._kit.server(row.holder.name)
-        return PrimaryView(
-            name=server.name,
-            epoch=row.epoch,
-            host=server.host,
-            fed_learn_port=server.fed_learn_port,
-            admin_port=server.admin_port,
-            ssid=f"{self._kit.project}:{row.epoch}",
-        )
+        return primary_view(self._kit, row, row.holder)
 
     def servers(self) -> tuple[ServerView, ...]:
         """Return the project's servers, in its order."""
         now = self._clock.boottime()
         with self._lock:
-            return tuple(self._server_view(one.name, now) for one in self._kit.servers)
+            return tuple(server_view(one, self._board, now) for one in self._kit.servers)
 
     def history(self) -> tuple[HistoryEntry, ...]:
         """Return the epochs, oldest first."""
-        return tuple(
-            HistoryEntry(
-                epoch=term.epoch,
-                holder=term.holder.name,
-                incarnation=term.holder.incarnation,
-                cause=term.cause,
-                granted_at=term.granted_at,
-                active_at=term.active_at,
-                gap_s=term.gap_s,
-                previous=term.previous,
-            )
-            for term in self._store.history()
-        )
+        return tuple(history_entry(term) for term in self._store.history())
 
     def observe(self) -> Action:
         """Read the row, decide, and do what was decided.
@@ -271,10 +246,7 @@ class Desk:
                 came, went = self._board.movements(seen)
             action = decide(row, seen, self._kit.timing, now)
             self._apply(action, row)
-        for name in came:
-            self.feed.publish("member_up", f"{name} is up", name=name)
-        for name in went:
-            self.feed.publish("member_down", f"{name} is down", name=name)
+        self._told.moved(came, went)
         return action
 
     def _apply(self, action: Action, row: LeaseRow) -> LeaseRow | None:
@@ -290,7 +262,7 @@ class Desk:
         new = self._store.set_intent(row, None)
         if new is not None and row.intent is not None:
             self._noted(new)
-            self.feed.publish("promote", f"switchover to {row.intent.target} given up", target=row.intent.target)
+            self._told.given_up(row.intent)
         return new
 
     def _grant(self, action: Grant, row: LeaseRow) -> LeaseRow | None:
@@ -304,15 +276,7 @@ class Desk:
                 (self._board.expired(row.holder, now) if action.expired else self._board.spend(row.holder))
             self._board.saw_row(new, now)
         self.changed.ring()
-        self.feed.publish(
-            "grant",
-            f"epoch {action.epoch} granted to {action.holder.name}: {action.cause}",
-            epoch=action.epoch,
-            name=action.holder.name,
-            previous=row.holder.name if row.holder else None,
-            cause=action.cause,
-        )
-        _log.info("epoch %d granted to %s: %s", action.epoch, action.holder.name, action.cause)
+        self._told.granted(action, row)
         return new
 
     def _adopt(self, action: Adopt, row: LeaseRow) -> LeaseRow | None:
@@ -324,14 +288,7 @@ class Desk:
             self._board.saw_row(new, now)
             self._board.activated(action.holder.name, now)
         self.changed.ring()
-        self.feed.publish(
-            "active",
-            f"{action.holder.name} leads, epoch {action.epoch}: adopted",
-            epoch=action.epoch,
-            name=action.holder.name,
-            cause="adopted",
-        )
-        _log.warning("the row was behind the log: adopted %s, epoch %d", action.holder.name, action.epoch)
+        self._told.adopted(action)
         return new
 
     def _adopt_claim(self, holder: Holder, request: RenewRequest) -> LeaseRow | None:
@@ -379,16 +336,7 @@ class Desk:
         now = self._clock.boottime()
         with self._lock:
             self._board.released(row, holder.name, now, refused=row.cause if refused else None, gone=gone)
-        told = "refused" if refused else "released"
-        self.feed.publish(
-            "release",
-            f"{holder.name} {told} epoch {row.epoch}: {row.cause}",
-            epoch=row.epoch,
-            name=holder.name,
-            cause=row.cause,
-            refused=refused,
-        )
-        _log.info("%s %s epoch %d: %s", holder.name, told, row.epoch, row.cause)
+        self._told.released(row, holder, refused=refused)
         self.changed.ring()
 
     def _already(self, epoch: int, holder: Holder, state: str) -> LeaseRow:
@@ -434,43 +382,6 @@ class Desk:
         if why is not None:
             raise Refused(f"{target} cannot take over: {why}", hint="`list_sp` shows the servers")
         return row.holder.name
-
-    def _server_view(self, name: str, now: float) -> ServerView:
-        address, row = self._kit.server(name), self._board.row
-        sighting = self._board.sighting(name)
-        if sighting is None:
-            return ServerView(
-                name=name, state="DOWN", fed_learn_port=address.fed_learn_port, admin_port=address.admin_port
-            )
-        server = sighting.server
-        holds = row.holder == server.holder and row.state in {"granted", "active"}
-        state: ServerState = server.role
-        if sighting.beat_at is None or not self._board.live(name, now):
-            state = "DOWN"
-        elif state == "ACTIVE" and not (holds and row.state == "active"):
-            # It has not heard yet: a fence that waits for its confirmation, or somebody else's epoch.
-            state = "PROMOTING" if holds else "FENCED"
-        return ServerView(
-            name=name,
-            state=state,
-            epoch=row.epoch if holds and state != "DOWN" else None,
-            incarnation=server.incarnation,
-            log_epoch=server.log_epoch,
-            log_seq=server.log_seq,
-            fed_learn_port=address.fed_learn_port,
-            admin_port=address.admin_port,
-            beat_age_s=self._board.age(name, now),
-            note=f"refused: {server.refused}" if server.refused else sighting.note,
-        )
-
-    def _tell_active(self, term: Term, gap: float | None) -> None:
-        name, epoch = term.holder.name, term.epoch
-        facts = {"epoch": epoch, "name": name, "previous": term.previous, "cause": term.cause, "gap_s": gap}
-        self.feed.publish("active", f"{name} leads, epoch {epoch}", **facts)
-        if term.previous is not None and term.previous != name:
-            what = "switchover" if term.cause == "switchover" else "failover"
-            self.feed.publish("failover", f"{what} {term.previous} -> {name}  epoch {epoch}", **facts)
-        _log.info("%s leads, epoch %d%s", name, epoch, "" if gap is None else f", gap {gap:.3f} s")
 
     def _raise_alarm(self, wait: Wait | None) -> None:
         told = wait.reason if wait is not None and wait.alarm else None

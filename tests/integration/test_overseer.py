@@ -28,7 +28,8 @@ from tests.support.waiting import eventually, eventually_sync
 async def overseer(tmp_path):
     """Kits, and a running overseer for them on a port that was free."""
     listener = listen("127.0.0.1", 0)
-    kits = make_kits(tmp_path, servers=2, base_port=listener.getsockname()[1])
+    # Profile wan: the observer looks once a second, so what is fast below was not waited for.
+    kits = make_kits(tmp_path, servers=2, base_port=listener.getsockname()[1], timing="wan")
     service = Service(kits["overseer"], listener)
     running = asyncio.ensure_future(service.run())
     yield kits
@@ -255,7 +256,7 @@ def kits(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return make_kits(tmp_path, servers=2, base_port=port)
+    return make_kits(tmp_path, servers=2, base_port=port, timing="default")
 
 
 @pytest.fixture

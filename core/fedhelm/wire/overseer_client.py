@@ -46,6 +46,8 @@ __all__ = ["OverseerClient", "OverseerConsoleClient"]
 _SERVERS = TypeAdapter(tuple[ServerView, ...])
 _HISTORY = TypeAdapter(tuple[HistoryEntry, ...])
 _CONSOLE_TIMEOUT = 5.0
+_SLACK = 3.0
+"""What a call may take beyond Q when no deadline of the lease hangs on it: only beats and renewals have to keep Q."""
 _EVENT_SILENCE = 15.0
 """Longest silence on an event stream; the overseer pings every 5 s."""
 _RECONNECT = (0.1, 0.25, 0.5, 1.0, 2.0)
@@ -91,7 +93,7 @@ class OverseerClient:
 
     async def register(self, request: RegisterRequest) -> RegisterReply:
         """Announce an incarnation; look at ``accepted`` in the answer."""
-        return _parse(RegisterReply, await self._call("POST", "/servers/register", request, slack=3.0))
+        return _parse(RegisterReply, await self._call("POST", "/servers/register", request, slack=_SLACK))
 
     async def beat(self, request: BeatRequest) -> LeaseView:
         """Send a sign of life; return the lease row.
@@ -111,7 +113,7 @@ class OverseerClient:
         Raises:
             Refused: this incarnation does not hold that epoch.
         """
-        return _parse(LeaseView, await self._call("POST", "/lease/activate", request, slack=3.0))
+        return _parse(LeaseView, await self._call("POST", "/lease/activate", request, slack=_SLACK))
 
     async def release(self, request: ReleaseRequest) -> LeaseView:
         """Give the lease back; may be repeated.
@@ -119,7 +121,7 @@ class OverseerClient:
         Raises:
             Refused: this incarnation does not hold that epoch.
         """
-        return _parse(LeaseView, await self._call("POST", "/lease/release", request, slack=3.0))
+        return _parse(LeaseView, await self._call("POST", "/lease/release", request, slack=_SLACK))
 
     async def wait_lease(self, after: int, wait_s: float) -> LeaseView:
         """Return the row as soon as its version differs from ``after``, at the latest after ``wait_s`` seconds.
@@ -127,7 +129,7 @@ class OverseerClient:
         ``after=-1`` answers at once.
         """
         path = f"/lease?after={after}&wait={wait_s:.3f}"
-        return _parse(LeaseView, await self._call("GET", path, slack=wait_s + 1.0))
+        return _parse(LeaseView, await self._call("GET", path, slack=wait_s + _SLACK))
 
     async def primary(self) -> PrimaryView:
         """Return who leads.
@@ -135,15 +137,15 @@ class OverseerClient:
         Raises:
             NoPrimary: nobody does at the moment.
         """
-        return _parse(PrimaryView, await self._call("GET", "/primary"))
+        return _parse(PrimaryView, await self._call("GET", "/primary", slack=_SLACK))
 
     async def servers(self) -> tuple[ServerView, ...]:
         """Return the project's servers, in the order of the kit."""
-        return _parse_all(_SERVERS, await self._call("GET", "/servers"))
+        return _parse_all(_SERVERS, await self._call("GET", "/servers", slack=_SLACK))
 
     async def history(self) -> tuple[HistoryEntry, ...]:
         """Return the epochs, oldest first."""
-        return _parse_all(_HISTORY, await self._call("GET", "/history"))
+        return _parse_all(_HISTORY, await self._call("GET", "/history", slack=_SLACK))
 
     async def promote(self, request: PromoteRequest) -> PromoteReply:
         """Ask for a planned switchover.
@@ -152,11 +154,11 @@ class OverseerClient:
             Refused: the target is not fit, or leads already.
             NotFound: no such server.
         """
-        return _parse(PromoteReply, await self._call("POST", "/promote", request, slack=3.0))
+        return _parse(PromoteReply, await self._call("POST", "/promote", request, slack=_SLACK))
 
     async def health(self) -> Health:
         """Return what ``/healthz`` says."""
-        return _parse(Health, await self._call("GET", "/healthz"))
+        return _parse(Health, await self._call("GET", "/healthz", slack=_SLACK))
 
     def _open(self) -> httpx.AsyncClient:
         if self._http is None:
@@ -171,6 +173,7 @@ class OverseerClient:
         import httpx
 
         limit = self._kit.timing.request + slack
+        self._open()  # reading keys and certificates is not the overseer's delay
         failures: list[str] = []
         for address in tuple(self._order):
             try:
