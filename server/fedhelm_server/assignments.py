@@ -68,9 +68,10 @@ def assignment(book: JobBook, site: str, epoch: int, held: Collection[str]) -> f
         epoch: of the primary that sends it.
         held: ended jobs that the site still has something of; it is told how they ended.
     """
+    wanted = {job.job for job in book.running()} | {job for job in held if job in book.jobs}
     jobs = [
-        _assigned(job, site)
-        for job in book.jobs.values()
-        if site in job.sites and (job.job in held if finished(job.status) else job.status != "SUBMITTED")
+        _assigned(book.jobs[job], site)
+        for job in sorted(wanted)
+        if site in book.jobs[job].sites and book.jobs[job].status != "SUBMITTED"
     ]
     return fleet.Assignment(epoch=epoch, seq=max(0, book.seq), jobs=jobs)

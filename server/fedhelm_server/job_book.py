@@ -99,6 +99,7 @@ class JobBook:
 
     def __init__(self) -> None:
         self.jobs: dict[str, JobState] = {}
+        self._alive: dict[str, JobState] = {}
         self.requests: dict[str, tuple[str, str, str]] = {}
         """request id -> (kind of write, job, submitter)"""
         self.fence: Fence | None = None
@@ -127,11 +128,11 @@ class JobBook:
 
     def running(self) -> Iterator[JobState]:
         """Yield the jobs that were dispatched and have not ended, in order of submission."""
-        return (job for job in self.jobs.values() if job.status in ("DISPATCHED", "RUNNING"))
+        return (job for job in self._alive.values() if job.status != "SUBMITTED")
 
     def waiting(self) -> Iterator[JobState]:
         """Yield the jobs that wait to be dispatched, in order of submission."""
-        return (job for job in self.jobs.values() if job.status == "SUBMITTED")
+        return (job for job in self._alive.values() if job.status == "SUBMITTED")
 
     def match(self, prefix: str) -> list[JobState]:
         """Return the jobs whose id begins with ``prefix``."""
@@ -167,7 +168,7 @@ class JobBook:
             raise Corrupt(f"slot {record.seq}: job {body['job']} is submitted twice")
         names = ("job", "name", "submitter", "request_id", "bundle", "config")
         job = JobState(**{key: body[key] for key in names}, submit_time=body["time"], seq=record.seq)
-        self.jobs[job.job] = job
+        self.jobs[job.job] = self._alive[job.job] = job
         self.requests[job.request_id] = ("submit", job.job, job.submitter)
         return {job.job}
 
@@ -251,6 +252,7 @@ class JobBook:
         job.reason = body.get("reason") or ""
         job.traceback = body.get("traceback") or ""
         job.end_time = body["time"]
+        del self._alive[job.job]
         if body.get("request_id"):
             self.requests[body["request_id"]] = ("abort", job.job, body.get("by", ""))
         return {job.job}

@@ -42,6 +42,7 @@ class RunnerProcess:
         self._runtime = runtime
         self.job = job
         self.crashes = 0
+        self._rounds_at_crash = -1
         self._channel: Channel | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._stopped = False
@@ -69,6 +70,9 @@ class RunnerProcess:
             job = self._runtime.book.jobs[self.job]
             if self._stopped or finished(job.status) or not self._runtime.leads:
                 return
+            if len(job.closed) > self._rounds_at_crash:
+                self.crashes = 0  # it got further since: only crashes at the same place count
+            self._rounds_at_crash = len(job.closed)
             self.crashes += 1
             _log.warning("the runner of job %s died (%d of %d)", self.job, self.crashes, MAX_CRASHES)
             if self.crashes >= MAX_CRASHES:

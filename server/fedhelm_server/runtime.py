@@ -153,6 +153,7 @@ class Runtime:
     async def beat(self) -> None:
         """Tell the supervisor every 0.1 s, from this loop, that the loop runs."""
         while True:
+            self._mind_deadline()
             fence = self.book.fence
             self._link.post(
                 "beat",
@@ -168,6 +169,12 @@ class Runtime:
                 primary=fence.name if fence else None,
             )
             await asyncio.sleep(BEAT_S)
+
+    def _mind_deadline(self) -> None:
+        # The supervisor may be stopped or starved: this process keeps the time itself. The log keeps a writer without
+        # a lease harmless; the pause after each append keeps it from starving the fence of whoever was granted one.
+        if self.role is Role.ACTIVE and self.clock.boottime() > self._deadline:
+            self._event(RoleEvent.UNLEASED)
 
     async def watch_store(self) -> None:
         """Notice that the store was lost, and try it until it takes writes again."""
