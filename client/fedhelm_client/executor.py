@@ -14,20 +14,20 @@ from typing import Any
 
 from fedhelm.clock import Clock, iso
 from fedhelm.config.kit import Kit
-from fedhelm.errors import BadInput, FedhelmError, Refused
+from fedhelm.errors import FedhelmError, Refused
 from fedhelm.local.script_protocol import Result, TaskOrder, Welcome
 from fedhelm.process import atomic_write
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
-from fedhelm.wire.bulk import fetch_blob
 from fedhelm_client.courier import Courier, Failure
 from fedhelm_client.decide import Act, Situation, decide, status_of
 from fedhelm_client.door import Door
-from fedhelm_client.folders import JobFolder, outbox_dir, protected_paths
-from fedhelm_client.job_process import Ended, JobPlan, JobProcess, failure_of
+from fedhelm_client.folders import JobFolder, outbox_dir
+from fedhelm_client.job_process import Ended, JobProcess, failure_of
 from fedhelm_client.journal import Journal, Throttle
 from fedhelm_client.links import Links
 from fedhelm_client.outbox import ContributionId, Outbox, Saved, id_of, is_closed
+from fedhelm_client.supplies import fetch_model, prepare
 
 __all__ = ["GRACE_COMPLETED", "GRACE_STOPPED", "JobExecution", "Site"]
 
@@ -38,10 +38,6 @@ GRACE_COMPLETED = 10.0
 
 GRACE_STOPPED = 1.0
 """Seconds between SIGTERM and SIGKILL for the script of a job that was aborted or failed."""
-
-
-MODELS_KEPT = 3
-"""Models that stay on the site's disk; a script may still read the one before its task's."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +232,7 @@ class JobExecution:
 
     async def _start(self) -> None:
         try:
-            plan = await self._prepare()
+            plan = await prepare(self._site.kit, self._site.links, self._folder, self._assigned)
             self._door = Door(self._site.runtime / f"{self.job}.sock", self)
             self._door.open()
             self._process = JobProcess(self._site.kit.root, self.job, self._take_output, self._process_ended)
@@ -250,29 +246,6 @@ class JobExecution:
             self._process_state = "up"
         _log.info("job %s (%s): job process started", self.job, self._assigned.name)
         self._changed.set()
-
-    async def _prepare(self) -> JobPlan:
-        assigned, kit, folder = self._assigned, self._site.kit, self._folder
-        if assigned.custom_code and not kit.enable_byoc:
-            raise Refused(f"{kit.name} does not run jobs that bring their own code (enable_byoc is off)")
-        if not folder.bundle.is_dir():
-            from fedhelm.job.bundle import unpack
-
-            archive = folder.root / "bundle.tar"
-            await self._site.links.to_leader(
-                f"bundle of job {self.job}", lambda stub: fetch_blob(stub, assigned.bundle, archive)
-            )
-            await asyncio.to_thread(unpack, archive, folder.bundle)
-            archive.unlink()
-        app, script = folder.script(assigned.app, assigned.script)
-        return JobPlan(
-            script=script,
-            app=app,
-            work=folder.work,
-            protect=tuple(protected_paths(kit)),
-            read=(folder.bundle, folder.models),
-            write=(folder.work, folder.results),
-        )
 
     async def _stop(self) -> None:
         self._stopping = True
@@ -397,7 +370,7 @@ class JobExecution:
 
     async def _hand_out(self, task: ContributionId, order: fleet_pb2.Task) -> None:
         try:
-            model = await self._fetch_model(order)
+            model = await fetch_model(self._site.links, self._folder, self.job, order)
         except (FedhelmError, OSError) as error:
             await self._fail(f"the model of round {task.round} cannot be fetched: {error}", "")
             return
@@ -421,23 +394,3 @@ class JobExecution:
             )
         )
         self._held_changed()
-
-    async def _fetch_model(self, order: fleet_pb2.Task) -> Path | None:
-        if not order.HasField("model"):
-            return None
-        digest = order.model.digest
-        if not digest.isalnum():
-            raise BadInput(f"a model with the digest {digest!r:.80}")
-        target = self._folder.models / f"{digest}.safetensors"
-        if not target.exists():
-            await self._site.links.to_leader(
-                f"model of job {self.job}, round {order.round}", lambda stub: fetch_blob(stub, order.model, target)
-            )
-            await asyncio.to_thread(_keep_newest, self._folder.models, MODELS_KEPT)
-        return target
-
-
-def _keep_newest(folder: Path, count: int) -> None:
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-    for path in files[:-count]:
-        path.unlink()

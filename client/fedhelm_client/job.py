@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.process import die_with_parent
-from fedhelm_client import landlock
+from fedhelm_client import capabilities, landlock
 
 __all__ = ["MAX_TRACEBACK", "main"]
 
@@ -69,6 +69,7 @@ def main(argv: list[str]) -> int:
     die_with_parent(arguments.parent)
     os.set_inheritable(arguments.report_fd, False)
     plan = json.loads(arguments.plan.read_bytes())
+    capabilities.give_up()
     landlock.restrict(map(Path, plan["protect"]), read=map(Path, plan["read"]), write=map(Path, plan["write"]))
     os.chdir(plan["work"])
     faulthandler.enable()

@@ -23,15 +23,14 @@ import contextlib
 import math
 import os
 import socket
-import struct
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 from fedhelm.errors import BadInput, FedhelmError, ProtocolError, Refused, Unreachable
+from fedhelm.local import script_values
 from fedhelm.local.frames import SyncChannel
 from fedhelm.local.script_protocol import MAX_LINE, SOCKET_ENV, TOKEN_ENV, TaskOrder, Welcome, json_length
 
@@ -100,16 +99,20 @@ class _Line:
         return answer
 
     def _send(self, type: str, **fields: Any) -> None:  # noqa: A002 - the wire's own word
-        if os.getpid() != self._pid:
-            raise Refused("a forked process cannot talk to the site: only the one that called connect() can")
+        self._check_process()
         try:
             with self._sending:
                 self._channel.send(type, **fields)
         except OSError as error:
             raise Unreachable("the site's agent has closed the connection") from error
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise Refused("a forked process cannot talk to the site: only the one that called connect() can")
+
     def put(self, line: dict[str, Any]) -> None:
         """Buffer a line; it leaves within a fifth of a second."""
+        self._check_process()
         with self._buffered:
             self._lines.append(line)
             self._characters += len(line["value"]) if isinstance(line["value"], str) else 32
@@ -227,7 +230,7 @@ class Site:
         Raises:
             BadInput: wrong types.
         """
-        number = _number(value, f"the value of {tag!r}")
+        number = script_values.number(value, f"the value of {tag!r}")
         self._put("scalar", tag, number if math.isfinite(number) else str(number), step)
 
     def summary_writer(self) -> SummaryWriter:
@@ -239,7 +242,7 @@ class Site:
             raise BadInput(f"a tag is a text of at most 256 characters, not {tag!r}")
         if isinstance(value, str) and (length := json_length(value)) > MAX_LINE:
             raise BadInput(f"{tag!r}: {kind} of {length} characters, at most {MAX_LINE} can be streamed")
-        self._line.put({"kind": kind, "tag": tag, "value": value, "step": _step(step), "time": _now()})
+        self._line.put({"kind": kind, "tag": tag, "value": value, "step": script_values.step(step), "time": _now()})
 
 
 class Task:
@@ -298,10 +301,7 @@ class Task:
             raise Refused(f"{what} was submitted already", hint="submit once for each task")
         if arrays is None and self.kind == "train":
             raise BadInput(f"{what} needs arrays", hint="task.submit(model.state_dict(), weight=n)")
-        number = _number(weight, "weight")
-        if not math.isfinite(number) or number <= 0:
-            raise BadInput(f"weight is {number}, it must be a positive number", hint="the number of training samples")
-        numbers = _metrics(metrics)
+        number, numbers = script_values.weight(weight), script_values.metrics(metrics)
         file = None if arrays is None else self._write(arrays)
         self._line.flush()
         self._line.ask("accepted", "result", key=self._order.key, file=file, weight=number, metrics=numbers)
@@ -371,7 +371,7 @@ class SummaryWriter:
         Raises:
             BadInput: another shape, or an image too large to stream.
         """
-        encoded = base64.b64encode(_png(img_tensor, dataformats)).decode()
+        encoded = base64.b64encode(script_values.png(img_tensor, dataformats)).decode()
         self._site._put("image", tag, encoded, global_step)  # noqa: SLF001 - one module, one API
 
     def flush(self) -> None:
@@ -385,67 +385,3 @@ class SummaryWriter:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _number(value: object, what: str) -> float:
-    if isinstance(value, str | bytes | bool) or not isinstance(value, SupportsFloat):
-        raise BadInput(f"{what} is {value!r}, it must be a number")
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise BadInput(f"{what} is no single number: {error}") from error
-
-
-def _step(step: object) -> int | None:
-    if step is None:
-        return None
-    number = _number(step, "step")
-    if not number.is_integer():
-        raise BadInput(f"step is {step!r}, it must be a whole number")
-    return int(number)
-
-
-def _metrics(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
-    if metrics is None:
-        return {}
-    if not isinstance(metrics, Mapping):
-        raise BadInput(f"metrics is {metrics!r}, it must be a dictionary of names and numbers")
-    numbers: dict[str, float] = {}
-    for name, value in metrics.items():
-        if not isinstance(name, str) or not 0 < len(name) <= 256:
-            raise BadInput(f"metrics: {name!r} is not a name")
-        numbers[name] = _number(value, f"the metric {name!r}")
-        if not math.isfinite(numbers[name]):
-            raise BadInput(f"the metric {name!r} is {numbers[name]}, it must be finite")
-    return numbers
-
-
-def _png(image: Any, dataformats: str) -> bytes:
-    import numpy as np
-
-    pixels = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
-    if sorted(dataformats) not in (sorted("CHW"), sorted("HW")) or pixels.ndim != len(dataformats):
-        raise BadInput(f"an image of shape {pixels.shape} is not {dataformats}")
-    pixels = pixels.transpose([dataformats.index(axis) for axis in "HWC" if axis in dataformats])
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    height, width, channels = pixels.shape
-    if channels not in (1, 3, 4) or not height or not width:
-        raise BadInput(f"an image has 1, 3 or 4 channels, not {channels}, and at least one pixel")
-    if pixels.dtype != np.uint8:
-        pixels = (np.nan_to_num(np.clip(pixels.astype(np.float64), 0.0, 1.0)) * 255.0).round().astype(np.uint8)
-    rows = np.concatenate(
-        [np.zeros((height, 1), np.uint8), np.ascontiguousarray(pixels).reshape(height, width * channels)], axis=1
-    )
-    color = {1: 0, 3: 2, 4: 6}[channels]
-    head = struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0)
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6))
-        + chunk(b"IEND", b"")
-    )

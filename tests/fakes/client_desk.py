@@ -21,9 +21,9 @@ class FakeDesk:
         self.reject = None
         self.events = []  # ("line", tag) and ("result", key), in the order of their coming
 
-    def task(self, round=1, kind="train", model=None, rounds=3):
+    def task(self, number=1, kind="train", model=None, rounds=3):
         self.answers.put_nowait(
-            TaskOrder(f"0-0-{round}-{kind}-0", kind, round, rounds, 0, 0, model, "", self.root / "results")
+            TaskOrder(f"0-0-{number}-{kind}-0", kind, number, rounds, 0, 0, model, "", self.root / "results")
         )
 
     def end(self, status="FINISHED:COMPLETED"):

@@ -205,9 +205,9 @@ class FakeFleet:
         self.offers += 1
         await self._hook("before_record")
         key = (request.job, request.attempt, request.step, request.round, request.kind, request.site, request.sequence)
-        if any(one.round >= request.round for one in self.log.jobs[request.job].closed):
-            if key not in self.log.contributions:
-                return common.Receipt(gone=True)
+        closed = any(one.round >= request.round for one in self.log.jobs[request.job].closed)
+        if closed and key not in self.log.contributions:
+            return common.Receipt(gone=True)
         if key not in self.log.contributions:
             self.log.seq += 1
             receipt = common.Receipt(seq=self.log.seq, epoch=self.epoch)

@@ -243,9 +243,7 @@ async def test_a_script_that_raises_is_reported_with_its_traceback(fed):
 
 
 async def test_a_script_that_returns_too_early_is_a_failure(fed):
-    fed.add_job(TRAIN.replace('    print("all done")', "").replace("weight=3,", "weight=3,") + "\n", first=True)
-    (fed.root / "job" / "app" / "train.py").write_text("print('I do nothing')\n")
-    fed.log.add_job(fed.root / "job")
+    fed.add_job("print('I do nothing')\n")
     fed.log.task(1)
     await fed.one.lead(1)
     await fed.start_agent()
@@ -332,7 +330,7 @@ MAIN = "import sys; from fedhelm_client.cli import main; sys.exit(main(sys.argv[
 
 
 def spawn_agent(kit):
-    with open(kit.root / "out.txt", "ab") as out:
+    with (kit.root / "out.txt").open("ab") as out:
         return subprocess.Popen(
             [sys.executable, "-P", "-c", MAIN, "--kit", str(kit.root)],
             env=child_env(kit.root, "agent"),

@@ -174,7 +174,7 @@ async def test_stop_asks_then_kills_the_whole_tree(job):
 
 async def test_a_script_that_obeys_is_not_waited_for(job):
     await job.start("import time\nopen('up', 'w').close()\ntime.sleep(600)\n")
-    await eventually(lambda: (job.root / "work" / "up").exists())
+    await eventually((job.root / "work" / "up").exists)
     began = time.monotonic()
     await job.process.stop(grace=60)
     assert time.monotonic() - began < 30
@@ -183,7 +183,7 @@ async def test_a_script_that_obeys_is_not_waited_for(job):
 
 async def test_a_stopped_script_is_ended_too(job):
     await job.start("import os, signal\nopen('up', 'w').close()\nos.kill(os.getpid(), signal.SIGSTOP)\n")
-    await eventually(lambda: (job.root / "work" / "up").exists())
+    await eventually((job.root / "work" / "up").exists)
     await asyncio.wait_for(job.process.stop(grace=0.3), 10)
     assert len(job.ended) == 1
 

@@ -72,7 +72,7 @@ def test_an_agent_that_died_before_the_meta_file_leaves_nothing(tmp_path):
 def test_a_damaged_meta_file_is_named(tmp_path):
     Outbox(tmp_path / "job").save(saved(), None)
     (tmp_path / "job" / "0-0-1-train-0.result.json").write_text("{}")
-    with pytest.raises(BadInput, match="0-0-1-train-0.result.json is damaged"):
+    with pytest.raises(BadInput, match=r"0-0-1-train-0\.result\.json is damaged"):
         Outbox(tmp_path / "job")
 
 
@@ -173,7 +173,7 @@ def test_a_full_disk_takes_none_of_the_lines(tmp_path):
     journal = Journal(tmp_path / "lines.jsonl")
     journal.append([line(1)])
     journal.close()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Bad file descriptor"):
         journal.append([line(2)])
     assert journal.last == 1
 

@@ -41,8 +41,8 @@ def run(script):
 
 async def test_a_script_gets_its_tasks_and_answers_them(desk, door, tmp_path):
     write_file(tmp_path / "model.safetensors", {"w": np.arange(3.0)})
-    desk.task(round=1)
-    desk.task(round=2, model=tmp_path / "model.safetensors")
+    desk.task(1)
+    desk.task(2, model=tmp_path / "model.safetensors")
     desk.end()
     seen = []
 
@@ -111,7 +111,7 @@ async def test_lines_leave_while_the_script_is_busy(desk, door):
             assert release.wait(10)
             task.submit({"w": np.ones(1)})
 
-    running = asyncio.create_task(run(script))
+    running = asyncio.ensure_future(run(script))
     await started.wait()
     await eventually(lambda: desk.log)
     release.set()
@@ -203,7 +203,7 @@ async def test_submitting_twice_is_an_error(desk, door):
 
 async def test_a_task_left_without_an_answer_is_an_error(desk, door):
     desk.task()
-    desk.task(round=2)
+    desk.task(2)
 
     def asks_on():
         with fl.connect() as site:
@@ -285,7 +285,7 @@ async def test_a_dead_agent_is_an_error(door, monkeypatch, tmp_path):
 
 
 async def test_an_agent_that_goes_away_ends_the_waiting(desk, door):
-    waiting = asyncio.create_task(run(lambda: list(fl.connect().tasks())))
+    waiting = asyncio.ensure_future(run(lambda: list(fl.connect().tasks())))
     await eventually(lambda: door._busy)
     await door.close()
     with pytest.raises(Unreachable):

@@ -1,0 +1,74 @@
+"""What a job process needs before it can work: the unpacked bundle, and the model of its task."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from fedhelm.config.kit import Kit
+from fedhelm.errors import BadInput, Refused
+from fedhelm.v1 import fleet_pb2
+from fedhelm.wire.bulk import fetch_blob
+from fedhelm_client.folders import JobFolder, protected_paths
+from fedhelm_client.job_process import JobPlan
+from fedhelm_client.links import Links
+
+__all__ = ["MODELS_KEPT", "fetch_model", "prepare"]
+
+MODELS_KEPT = 3
+"""Models that stay on the site's disk; a script may still read the one before its task's."""
+
+
+async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob) -> JobPlan:
+    """Fetch and unpack the bundle, unless it is here already; return what the job process is to run.
+
+    Raises:
+        Refused: the job brings its own code and this site does not allow that.
+        BadInput: the bundle is damaged or hostile, or has no such script.
+        OSError: the disk refused.
+    """
+    if assigned.custom_code and not kit.enable_byoc:
+        raise Refused(f"{kit.name} does not run jobs that bring their own code (enable_byoc is off)")
+    if not folder.bundle.is_dir():
+        from fedhelm.job.bundle import unpack
+
+        archive = folder.root / "bundle.tar"
+        await links.to_leader(f"bundle of job {assigned.job}", lambda stub: fetch_blob(stub, assigned.bundle, archive))
+        await asyncio.to_thread(unpack, archive, folder.bundle)
+        archive.unlink()
+    app, script = folder.script(assigned.app, assigned.script)
+    return JobPlan(
+        script=script,
+        app=app,
+        work=folder.work,
+        protect=tuple(protected_paths(kit)),
+        read=(folder.bundle, folder.models),
+        write=(folder.work, folder.results),
+    )
+
+
+async def fetch_model(links: Links, folder: JobFolder, job: str, order: fleet_pb2.Task) -> Path | None:
+    """Return the file of a task's model, fetched once; None if the task has none.
+
+    Raises:
+        BadInput: its digest cannot be a file's name.
+        Corrupt: it arrived damaged.
+    """
+    if not order.HasField("model"):
+        return None
+    digest = order.model.digest
+    if not digest.isalnum():
+        raise BadInput(f"a model with the digest {digest!r:.80}")
+    target = folder.models / f"{digest}.safetensors"
+    if not target.exists():
+        await links.to_leader(
+            f"model of job {job}, round {order.round}", lambda stub: fetch_blob(stub, order.model, target)
+        )
+        await asyncio.to_thread(_keep_newest, folder.models, MODELS_KEPT)
+    return target
+
+
+def _keep_newest(folder: Path, count: int) -> None:
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    for path in files[:-count]:
+        path.unlink()
