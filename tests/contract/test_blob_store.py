@@ -6,10 +6,10 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from fedhelm.errors import BadInput, Corrupt, NotFound
 from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter, Manifest, blake3_hex
 from fedhelm.persist.posix import PosixBlobStore, make_layout
-
 from tests.fakes.persist_memory import MemoryBlobStore
 
 OWNER = "jobs/k7m3tq4w9zpx/0-1/sites"

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from fedhelm.errors import SlotTaken
 from fedhelm.persist.base import LogStore
 from fedhelm.persist.posix import PosixLogStore, make_layout
-
 from tests.fakes.persist_memory import MemoryLogStore
 
 Opener = Callable[[], LogStore]

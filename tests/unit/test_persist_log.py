@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from fedhelm.errors import BadInput, Corrupt, Fenced, NotFound, SlotTaken, StoreUnavailable, WrongStore
 from fedhelm.persist.log import Log
 from fedhelm.persist.record import By, Draft, decode, seal
-
 from tests.fakes.persist_memory import LOST, REPEATED, UNAVAILABLE, MemoryLogStore
 
 ONE = By("server1", "a1")

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fedhelm.errors import Corrupt, SlotTaken, StoreUnavailable
 from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter, Manifest, blake3_hex
 from fedhelm.persist.log import Log
 from fedhelm.persist.posix import PosixBlobStore, PosixLogStore, make_layout
 from fedhelm.persist.record import MAX_RECORD_BYTES, By, Draft
-
 from tests.fakes.persist_files import FaultyFiles
 
 OWNER = "jobs/k7m3tq4w9zpx/0-1/sites"

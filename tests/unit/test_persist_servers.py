@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
-from fedhelm.errors import Fenced, SlotTaken, StoreUnavailable
-from fedhelm.persist.log import Log
-from fedhelm.persist.record import By, Draft
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from fedhelm.errors import Fenced, SlotTaken, StoreUnavailable
+from fedhelm.persist.log import Log
+from fedhelm.persist.record import By, Draft
 from tests.fakes.persist_memory import LOST, REPEATED, UNAVAILABLE, MemoryLogStore
 
 SITES = ("site-1", "site-2", "site-3")
@@ -121,6 +121,8 @@ class Federation(RuleBasedStateMachine):
         assert self.acknowledged.items() <= contributions.items()
         fences = [record.epoch for record in records if record.kind == "fence"]
         assert len(fences) == len(set(fences))
+        writers = {(record.epoch, record.by) for record in records}
+        assert len(writers) == len({epoch for epoch, _ in writers}), "two writers in one epoch"
         for server in self.server:
             assert server.records == records[: server.log.next_seq]
 

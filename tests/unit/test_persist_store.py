@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from fedhelm.errors import Corrupt, FedhelmError, StoreUnavailable, WrongStore
 from fedhelm.persist import BlobReader, BlobWriter, By, Draft, init_store, open_store, probe
 from fedhelm.persist.posix import PosixLogStore, make_layout

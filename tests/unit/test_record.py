@@ -7,6 +7,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fedhelm.errors import BadInput, Corrupt
 from fedhelm.persist.record import (
     MAX_DEPTH,
@@ -21,8 +24,6 @@ from fedhelm.persist.record import (
     encode,
     seal,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 BY = By("server1", "0123456789abcdef")
 
