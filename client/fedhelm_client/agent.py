@@ -126,7 +126,10 @@ class Agent:
     # -- what the servers say -----------------------------------------------------------------------------------
 
     def _on_leader(self, leader: str | None, epoch: int) -> None:
-        write_state(self._kit.run, ready=leader is not None, primary=leader, epoch=epoch)
+        try:
+            write_state(self._kit.run, ready=leader is not None, primary=leader, epoch=epoch)
+        except OSError as error:  # a full disk must not cut the streams
+            _log.warning("run/state.json cannot be written: %s", error)
 
     def _on_assignment(self, assignment: fleet_pb2.Assignment) -> None:
         for assigned in assignment.jobs:

@@ -245,6 +245,7 @@ class JobExecution:
         if self._process_state == "starting":
             self._process_state = "up"
         _log.info("job %s (%s): job process started", self.job, self._assigned.name)
+        self._note("executor", "job process started")  # so that every site has a log among the job's results
         self._changed.set()
 
     async def _stop(self) -> None:
@@ -363,9 +364,12 @@ class JobExecution:
 
     def _take_output(self, lines: list[str]) -> None:
         taken = self._throttle.take(lines, self._site.clock.boottime())
+        self._note("output", *taken)
+
+    def _note(self, tag: str, *lines: str) -> None:
         stamp = iso(self._site.clock.utcnow())
         self._courier.add_lines(
-            [{"kind": "log", "tag": "output", "value": line, "step": None, "time": stamp} for line in taken]
+            [{"kind": "log", "tag": tag, "value": line, "step": None, "time": stamp} for line in lines]
         )
 
     async def _hand_out(self, task: ContributionId, order: fleet_pb2.Task) -> None:

@@ -45,7 +45,7 @@ class Throttle:
         rate: lines a second after that.
     """
 
-    def __init__(self, burst: float = 1000.0, rate: float = 50.0) -> None:
+    def __init__(self, burst: float = 100_000.0, rate: float = 1000.0) -> None:
         self._burst, self._rate = burst, rate
         self._allowance = burst
         self._last: float | None = None

@@ -269,7 +269,10 @@ class Links:
     async def _set_view(self, view: Following) -> None:
         old, self._view = self._view, view
         if view.highest != old.highest:
-            save_epoch(self._epoch_file, self._kit.project, self._kit.cluster, view.highest)
+            try:
+                save_epoch(self._epoch_file, self._kit.project, self._kit.cluster, view.highest)
+            except OSError as error:  # a full disk: it is still known as long as this agent lives
+                _log.warning("epoch %d cannot be kept on disk: %s", view.highest, error)
         if (old.leader, old.highest) != (view.leader, view.highest):
             if view.leader is not None and view.leader != old.leader:
                 _log.info("following %s, epoch %d", view.leader, view.highest)

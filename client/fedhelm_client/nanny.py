@@ -34,7 +34,7 @@ TAIL = 16 * 1024
 """Bytes of output that a report of a death carries."""
 
 _MAX_LOG_LINE = 4096
-_MAX_BACKLOG = 1024 * 1024
+_MAX_BACKLOG = 16 * 1024 * 1024
 _PIECE = 64 * 1024
 _PR_SET_PDEATHSIG = 1
 
