@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
-from fedhelm_server.decisions import sites_owner
+from fedhelm_server.decisions import SEQUENCE, sites_owner
 from fedhelm_server.job_book import JobBook, JobState, finished
 
 __all__ = ["assignment", "task_of"]
@@ -23,7 +23,7 @@ def task_of(job: JobState, site: str) -> fleet.Task | None:
         round=open_.round,
         rounds=open_.rounds,
         kind=open_.kind,
-        sequence=0,
+        sequence=SEQUENCE,
         model_sha256=open_.model_sha256 or "",
         deadline_s=open_.deadline_s or 0.0,
         upload_owner=sites_owner(job.job, open_.step, open_.round),

@@ -17,6 +17,7 @@ from fedhelm_server.ledger import Answer
 
 __all__ = [
     "CONTRIBUTION_KEY",
+    "SEQUENCE",
     "ContributionAnswer",
     "abort",
     "bundle_owner",
@@ -33,6 +34,9 @@ __all__ = [
     "sites_owner",
     "submit",
 ]
+
+SEQUENCE = 0
+"""Sequence of every task: a site contributes once to a round."""
 
 Item = dict[str, Any]
 Decision = Callable[[JobBook], Item | Answer]
@@ -144,19 +148,36 @@ class ContributionAnswer:
     gone: bool = False
 
 
+MAX_METRICS = 1000
+MAX_METRIC_NAME = 200
+
+
 def _metrics_ok(metrics: Mapping[str, Any]) -> bool:
-    return len(metrics) <= 1000 and all(
-        isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
-        for name, value in metrics.items()
+    return len(metrics) <= MAX_METRICS and all(
+        isinstance(name, str) and len(name) <= MAX_METRIC_NAME and _is_finite(value) for name, value in metrics.items()
     )
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
 def contribute(item: Item) -> Decision:
-    """Record one contribution (HA.md section 5): once per id; a late one is gone."""
+    """Record one contribution (HA.md section 5): once per id; a late one is gone.
+
+    Raises:
+        BadInput: its weight or a metric is no finite number.
+        ProtocolError: no task has its sequence.
+    """
     if not (math.isfinite(item["weight"]) and item["weight"] >= 0):
         raise BadInput(f"weight {item['weight']} of {item['site']} is not a number of at least 0")
     if not _metrics_ok(item["metrics"]):
         raise BadInput(f"metrics of {item['site']} are not finite numbers by name")
+    if item["sequence"] != SEQUENCE:
+        raise ProtocolError(f"a result with sequence {item['sequence']}: no task has it")
     key: ContributionKey = tuple(item[name] for name in CONTRIBUTION_KEY)
 
     def decide(book: JobBook) -> Item | Answer:
@@ -184,7 +205,7 @@ def _digest(item: Mapping[str, Any]) -> Any:
 
 
 def _is_closed(job: JobState, key: ContributionKey) -> bool:
-    return any((entry["step"], entry["round"], entry["kind"]) == key[1:4] for entry in job.closed)
+    return job.is_closed(key[1:4])
 
 
 def lines(job_id: str, source: str, first: int, new: Sequence[Mapping[str, Any]]) -> Decision:
@@ -228,12 +249,14 @@ def fail_site(item: Item) -> Decision:
 
 
 def round_open(item: Item) -> Decision:
-    """Open a round of a running job; the model is the log's, not the runner's."""
+    """Open a round of a job; one that is open or closed already stays as it is (a runner that died asked before)."""
 
     def decide(book: JobBook) -> Item | Answer:
         job = _find(book, item["job"])
         if finished(job.status):
             raise Conflict(f"job {job.job} has ended")
+        if job.is_closed((item["step"], item["round"], item["kind"])):
+            return Answer(None)
         if job.open is not None:
             if (job.open.step, job.open.round, job.open.kind) == (item["step"], item["round"], item["kind"]):
                 return Answer(None)
@@ -250,7 +273,7 @@ def round_close(item: Item) -> Decision:
         job = _find(book, item["job"])
         if finished(job.status):
             raise Conflict(f"job {job.job} has ended")
-        if _is_closed(job, (item["attempt"], item["step"], item["round"], item["kind"], "", 0)):
+        if job.is_closed((item["step"], item["round"], item["kind"])):
             return Answer(None)
         if job.open is None or (job.open.step, job.open.round, job.open.kind) != (
             item["step"],

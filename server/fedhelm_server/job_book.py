@@ -88,6 +88,10 @@ class JobState:
         """The newest closed round that made a model, or None."""
         return next((entry for entry in reversed(self.closed) if entry.get("model")), None)
 
+    def is_closed(self, which: tuple[int, int, str]) -> bool:
+        """Tell whether the round (step, round, kind) is closed."""
+        return any((entry["step"], entry["round"], entry["kind"]) == which for entry in self.closed)
+
 
 def finished(status: str) -> bool:
     """Tell whether a job with this status has ended."""
@@ -191,6 +195,8 @@ class JobBook:
         job, body = self._job(record), record.body
         if job.open is not None:
             raise Corrupt(f"slot {record.seq}: a round of job {job.job} is open already")
+        if finished(job.status) or job.is_closed((body["step"], body["round"], body["kind"])):
+            raise Corrupt(f"slot {record.seq}: a round of job {job.job} is opened after its end")
         job.open = RoundState(
             step=body["step"],
             round=body["round"],

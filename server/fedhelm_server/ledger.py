@@ -11,23 +11,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fedhelm.clock import Clock
-from fedhelm.errors import Conflict, Fenced, NotPrimary, SlotTaken, StoreUnavailable
+from fedhelm.errors import BadInput, Conflict, Corrupt, Fenced, NotPrimary, SlotTaken, StoreUnavailable
 from fedhelm.persist.log import Log
 from fedhelm.persist.record import By, Draft, Record
-from fedhelm_server.job_book import JobBook
+from fedhelm_server.job_book import CONTRIBUTION_KEY, JobBook
 
 __all__ = ["BATCHED", "Answer", "Ledger", "Placement"]
 
 _log = logging.getLogger("fedhelm.server")
 
-BATCHED = frozenset({"contribution", "metrics"})
-"""Record kinds whose items share a slot."""
+BATCHED: Mapping[str, tuple[str, ...]] = {"contribution": ("job", *CONTRIBUTION_KEY), "metrics": ("job", "source")}
+"""Record kinds whose items share a slot, and what no two items of one slot may have in common."""
 
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 1024 * 1024
@@ -91,6 +91,7 @@ class Ledger:
         self._append_since: float | None = None
         self._idle = asyncio.Event()
         self._idle.set()
+        self._broken: Corrupt | None = None
 
     @property
     def append_age(self) -> float | None:
@@ -107,20 +108,38 @@ class Ledger:
     async def read_on(self) -> list[Record]:
         """Fold every record up to the end of the log.
 
+        A caller that is cancelled meanwhile loses nothing: what was read is folded all the same.
+
         Raises:
-            Corrupt: a record is broken; nothing after it was applied.
+            Corrupt: a record is broken; nothing after it was applied, and nothing ever will be.
             StoreUnavailable: the store cannot be read.
         """
+        return await asyncio.shield(asyncio.ensure_future(self._read_alone()))
+
+    async def _read_alone(self) -> list[Record]:
         async with self._lock:
             return await self._read_on()
 
     async def _read_on(self) -> list[Record]:
+        if self._broken is not None:
+            raise self._broken
         records = await self._in_thread(self._log.read_new)
-        for record in records:
-            self.book.apply(record)
-        if records:
-            self._applied(records)
+        self._fold(records)
         return records
+
+    def _fold(self, records: list[Record]) -> None:
+        before = self.book.seq
+        try:
+            for record in records:
+                self.book.apply(record)
+        except Corrupt as error:
+            # The log has gone on and the book cannot follow: whatever is decided on it from now on is wrong.
+            self._broken = error
+            self.close(str(error))
+            raise
+        finally:
+            if folded := [record for record in records if before < record.seq <= self.book.seq]:
+                self._applied(folded)
 
     def is_mine(self) -> bool:
         """Tell whether the last fence in the log is this writer's own."""
@@ -136,6 +155,7 @@ class Ledger:
 
         Raises:
             Conflict: the log has an epoch that is not below ``epoch`` (HA.md 3.5).
+            Corrupt: a record is broken.
             StoreUnavailable: not appended, or it cannot be known.
         """
         async with self._lock:
@@ -154,8 +174,7 @@ class Ledger:
                 except SlotTaken:
                     continue
                 self.epoch = epoch
-                self.book.apply(record)
-                self._applied([record])
+                self._fold([record])
                 break
             self.closed_reason = None
             return record
@@ -172,7 +191,8 @@ class Ledger:
 
     def reopen(self) -> None:
         """Take proposals again (a handoff that was called off)."""
-        self.closed_reason = None
+        if self._broken is None:
+            self.closed_reason = None
 
     async def drained(self) -> None:
         """Wait until no append is in flight."""
@@ -184,11 +204,12 @@ class Ledger:
         Args:
             kind: of the record.
             decide: runs on the newest book, on the event loop; may raise.
-            key: two proposals with one key are never decided in the same batch.
+            key: two proposals with one key are never decided in the same batch; None: nobody else has the same.
             size: bytes of the item, about.
 
         Raises:
             NotPrimary: this server does not lead.
+            BadInput: what ``decide`` returned does not fit into a record.
             StoreUnavailable: it may or may not be in the log; propose it again to learn which.
             FedhelmError: what ``decide`` raised.
         """
@@ -232,54 +253,85 @@ class Ledger:
                 keys.add(following.key)
         return batch
 
-    async def _commit(self, batch: list[_Proposal]) -> None:
-        while True:
+    async def _commit(self, batch: Sequence[_Proposal]) -> None:
+        while batch:
             if self.closed_reason is not None:
                 raise NotPrimary(self.closed_reason)
-            decided = list(_decide(batch, self.book))
+            decided, later = _decide(batch, self.book)
             if not decided:
                 return
-            kind = decided[0][0].kind
-            items = [item for _, item in decided]
-            body = {"items": items} if kind in BATCHED else items[0]
-            assert self.epoch is not None
-            draft = Draft(kind=kind, epoch=self.epoch, by=self._me, body=body)
-            self._append_since = self._clock.boottime()
             try:
-                record = await self._in_thread(self._log.append, draft)
+                record = await self._append([item for _, item in decided], decided[0][0].kind)
             except SlotTaken:
                 await self._read_on()  # `applied` fences this server if the slot is a newer primary's
                 continue
-            except StoreUnavailable:
-                self.store_ok = False
-                raise
-            finally:
-                self._append_since = None
-            self.store_ok = True
-            self.book.apply(record)
-            self._applied([record])
+            except BadInput:
+                if len(decided) == 1:
+                    raise
+                # One of them is no JSON, or all are too large for one slot: the others must not suffer.
+                await self._commit_halves([proposal for proposal, _ in decided])
+                batch = later
+                continue
+            self._fold([record])
             for index, (proposal, _) in enumerate(decided):
                 if not proposal.future.done():
                     proposal.future.set_result(Placement(record.seq, index, record.epoch))
-            return
+            batch = later
+
+    async def _commit_halves(self, batch: Sequence[_Proposal]) -> None:
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            try:
+                await self._commit(half)
+            except BadInput as error:
+                _fail(half, error)
+
+    async def _append(self, items: list[dict[str, Any]], kind: str) -> Record:
+        assert self.epoch is not None
+        body = {"items": items} if kind in BATCHED else items[0]
+        draft = Draft(kind=kind, epoch=self.epoch, by=self._me, body=body)
+        self._append_since = self._clock.boottime()
+        try:
+            record = await self._in_thread(self._log.append, draft)
+        except StoreUnavailable:
+            self.store_ok = False
+            raise
+        finally:
+            self._append_since = None
+        self.store_ok = True
+        return record
 
 
-def _decide(batch: Iterable[_Proposal], book: JobBook) -> Iterable[tuple[_Proposal, dict[str, Any]]]:
+_Decided = tuple[_Proposal, dict[str, Any]]
+
+
+def _decide(batch: Iterable[_Proposal], book: JobBook) -> tuple[list[_Decided], list[_Proposal]]:
+    """Run the decisions; return what goes into the next slot, and who must be decided after that slot."""
+    decided: list[_Decided] = []
+    later: list[_Proposal] = []
+    taken = set()
     for proposal in batch:
         if proposal.future.done():
             continue
         try:
-            decided = proposal.decide(book)
+            item = proposal.decide(book)
         except Exception as error:  # noqa: BLE001 - it belongs to its proposer, whatever it is
-            proposal.future.set_exception(error)
+            _fail([proposal], error)
             continue
-        if isinstance(decided, Answer):
-            proposal.future.set_result(decided.value)
-        else:
-            yield proposal, decided
+        if isinstance(item, Answer):
+            proposal.future.set_result(item.value)
+            continue
+        identity = tuple(item[name] for name in BATCHED.get(proposal.kind, ()))
+        if decided and identity in taken:  # it was decided without the one that goes before it
+            later.append(proposal)
+            continue
+        taken.add(identity)
+        decided.append((proposal, item))
+    return decided, later
 
 
 def _fail(batch: Iterable[_Proposal], error: Exception) -> None:
     for proposal in batch:
         if not proposal.future.done():
-            proposal.future.set_exception(error)
+            # A future takes any exception but this one.
+            proposal.future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
