@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fedhelm.errors import Fenced, SlotTaken, StoreUnavailable
@@ -127,5 +127,7 @@ class Federation(RuleBasedStateMachine):
             assert server.records == records[: server.log.next_seq]
 
 
-Federation.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Federation.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 TestFederation = Federation.TestCase

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedhelm.errors import BadInput, Corrupt
@@ -26,6 +26,9 @@ from fedhelm.persist.record import (
 )
 
 BY = By("server1", "0123456789abcdef")
+# A busy machine is no failure.
+calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(calm, max_examples=300)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -71,6 +74,7 @@ def test_the_format_on_disk_is_this_one():
     assert data == canonical(json.loads(data)) + b"\n"
 
 
+@calm
 @given(drafts, st.integers(0, 10**16 - 1))
 def test_what_is_encoded_is_decoded(draft, seq):
     record, data = seal(draft, seq=seq, prev="0" * 64, nonce="n")
@@ -97,6 +101,7 @@ def test_every_single_changed_byte_is_detected():
                 decode(bytes(damaged), 5)
 
 
+@calm
 @given(drafts, st.data())
 def test_any_changed_byte_of_any_record_is_detected(draft, data):
     good = seal(draft, seq=0, prev=NO_RECORD, nonce="n")[1]
@@ -117,14 +122,14 @@ def test_every_truncation_and_every_addition_is_detected():
             decode(data + more, 5)
 
 
-@settings(max_examples=300)
+@thorough
 @given(st.binary(max_size=200))
 def test_hostile_bytes_are_corrupt_and_nothing_else(data):
     with pytest.raises(Corrupt, match="slot 9"):
         decode(data, 9)
 
 
-@settings(max_examples=300)
+@thorough
 @given(st.dictionaries(st.sampled_from(sorted(json.loads(sealed()[1]))), json_values, min_size=1))
 def test_hostile_fields_with_a_right_hash_are_read_or_corrupt(changes):
     data = forged(lambda value: value.update(changes))
