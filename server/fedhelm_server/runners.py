@@ -116,6 +116,9 @@ class RunnerProcess:
 
     async def _on_frame(self, frame: Frame, channel: Channel) -> None:
         if frame["type"] == "log":
+            for line in frame["lines"]:
+                # The controller's status, for those who read log.txt.
+                _log.info("job %s: %s", self.job, line["value"].removeprefix(f"job {self.job} "))
             decide = decisions.own_lines(self.job, self._runtime.kit.name, frame["lines"])
             with contextlib.suppress(NotPrimary):
                 await self._propose("metrics", decide)

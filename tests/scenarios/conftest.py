@@ -15,3 +15,13 @@ def federation(tmp_path):
         yield made.start()
     finally:
         made.close()
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory):
+    """One started federation for all tests of a module that leave it as they found it."""
+    made = Federation(tmp_path_factory.mktemp("standing"))
+    try:
+        yield made.start()
+    finally:
+        made.close()
