@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.process import die_with_parent
-from fedhelm_client import capabilities, landlock
+from fedhelm_client import capabilities, landlock, mounts
 
 __all__ = ["MAX_TRACEBACK", "main"]
 
@@ -59,6 +59,15 @@ def _run(plan: dict[str, Any], report_fd: int) -> None:
         sys.exit(1)
 
 
+def _shut_in(protect: list[Path], read: list[Path], write: list[Path]) -> None:
+    if mounts.hide(protect, read, write):
+        capabilities.give_up()
+        landlock.restrict_processes()
+    else:
+        capabilities.give_up()
+        landlock.restrict(protect, read=read, write=write)
+
+
 def main(argv: list[str]) -> int:
     """Shut this process in and run the script."""
     parser = argparse.ArgumentParser(prog="fedhelm_client.job")
@@ -69,8 +78,7 @@ def main(argv: list[str]) -> int:
     die_with_parent(arguments.parent)
     os.set_inheritable(arguments.report_fd, False)
     plan = json.loads(arguments.plan.read_bytes())
-    capabilities.give_up()
-    landlock.restrict(map(Path, plan["protect"]), read=map(Path, plan["read"]), write=map(Path, plan["write"]))
+    _shut_in(*([Path(path) for path in plan[key]] for key in ("protect", "read", "write")))
     os.chdir(plan["work"])
     faulthandler.enable()
     _run(plan, arguments.report_fd)

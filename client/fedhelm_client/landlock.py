@@ -22,7 +22,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["abi", "allow_list", "restrict"]
+__all__ = ["abi", "allow_list", "restrict", "restrict_processes"]
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG = 1
@@ -31,6 +31,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 _WRITE_FILE, _READ_FILE = 1 << 1, 1 << 2
 _REMOVE_AND_MAKE = sum(1 << bit for bit in range(4, 13))
+_MAKE_DEVICES = (1 << 6) | (1 << 11)
 _REFER = 1 << 13  # from ABI 2: rename and link between folders
 _TRUNCATE = 1 << 14  # from ABI 3
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1, 2  # from ABI 6
@@ -110,6 +111,24 @@ def _grant(ruleset: int, path: Path, access: int) -> None:
         os.close(fd)
 
 
+def _ruleset(files: int, version: int) -> int:
+    scoped = _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS if version >= 6 else 0
+    attributes = _RulesetAttr(handled_access_fs=files, handled_access_net=0, scoped=scoped)
+    return _syscall(
+        _CREATE_RULESET,
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+        ctypes.c_uint32(0),
+    )
+
+
+def _enter(ruleset: int) -> None:
+    if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    _syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+
+
 def restrict(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[Path] = ()) -> int:
     """Take from this process, for ever, and from all it will start, everything below ``protected``.
 
@@ -129,14 +148,7 @@ def restrict(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterab
         return 0
     everything = _WRITE_FILE | _READ_FILE | _REMOVE_AND_MAKE
     everything |= (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
-    scoped = _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS if version >= 6 else 0
-    attributes = _RulesetAttr(handled_access_fs=everything, handled_access_net=0, scoped=scoped)
-    ruleset = _syscall(
-        _CREATE_RULESET,
-        ctypes.byref(attributes),
-        ctypes.c_size_t(ctypes.sizeof(attributes)),
-        ctypes.c_uint32(0),
-    )
+    ruleset = _ruleset(everything, version)
     try:
         for path in allow_list(protected):
             _grant(ruleset, path, everything)
@@ -144,10 +156,29 @@ def restrict(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterab
             _grant(ruleset, path, _READ_FILE)
         for path in write:
             _grant(ruleset, path, everything)
-        if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
-        _syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+        _enter(ruleset)
+    finally:
+        os.close(ruleset)
+    return version
+
+
+def restrict_processes() -> int:
+    """Take from this process, for ever, all that Landlock can take but files: for one whose files are hidden already.
+
+    It can no longer trace or, from ABI 6, signal processes outside, nor change mounts, nor make device nodes.
+
+    Returns:
+        The version of Landlock in force; 0 where the kernel has none and nothing was done.
+
+    Raises:
+        OSError: the kernel has Landlock and refused.
+    """
+    version = abi()
+    if version < 1:
+        return 0
+    ruleset = _ruleset(_MAKE_DEVICES, version)
+    try:
+        _enter(ruleset)
     finally:
         os.close(ruleset)
     return version

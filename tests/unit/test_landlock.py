@@ -60,7 +60,20 @@ def test_every_kit_of_the_workspace_and_the_store_are_protected(tmp_path):
         assert any(path.resolve().is_relative_to(one) for one in protected), path
 
 
-def shut_in(kit, body, *, agent_pid=0):
+WAYS = {
+    "landlock": "landlock.restrict(*plan)",
+    "mounts": "assert mounts.hide(*plan); capabilities.give_up(); landlock.restrict_processes()",
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    if request.param == "mounts" and os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    return WAYS[request.param]
+
+
+def shut_in(kit, body, way=WAYS["landlock"], *, agent_pid=0):
     """Run ``body`` in a process that is shut in as a job process is; return what it puts into ``out``."""
     job = kit.run / "jobs" / "a23456723456"
     for name in ("bundle", "work/tmp", "models", "results"):
@@ -69,18 +82,20 @@ def shut_in(kit, body, *, agent_pid=0):
     code = f"""
 import errno, json, os, sys
 from pathlib import Path
-from fedhelm_client import capabilities, landlock
-capabilities.give_up()
+from fedhelm_client import capabilities, landlock, mounts
 kit, job, agent = Path({str(kit.root)!r}), Path({str(job)!r}), {agent_pid}
 protect = [Path(p) for p in {[str(path) for path in protected_paths(kit)]!r}]
-landlock.restrict(protect, read=[job / "bundle", job / "models"], write=[job / "work", job / "results"])
+plan = protect, [job / "bundle", job / "models"], [job / "work", job / "results"]
+{way}
+capabilities.give_up()
 os.chdir(job / "work")
 out = {{}}
 def refused(call):
     try:
         call()
     except OSError as error:
-        return error.errno in (errno.EACCES, errno.EPERM, errno.EXDEV)  # EXDEV: its word for a link across its border
+        # EXDEV: Landlock's word for a link across its border; the last three are those of a mount over the folder.
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EXDEV, errno.ENOENT, errno.EROFS, errno.EBUSY)
     return False
 {textwrap.dedent(body)}
 print(json.dumps(out))
@@ -106,7 +121,7 @@ def kit(tmp_path):
 
 
 @needs_landlock
-def test_keys_and_store_are_closed(kit):
+def test_keys_and_store_are_closed(kit, way):
     out = shut_in(
         kit,
         """
@@ -128,14 +143,20 @@ def test_keys_and_store_are_closed(kit):
         out["hard_link"] = refused(lambda: os.link(kit / "startup/client.key", "hard"))
         out["root"] = refused(Path(f"/proc/self/root{kit}/startup/client.key").read_bytes)
         out["child"] = os.system(f"cat {kit}/startup/client.key > /dev/null 2>&1") != 0
+        import ctypes
+        libc = ctypes.CDLL(None)
+        out["unmount"] = libc.umount2(str(kit / "startup").encode(), 2) != 0
+        out["unshare"] = libc.unshare(0x20000) != 0 or refused((kit / "startup/client.key").read_bytes)
+        out["parent"] = refused(Path(f"/proc/{os.getppid()}/root{kit}/startup/client.key").read_bytes)
         """,
+        way,
     )
     assert out == dict.fromkeys(out, True)
     assert kit.cert.exists()
 
 
 @needs_landlock
-def test_everything_else_works_as_usual(kit, tmp_path):
+def test_everything_else_works_as_usual(kit, tmp_path, way):
     out = shut_in(
         kit,
         """
@@ -157,6 +178,7 @@ def test_everything_else_works_as_usual(kit, tmp_path):
         out["listing"] = "site-1" in os.listdir(kit.parent)
         out["shared_memory"] = torch.zeros(10).share_memory_().is_shared()
         """,
+        way,
     )
     assert out == {
         "import": 42,
@@ -168,6 +190,25 @@ def test_everything_else_works_as_usual(kit, tmp_path):
         "listing": True,
         "shared_memory": True,
     }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+@needs_landlock
+def test_with_mounts_the_folders_above_take_new_files(kit, tmp_path):
+    (kit.run / "jobs" / "a23456723456" / "bundle").mkdir(parents=True)
+    out = shut_in(
+        kit,
+        """
+        with (kit.parent / "results.txt").open("a") as file:
+            file.write("mine")
+        out["above"] = (kit.parent / "results.txt").read_text()
+        out["bundle"] = refused(lambda: (job / "bundle/new").write_text("x"))
+        """,
+        WAYS["mounts"],
+    )
+    assert out == {"above": "mine", "bundle": True}
+    assert (tmp_path / "results.txt").read_text() == "mine"
+    assert (kit.startup / "client.key").exists()
 
 
 @needs_landlock

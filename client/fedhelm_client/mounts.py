@@ -1,0 +1,99 @@
+"""Where the agent is root: hide the protected folders from the job process by a mount namespace of its own.
+
+Landlock alone cannot close a folder without closing the folders above it to new files; an empty file system mounted
+over the folder can. Only root may mount, so this is used where it can be, and Landlock's rules where it cannot. The job
+process gives up ``CAP_SYS_ADMIN`` afterwards, and Landlock forbids it any change of mounts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["hide"]
+
+_CLONE_NEWNS = 0x20000
+_RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+_REFUSED = (errno.EPERM, errno.ENOSYS, errno.EACCES)
+
+
+def _checked(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def _mount(source: str | None, target: Path | str, kind: str | None, flags: int, data: str | None = None) -> None:
+    def text(value: Path | str | None) -> bytes | None:
+        return None if value is None else os.fsencode(value)
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.mount(text(source), text(target), text(kind), ctypes.c_ulong(flags), text(data))
+    _checked(result, f"mount over {target}")
+
+
+def _outermost(paths: Iterable[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in sorted({path.resolve() for path in paths}):
+        if path.exists() and not any(path.is_relative_to(other) for other in found):
+            found.append(path)
+    return found
+
+
+def _own_namespace() -> bool:
+    """Enter a mount namespace of this process's own; False where that is not allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        _checked(libc.unshare(_CLONE_NEWNS), "unshare")
+        _mount(None, "/", None, _REC | _PRIVATE)
+    except OSError as error:
+        if error.errno in _REFUSED:
+            return False
+        raise
+    return True
+
+
+def _cover(folder: Path, kept: dict[Path, int], read_only: set[Path]) -> None:
+    _mount("fedhelm", folder, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=0755")
+    for path, fd in kept.items():
+        if path.is_relative_to(folder):
+            path.mkdir(parents=True)
+            _mount(f"/proc/self/fd/{fd}", path, None, _BIND | _REC)
+            if path in read_only:
+                _mount(None, path, None, _REMOUNT | _BIND | _RDONLY)
+    _mount(None, folder, None, _REMOUNT | _RDONLY | _NOSUID | _NODEV)
+
+
+def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[Path] = ()) -> bool:
+    """Put something empty over each of ``protected``, for this process and all it will start.
+
+    Args:
+        protected: files and folders to hide; those that do not exist are left alone.
+        read: folders inside them that stay readable.
+        write: folders inside them that stay readable and writable.
+
+    Returns:
+        Whether it was done; False where this process may not mount, and nothing has changed.
+
+    Raises:
+        OSError: a mount failed half-way; the script must not be run.
+    """
+    if os.geteuid() != 0 or not _own_namespace():
+        return False
+    covered = _outermost(protected)
+    read_only = {path.resolve() for path in read}
+    wanted = sorted(read_only | {path.resolve() for path in write})
+    kept = {path: os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in wanted if path.is_dir()}
+    try:
+        for path in covered:
+            if path.is_dir():
+                _cover(path, kept, read_only)
+            else:
+                _mount("/dev/null", path, None, _BIND)
+    finally:
+        for fd in kept.values():
+            os.close(fd)
+    return True
