@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedhelm.errors import FedhelmError, ProtocolError
-from fedhelm.local.frames import Channel
+from fedhelm.local.channel import Channel
 from fedhelm.local.script_protocol import SOCKET_ENV, TOKEN_ENV, Result, TaskOrder, Welcome, check_lines
 from fedhelm.tasks import cancel, spawn
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.errors import ProtocolError
-from fedhelm.local.frames import Channel
+from fedhelm.local.channel import Channel
 from fedhelm.process import atomic_write, child_env
 from fedhelm.tasks import spawn
 from fedhelm_client.tree import end_all

@@ -16,7 +16,7 @@ import fedhelm.wire
 from fedhelm.clock import SystemClock
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, PortTaken
-from fedhelm.local.frames import open_fd
+from fedhelm.local.channel import open_fd
 from fedhelm.log import setup
 from fedhelm.persist.store import open_store
 from fedhelm.process import die_with_parent, set_non_dumpable

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.errors import ProtocolError
-from fedhelm.local.frames import Channel, Frame
+from fedhelm.local.channel import Channel
+from fedhelm.local.frames import Frame
 from fedhelm.tasks import cancel, spawn
 from fedhelm_server import keeper_values as kv
 

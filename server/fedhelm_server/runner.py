@@ -19,10 +19,11 @@ from typing import Any
 from blake3 import blake3
 
 from fedhelm.config.kit import Kit, read_kit
-from fedhelm.errors import FedhelmError, StoreUnavailable
+from fedhelm.errors import BadInput, Conflict, FedhelmError, StoreUnavailable, WrongStore
 from fedhelm.learning.aggregators import weighted_average
 from fedhelm.learning.registry import workflow_of
 from fedhelm.learning.workflow import (
+    Action,
     ClosedView,
     CloseRound,
     ContributionView,
@@ -47,6 +48,9 @@ from fedhelm_server.runners import job_folder
 __all__ = ["Runner", "main", "step_view"]
 
 _log = logging.getLogger("fedhelm.runner")
+
+
+STORE_RETRY_S = 0.5
 
 
 class _Gone(Exception):
@@ -105,7 +109,13 @@ class Runner:
         self._projection.close()
 
     def _read_on(self) -> None:
-        for record in self._store.log.read_new():
+        while True:
+            try:
+                records = self._store.log.read_new()
+                break
+            except StoreUnavailable:  # a job outlives an outage of the store, however long
+                self._wait(STORE_RETRY_S)
+        for record in records:
             self._book.apply(record)
             if record.kind == "metrics":
                 self._projection.apply(record)
@@ -113,7 +123,18 @@ class Runner:
     def _step(self) -> None:
         job, step = self._job, 0
         workflow = workflow_of(job.config["workflow"][step])
-        match workflow.decide(step_view(job, step, self._opened_for(job))):
+        action = workflow.decide(step_view(job, step, self._opened_for(job)))
+        try:
+            self._act(action, step)
+        except StoreUnavailable:
+            self._wait(STORE_RETRY_S)  # full or away: what is in the log is safe, try again
+        except FedhelmError as error:
+            number = job.open.round if job.open is not None else action.round if isinstance(action, OpenRound) else 0
+            self._done("FINISHED:FAILED", f"round {number}: {error}")
+
+    def _act(self, action: Action, step: int) -> None:
+        job = self._job
+        match action:
             case OpenRound(round=number, rounds=rounds, kind=kind, deadline_s=deadline):
                 self._open(step, number, rounds, kind, deadline)
             case CloseRound(sites=sites):
@@ -198,14 +219,7 @@ class Runner:
             "model_blake3": None,
         }
         if open_.kind == "train":
-            try:
-                body |= self._aggregate(open_.step, open_.round, items)
-            except StoreUnavailable:
-                self._wait(0.5)  # full or away: the contributions are safe, try again
-                return
-            except FedhelmError as error:
-                self._done("FINISHED:FAILED", f"round {open_.round}: {error}")
-                return
+            body |= self._aggregate(open_.step, open_.round, items)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(body["metrics"].items()))
         self._say(f"round {open_.round} of {open_.rounds} ({open_.kind}) closes: {len(items)} sites; {numbers}")
         self._propose("round_close", body)
@@ -239,14 +253,14 @@ class Runner:
         _log.info(text)
 
     def _wait(self, seconds: float | None) -> None:
-        try:
-            frame = self._channel.receive(timeout=seconds)
-        except TimeoutError:
-            return
-        if frame is None:
-            raise _Gone
+        _wait_for_frame(self._channel, seconds)
 
     def _propose(self, kind: str, body: dict[str, Any]) -> None:
+        """Have the child append; a refusal that another look at the log may cure is none.
+
+        Raises:
+            BadInput: the child can never append this.
+        """
         self._proposals += 1
         try:
             self._channel.send("propose", id=self._proposals, kind=kind, body=body)
@@ -257,9 +271,22 @@ class Runner:
             if frame is None:
                 raise _Gone
             if frame["type"] in ("committed", "rejected") and frame["id"] == self._proposals:
-                if frame["type"] == "rejected":
-                    _log.info("%s was not taken: %s", kind, frame["reason"])
-                return
+                break
+        if frame["type"] == "rejected":
+            _log.info("%s was not taken: %s", kind, frame["reason"])
+            if frame.get("code") == BadInput.code:
+                raise BadInput(f"{kind} was refused: {frame['reason']}")
+            if frame.get("code") != Conflict.code:  # a conflict is in the log already: no need to wait
+                self._wait(STORE_RETRY_S)
+
+
+def _wait_for_frame(channel: SyncChannel, seconds: float | None) -> None:
+    try:
+        frame = channel.receive(timeout=seconds)
+    except TimeoutError:
+        return
+    if frame is None:
+        raise _Gone
 
 
 def main(argv: list[str]) -> int:
@@ -275,12 +302,20 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     assert kit.store is not None
     channel = SyncChannel(socket.socket(fileno=options.control_fd))
-    runner = Runner(kit, open_store(kit.store, kit.cluster), options.job, channel)
     try:
-        runner.run()
-    except (_Gone, BrokenPipeError):
+        Runner(kit, _open_patiently(kit.store, kit.cluster, channel), options.job, channel).run()
+    except (_Gone, ConnectionError):
         return 0
     return 0
+
+
+def _open_patiently(root: Path, cluster: str, channel: SyncChannel) -> Store:
+    while True:
+        try:
+            return open_store(root, cluster)
+        except (StoreUnavailable, WrongStore):
+            # The child has it open: it is the right one, and away (a directory that is not mounted looks like another).
+            _wait_for_frame(channel, STORE_RETRY_S)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.clock import iso
-from fedhelm.errors import FedhelmError, NotPrimary, StoreUnavailable
-from fedhelm.local.frames import Channel, Frame
+from fedhelm.errors import BadInput, FedhelmError, NotPrimary, StoreUnavailable
+from fedhelm.local.channel import Channel
+from fedhelm.local.frames import Frame
 from fedhelm.process import child_env
 from fedhelm.tasks import spawn
 from fedhelm_server import decisions
@@ -139,12 +140,14 @@ class RunnerProcess:
                     self.job, body["status"], body["reason"], body.get("traceback", ""), body["time"]
                 )
             case kind:
-                channel.post("rejected", id=frame["id"], reason=f"a runner may not propose {kind}")
+                reason = f"a runner may not propose {kind}"
+                channel.post("rejected", id=frame["id"], code=BadInput.code, reason=reason)
                 return
         try:
             await self._propose(frame["kind"], decide)
-        except FedhelmError as error:
-            channel.post("rejected", id=frame["id"], reason=str(error))
+        except Exception as error:  # noqa: BLE001 - a runner that waits for an answer must get one
+            code = error.code if isinstance(error, FedhelmError) else FedhelmError.code
+            channel.post("rejected", id=frame["id"], code=code, reason=str(error))
         else:
             channel.post("committed", id=frame["id"], seq=self._runtime.book.seq)
 

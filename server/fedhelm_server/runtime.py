@@ -14,7 +14,8 @@ from typing import Any
 from fedhelm.clock import Clock
 from fedhelm.config.kit import Kit
 from fedhelm.errors import Conflict, FedhelmError, Fenced, NotPrimary, StoreUnavailable
-from fedhelm.local.frames import Channel, Frame
+from fedhelm.local.channel import Channel
+from fedhelm.local.frames import Frame
 from fedhelm.persist.blobs import Manifest
 from fedhelm.persist.record import By, Record
 from fedhelm.persist.store import Store, probe

@@ -12,7 +12,7 @@ import pytest
 
 import fedhelm.script as fl
 from fedhelm.errors import BadInput, ProtocolError, Refused, Unreachable
-from fedhelm.local.frames import Channel
+from fedhelm.local.channel import Channel
 from fedhelm.local.script_protocol import SOCKET_ENV, Result, check_line, check_lines
 from fedhelm.tensors import read_file, write_file
 from fedhelm_client.door import Door

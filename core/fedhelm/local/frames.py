@@ -1,11 +1,12 @@
 """Length-prefixed JSON frames over a socket: 4 bytes of length (big endian), then one JSON object with a ``type``.
 
+asyncio is not loaded here: a job process pays for every import at its start (:mod:`fedhelm.local.channel` has it).
+
 The same frames run between supervisor and child, child and runner, agent and nanny, agent and job process.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
@@ -13,10 +14,10 @@ from typing import Any
 
 from fedhelm.errors import ProtocolError
 
-__all__ = ["MAX_FRAME", "Channel", "FrameReader", "SyncChannel", "encode", "open_fd"]
+__all__ = ["LENGTH", "MAX_FRAME", "Frame", "FrameReader", "SyncChannel", "check_length", "decode", "encode"]
 
 MAX_FRAME = 16 * 1024 * 1024
-_LENGTH = struct.Struct(">I")
+LENGTH = struct.Struct(">I")
 
 Frame = dict[str, Any]
 
@@ -30,10 +31,15 @@ def encode(frame: Frame) -> bytes:
     data = json.dumps(frame, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     if len(data) > MAX_FRAME:
         raise ProtocolError(f"a frame of {len(data)} bytes is larger than {MAX_FRAME}")
-    return _LENGTH.pack(len(data)) + data
+    return LENGTH.pack(len(data)) + data
 
 
-def _decode(data: bytes) -> Frame:
+def decode(data: bytes) -> Frame:
+    """Return the frame in these bytes, its length taken off.
+
+    Raises:
+        ProtocolError: they are not a JSON object with a ``type``.
+    """
     try:
         frame = json.loads(data)
     except ValueError as error:
@@ -43,7 +49,12 @@ def _decode(data: bytes) -> Frame:
     return frame
 
 
-def _check_length(length: int) -> int:
+def check_length(length: int) -> int:
+    """Return ``length`` if a frame may be that long.
+
+    Raises:
+        ProtocolError: it is larger than ``MAX_FRAME``.
+    """
     if length > MAX_FRAME:
         raise ProtocolError(f"a frame of {length} bytes is larger than {MAX_FRAME}")
     return length
@@ -64,68 +75,15 @@ class FrameReader:
         self._buffer += data
         frames: list[Frame] = []
         start = 0
-        while len(self._buffer) - start >= _LENGTH.size:
-            length = _check_length(_LENGTH.unpack_from(self._buffer, start)[0])
-            end = start + _LENGTH.size + length
+        while len(self._buffer) - start >= LENGTH.size:
+            length = check_length(LENGTH.unpack_from(self._buffer, start)[0])
+            end = start + LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            frames.append(_decode(bytes(self._buffer[start + _LENGTH.size : end])))
+            frames.append(decode(bytes(self._buffer[start + LENGTH.size : end])))
             start = end
         del self._buffer[:start]
         return frames
-
-
-class Channel:
-    """One end of a socketpair or Unix connection, for asyncio. Sends do not interleave."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._lock = asyncio.Lock()
-
-    @classmethod
-    async def from_socket(cls, sock: socket.socket) -> Channel:
-        """Take over a connected stream socket."""
-        sock.setblocking(False)
-        reader, writer = await asyncio.open_unix_connection(sock=sock)
-        return cls(reader, writer)
-
-    async def send(self, type: str, **fields: Any) -> None:  # noqa: A002 - the wire's own word
-        """Send one frame; returns when the socket has taken it.
-
-        Raises:
-            ConnectionError: the other side is gone.
-        """
-        async with self._lock:
-            self._writer.write(encode({"type": type, **fields}))
-            await self._writer.drain()
-
-    def post(self, type: str, **fields: Any) -> None:  # noqa: A002 - the wire's own word
-        """Queue one frame without waiting; lost if the other side is gone."""
-        if not self._writer.is_closing():
-            self._writer.write(encode({"type": type, **fields}))
-
-    async def receive(self) -> Frame | None:
-        """Return the next frame, or None when the other side has closed or died.
-
-        Raises:
-            ProtocolError: the bytes are not frames.
-        """
-        try:
-            head = await self._reader.readexactly(_LENGTH.size)
-            data = await self._reader.readexactly(_check_length(_LENGTH.unpack(head)[0]))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        return _decode(data)
-
-    def close(self) -> None:
-        """Close the connection; the other side reads EOF."""
-        self._writer.close()
-
-
-async def open_fd(fd: int) -> Channel:
-    """Take over the descriptor that a parent passed with ``--control-fd``."""
-    return await Channel.from_socket(socket.socket(fileno=fd))
 
 
 class SyncChannel:
