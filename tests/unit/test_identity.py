@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+
 from fedhelm.errors import BadCertificate
 from fedhelm.security.identity import Principal, principal_from_der, principal_from_uris
 from fedhelm.security.pki import CertificateAuthority

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+
 from fedhelm.config.kit import OverseerAddress, ServerAddress, kit_from_json, kit_to_json, read_kit
 from fedhelm.errors import BadCertificate, KitError
 from fedhelm.provision.kits import write_kits
 from fedhelm.security.kit import open_kit
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.signing import make_manifest
-
 from tests.fakes.provision_clock import FixedClock
 from tests.support.kits import ADMIN, make_kits, make_project
 

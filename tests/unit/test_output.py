@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from fedhelm.errors import ExitStatus, KitError, NoPrimary, UsageError
 from fedhelm.output import CommandParser, add_output_option, emit, emit_error, format_of, guarded, table
 

@@ -6,9 +6,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
 from fedhelm.errors import BadCertificate, BadInput, KitError
 from fedhelm.security.pki import CertificateAuthority, sign, verify
-
 from tests.fakes.provision_clock import FixedClock
 
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH

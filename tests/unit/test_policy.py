@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fedhelm.config.kit import ROLES
 from fedhelm.errors import NotAuthorised
 from fedhelm.security.identity import Principal

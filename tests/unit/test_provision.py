@@ -6,13 +6,13 @@ import stat
 import subprocess
 
 import pytest
+
 from fedhelm.errors import BadInput, WorkspaceExists
 from fedhelm.provision.kits import write_kit, write_kits
 from fedhelm.provision.project import Participant, Project
 from fedhelm.security.kit import open_kit
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.policy import PERMISSIONS
-
 from tests.support.kits import ADMIN, make_project
 
 COMMON = {"rootCA.pem", "readme.txt", "signature.json"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from fedhelm.errors import KitError
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.signing import make_manifest, verify_startup

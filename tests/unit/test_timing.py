@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from fedhelm.config.timing import PROFILES, RHO, Timing
 from fedhelm.errors import BadInput
 

@@ -6,10 +6,10 @@ import ssl
 import threading
 
 import pytest
+
 from fedhelm.errors import KitError
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.tls import client_context, server_context
-
 from tests.support.kits import make_kits
 
 

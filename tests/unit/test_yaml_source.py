@@ -5,6 +5,7 @@ from typing import Literal
 
 import pydantic
 import pytest
+
 from fedhelm.config.yaml_source import load_yaml, parse
 from fedhelm.errors import BadInput, NotSupportedYet
 
