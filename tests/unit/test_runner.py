@@ -1,0 +1,306 @@
+"""The runner of one job, against a child that appends to a real log by the real rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fedhelm.errors import StoreUnavailable
+from fedhelm.persist.blobs import BlobReader, BlobRef
+from fedhelm.persist.posix import PosixLogStore
+from fedhelm.persist.store import init_store, open_store
+from fedhelm.tensors.codec import read_file
+from fedhelm_server.runner import Runner, _Gone
+from tests.fakes.server_child import Child, FaultyBlobs, arrays_of
+from tests.fakes.server_log import JOB, Writer, done, fold, state, submitted
+from tests.support.waiting import eventually_sync
+
+CLUSTER = "c" * 32
+
+
+class Bench:
+    """A store with a dispatched job, a child, and runners in threads."""
+
+    def __init__(self, tmp_path):
+        self.root = tmp_path / "store"
+        init_store(self.root, CLUSTER, "poc")
+        self.kit = SimpleNamespace(run=tmp_path / "run", name="server1")
+        self.writer = Writer(PosixLogStore(self.root))
+        self.threads = []
+
+    def job(self, sites=("site-1", "site-2"), **options):
+        self.writer.append("job_submitted", submitted(**options))
+        self.writer.append("job_state", state(sites=sites))
+
+    def child(self, on_open=None):
+        return Child(self.root, CLUSTER, on_open, self.writer)
+
+    def start(self, child, store=None):
+        """Run a new runner in a thread; return it with what its run ended with, once it has."""
+        runner = Runner(self.kit, store or open_store(self.root, CLUSTER), JOB, child.connect())
+        outcome = SimpleNamespace(runner=runner, error=None, channel=runner._channel)
+
+        def run():
+            try:
+                runner.run()
+            except BaseException as error:  # noqa: BLE001 - whatever ended it is looked at by the test
+                outcome.error = error
+            finally:
+                runner._channel.close()
+
+        thread = threading.Thread(target=run, daemon=True)
+        outcome.thread = thread
+        self.threads.append((thread, child))
+        thread.start()
+        return outcome
+
+    def run(self, child, store=None):
+        outcome = self.start(child, store)
+        outcome.thread.join(30)
+        assert not outcome.thread.is_alive(), "the runner did not end"
+        if outcome.error is not None:
+            raise outcome.error
+        return child.job
+
+    def model(self, entry, tmp_path):
+        reader = BlobReader(open_store(self.root, CLUSTER).blobs, BlobRef.from_json(entry["model"]))
+        data = reader.read()
+        assert hashlib.sha256(data).hexdigest() == entry["model_sha256"]  # I5
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(data)
+        return read_file(path)
+
+    def stop(self):
+        for thread, child in self.threads:
+            if thread.is_alive():
+                child.channel._socket.shutdown(2)
+            thread.join(10)
+            assert not thread.is_alive()
+            assert child.gone.wait(10)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    bench = Bench(tmp_path)
+    yield bench
+    bench.stop()
+
+
+def test_rounds_are_averaged_exactly_and_the_job_completes(bench, tmp_path):
+    bench.job(rounds=2)
+    child = bench.child()
+    job = bench.run(child)
+    assert (job.status, job.reason) == ("FINISHED:COMPLETED", "")
+    assert child.proposed == ["job_state", "round_open", "round_close", "round_open", "round_close", "job_done"]
+    for number, entry in enumerate(job.closed, 1):
+        found = bench.model(entry, tmp_path)
+        one, two = arrays_of("site-1", number), arrays_of("site-2", number)
+        for name in one:  # weights 1 and 2
+            exact = (one[name].astype(np.float64) + 2 * two[name].astype(np.float64)) / 3
+            assert np.array_equal(found[name], exact.astype(one[name].dtype))
+        assert entry["members"] == ["site-1", "site-2"]
+        assert entry["weights"] == {"site-1": 1.0, "site-2": 2.0}
+        assert entry["metrics"] == {"accuracy": number / 8}
+    opened = [record.body for record in fold(PosixLogStore(bench.root))[1] if record.kind == "round_open"]
+    assert [body["model_sha256"] for body in opened] == [None, job.closed[0]["model_sha256"]]
+    assert opened[1]["model"] == job.closed[0]["model"]
+    assert "job abcdefghijkl is complete" in child.said[-1]
+
+
+def test_evaluation_rounds_have_metrics_and_no_model(bench):
+    bench.job(rounds=1, evaluate=True)
+    job = bench.run(bench.child())
+    assert [(entry["kind"], entry["model"] is None) for entry in job.closed] == [("train", False), ("evaluate", True)]
+    assert job.model["kind"] == "train"
+    assert job.closed[1]["site_metrics"] == {"site-1": {"accuracy": 0.125}, "site-2": {"accuracy": 0.125}}
+
+
+@pytest.mark.parametrize("killed_after", ["job_state", "round_open", "round_close"])
+def test_a_runner_killed_in_the_middle_is_followed_by_one_that_makes_the_same_model(bench, tmp_path, killed_after):
+    bench.job(rounds=2)
+    child = bench.child()
+    child.hold_after = killed_after
+    first = bench.start(child)
+    first.thread.join(30)
+    assert isinstance(first.error, _Gone)
+    if child.job.open is not None:  # the sites answer while nobody aggregates
+        for weight, site in enumerate(child.job.open.members, 1):
+            child.poke = lambda: None
+            child.give(site, float(weight), metrics={"accuracy": 0.125})
+        del child.poke
+    interrupted = bench.run(child)
+
+    other = Bench(tmp_path / "undisturbed")
+    other.job(rounds=2)
+    whole = other.run(other.child())
+    other.stop()
+    assert interrupted.status == whole.status == "FINISHED:COMPLETED"
+    assert [e["model_sha256"] for e in interrupted.closed] == [e["model_sha256"] for e in whole.closed]
+    assert [(e["step"], e["round"], e["kind"]) for e in interrupted.closed] == [(0, 1, "train"), (0, 2, "train")]
+
+
+def test_the_order_of_arrival_does_not_change_the_model(bench, tmp_path):
+    def backwards(child):
+        for weight, site in reversed(list(enumerate(child.job.open.members, 1))):
+            child.give(site, float(weight))
+
+    bench.job()
+    other = Bench(tmp_path / "other")
+    other.job()
+    hashes = {b.run(c).closed[0]["model_sha256"] for b, c in ((bench, bench.child(backwards)), (other, other.child()))}
+    other.stop()
+    assert len(hashes) == 1
+
+
+def test_a_full_store_is_tried_again_until_the_model_is_written(bench):
+    bench.job()
+    store = open_store(bench.root, CLUSTER)
+    blobs = FaultyBlobs(store.blobs)
+    blobs.full = 2
+    child = bench.child()
+    job = bench.run(child, dataclasses.replace(store, blobs=blobs))
+    assert blobs.refused == 2
+    assert job.status == "FINISHED:COMPLETED"
+    assert child.proposed.count("round_close") == 1
+
+
+def test_a_store_that_cannot_be_read_for_a_while_costs_no_job(bench):
+    bench.job()
+    store = open_store(bench.root, CLUSTER)
+    under, away = store.log._store, threading.Event()
+    tried = []
+
+    class Flaky:
+        def __getattr__(self, name):
+            return getattr(under, name)
+
+        def read(self, seq):
+            if away.is_set():
+                tried.append(seq)
+                raise StoreUnavailable("away")
+            return under.read(seq)
+
+    store.log._store = Flaky()
+    child = bench.child(lambda child: (away.set(), child.poke()))
+    outcome = bench.start(child, store)
+    eventually_sync(lambda: len(tried) > 1)
+    assert outcome.thread.is_alive(), outcome.error
+    child.everybody(child)
+    away.clear()
+    outcome.thread.join(30)
+    assert outcome.error is None
+    assert child.job.status == "FINISHED:COMPLETED"
+
+
+def test_contributions_that_do_not_fit_fail_the_job_and_say_why(bench):
+    def misfit(child):
+        child.give("site-1")
+        child.give("site-2", arrays={"w": np.zeros((5,), np.float32)})
+
+    bench.job()
+    job = bench.run(bench.child(misfit))
+    assert job.status == "FINISHED:FAILED"
+    assert job.reason.startswith("round 1: ")
+    assert "site-2" in job.reason
+    assert job.closed == []
+
+
+def test_a_contribution_that_is_not_finite_fails_the_job_and_names_the_site(bench):
+    def poisoned(child):
+        child.give("site-1")
+        child.give("site-2", arrays={**arrays_of("site-2", 1), "b": np.array([0, np.nan, 0, 0])})
+
+    bench.job()
+    job = bench.run(bench.child(poisoned))
+    assert job.status == "FINISHED:FAILED"
+    assert "site-2 holds nan in tensor 'b'" in job.reason
+
+
+def test_a_damaged_blob_fails_its_job_alone(bench):
+    def damage(child):
+        child.give("site-1")
+        chunks = [p for p in (bench.root / "blobs").rglob("c-*") if "0-1/sites" in str(p)]
+        data = bytearray(chunks[0].read_bytes())
+        data[-1] ^= 1
+        chunks[0].chmod(0o600)
+        chunks[0].write_bytes(data)
+        child.give("site-2")
+
+    bench.job()
+    job = bench.run(bench.child(damage))
+    assert (job.status, "damaged" in job.reason) == ("FINISHED:FAILED", True)
+
+
+def test_a_failed_site_fails_a_job_that_waits_for_all_with_its_traceback(bench):
+    bench.job()
+    child = bench.child(lambda child: child.fail("site-2", "ValueError: boom", "Traceback ..."))
+    job = bench.run(child)
+    assert job.status == "FINISHED:FAILED"
+    assert "site-2 failed: ValueError: boom" in job.reason
+    assert job.traceback == "Traceback ..."
+
+
+def test_a_job_goes_on_without_a_failed_site_where_it_may(bench):
+    def half(child):
+        if "site-2" not in child.job.failed:
+            child.fail("site-2")
+        child.give("site-1")
+
+    bench.job(rounds=2, min_responses=1)
+    job = bench.run(bench.child(half))
+    assert job.status == "FINISHED:COMPLETED"
+    assert [entry["members"] for entry in job.closed] == [["site-1"], ["site-1"]]
+    opened = [record.body for record in fold(PosixLogStore(bench.root))[1] if record.kind == "round_open"]
+    assert [body["members"] for body in opened] == [["site-1", "site-2"], ["site-1"]]
+
+
+def test_a_deadline_closes_a_round_with_those_who_answered(bench):
+    bench.job(min_responses=1, deadline=0.2)
+    job = bench.run(bench.child(lambda child: child.give("site-2")))
+    assert [entry["members"] for entry in job.closed] == [["site-2"]]
+
+
+def test_a_refusal_that_the_log_explains_is_decided_again(bench):
+    bench.job()
+    child = bench.child()
+    child.refuse = {"round_close": ["CONFLICT", "NOT_PRIMARY"]}
+    job = bench.run(child)
+    assert job.status == "FINISHED:COMPLETED"
+    assert child.proposed.count("round_close") == 3
+    assert len(job.closed) == 1
+
+
+def test_a_record_that_can_never_be_appended_fails_the_job(bench):
+    bench.job()
+    child = bench.child()
+    child.refuse = {"round_close": ["BAD_INPUT"]}
+    job = bench.run(child)
+    assert (job.status, job.reason) == ("FINISHED:FAILED", "round 1: round_close was refused: for a test")
+
+
+def test_a_job_aborted_meanwhile_ends_its_runner(bench):
+    def abort(child):
+        child.writer.append("job_done", done("FINISHED:ABORTED"))
+        child.poke()
+
+    bench.job()
+    child = bench.child(abort)
+    job = bench.run(child)
+    assert job.status == "FINISHED:ABORTED"
+    assert child.proposed == ["job_state", "round_open"]
+
+
+def test_a_runner_ends_when_its_child_is_gone(bench):
+    bench.job()
+    opened = threading.Event()
+    child = bench.child(lambda child: opened.set())
+    outcome = bench.start(child)
+    assert opened.wait(10)
+    child.channel._socket.shutdown(2)
+    outcome.thread.join(10)
+    assert isinstance(outcome.error, _Gone)
