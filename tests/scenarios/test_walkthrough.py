@@ -51,7 +51,9 @@ class Shell:
     def __call__(self, *words, stdin=None, timeout=90):
         words = [str(word) for word in words]
         command = [*FEDHELM, *words[1:]] if words[0] == "fedhelm" else words
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=timeout, input=stdin)
+        return subprocess.run(
+            command, check=False, cwd=self.folder, capture_output=True, text=True, timeout=timeout, input=stdin
+        )
 
     def ok(self, *words, **options):
         done = self(*words, **options)
@@ -76,7 +78,9 @@ def _scalars(folder, tag):
         "a = EventAccumulator(sys.argv[1]); a.Reload()\n"
         "print(json.dumps([[e.step, e.value] for e in a.Scalars(sys.argv[2])]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(folder), tag], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), tag], check=False, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

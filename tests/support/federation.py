@@ -48,14 +48,17 @@ class Answer:
         if completed.stdout.strip().startswith("{"):
             self.json = json.loads(completed.stdout)
 
+    def _status(self):
+        return None if self.json is None else self.json["status"]
+
     @property
     def data(self):
-        assert self.json is not None and self.json["status"] == "ok", (self.rc, self.out, self.err)
+        assert self._status() == "ok", (self.rc, self.out, self.err)
         return self.json["data"]
 
     @property
     def error(self):
-        assert self.json is not None and self.json["status"] == "error", (self.rc, self.out, self.err)
+        assert self._status() == "error", (self.rc, self.out, self.err)
         return self.json["error"]
 
 
@@ -76,10 +79,39 @@ class Federation:
     def run(self, *words, timeout=90, check=False, cwd=None, stdin=None):
         self.steps.append(" ".join(words))
         completed = subprocess.run(
-            [*FEDHELM, *words], capture_output=True, text=True, timeout=timeout, cwd=cwd or self.folder, input=stdin
+            [*FEDHELM, *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd or self.folder,
+            input=stdin,
         )
         assert not check or completed.returncode == 0, (words, completed.stdout, completed.stderr)
         return Answer(completed)
+
+    def begin(self, *words):
+        """Start a command and leave it running; the caller ends it."""
+        self.steps.append(" ".join(words) + " &")
+        return subprocess.Popen(
+            [*FEDHELM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder
+        )
+
+    def script(self, name, which):
+        """Run one of a participant's own scripts, such as ``start.sh``."""
+        self.steps.append(f"{name}: {which}")
+        completed = subprocess.run(
+            [str(self.kit(name) / "startup" / which)], check=False, capture_output=True, text=True, timeout=60
+        )
+        return Answer(completed)
+
+    def start_one(self, name):
+        answer = self.script(name, "start.sh")
+        assert answer.rc == 0, (answer.out, answer.err, self.tails())
+
+    def stop_one(self, name):
+        answer = self.script(name, "stop_fl.sh")
+        assert answer.rc == 0, (answer.out, answer.err)
 
     def poc(self, action, *words):
         return self.run("poc", action, *words, "-w", str(self.root), "-o", "json")
