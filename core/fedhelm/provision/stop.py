@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedhelm.errors import DeadlineExceeded
-from fedhelm.process import ParticipantLock, marked_processes
+from fedhelm.process import ParticipantLock, marked_processes, read_state
 
 __all__ = ["Home", "Runs", "live_processes", "stop_all", "wait_until"]
 
@@ -129,7 +129,7 @@ def _terminate(kits: list[Runs], grace: float) -> None:
 
 
 def stop_all(kits: Iterable[Runs], grace: float = STOP_GRACE) -> list[str]:
-    """Stop participants and every process of theirs; overseers last, so that servers can release their lease.
+    """Stop participants and every process of theirs: overseers last, so that servers can release their lease.
 
     Returns:
         The names of those of which a process was alive.
@@ -139,6 +139,14 @@ def stop_all(kits: Iterable[Runs], grace: float = STOP_GRACE) -> list[str]:
     """
     kits = list(kits)
     alive = [kit.name for kit in kits if live_processes(kit)]
-    _terminate([kit for kit in kits if kit.role != "overseer"], grace)
-    _terminate([kit for kit in kits if kit.role == "overseer"], grace)
+    for turn in range(3):
+        _terminate([kit for kit in kits if _turn(kit) == turn], grace)
     return alive
+
+
+def _turn(kit: Runs) -> int:
+    """The primary goes after the standbys: its lease is then free, not granted to one that is about to stop."""
+    if kit.role == "overseer":
+        return 2
+    state = read_state(kit.run) or {}
+    return 0 if kit.role != "server" or state.get("role") in (None, "STANDBY") else 1
