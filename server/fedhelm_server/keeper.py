@@ -200,6 +200,10 @@ class _Step:
             return
         self.set(stopping_since=self.now)
         self.say("stopping")
+        child = self.state.child
+        if self.state.registered and self.state.hold is None and child.phase is Phase.ALIVE:
+            # Nobody should grant the lease to one that is about to go.
+            self.ask(kv.Beat(child.incarnation, replace(child.report, ready=False), store_ok(child.report), False))
         if self.state.child.phase is Phase.ALIVE:
             self.stop_child()
 

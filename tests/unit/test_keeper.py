@@ -599,9 +599,10 @@ def test_stop_ends_the_child_releases_and_quits(script):
     assert script.take(kv.Quit).error is None
 
 
-def test_stop_of_a_standby_releases_nothing(script):
+def test_stop_of_a_standby_releases_nothing_and_makes_it_unfit_for_a_grant(script):
     script.standby()
     script.on(kv.StopRequested())
+    assert script.take(kv.Beat).report.ready is False
     script.on(kv.ChildExited("c1", "exited with status 0"))
     script.none_of(kv.Release)
     script.take(kv.Quit)
