@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from blake3 import blake3
+from google.protobuf.message import DecodeError
 
-from fedhelm.errors import BadInput, Corrupt, ProtocolError
+from fedhelm.errors import BadInput, Corrupt, FedhelmError, ProtocolError
 from fedhelm.persist.base import BlobStore
 from fedhelm.persist.blobs import BlobRef, Manifest
 from fedhelm.v1 import common_pb2 as common
@@ -104,6 +105,8 @@ async def upload_file(stub: _AsyncUploader, owner: str, path: Path) -> common.Bl
     """Upload a file as a blob; chunks that the store has already are not sent again.
 
     Raises:
+        Corrupt: the file became shorter meanwhile.
+        OSError: the file cannot be read.
         FedhelmError: whatever the call raised; calling again resumes.
     """
     manifest = await asyncio.to_thread(manifest_of, path)
@@ -112,12 +115,20 @@ async def upload_file(stub: _AsyncUploader, owner: str, path: Path) -> common.Bl
         request = common.MissingChunksRequest(owner=owner, manifest=_manifest_to_proto(manifest))
         indices = list((await stub.missing_chunks(request, timeout=_CALL_TIMEOUT)).indices)
     pieces = _pieces(path, owner, manifest, indices)
+    failure: list[Exception] = []
 
     async def messages() -> AsyncIterator[bytes]:
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            yield piece
+        try:
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                yield piece
+        except (OSError, FedhelmError) as error:
+            # Out of here it would cancel the call, and look to the caller as if its own task had been cancelled.
+            failure.append(error)
 
-    return await stub.put_blob(messages())
+    try:
+        return await stub.put_blob(messages())
+    except FedhelmError as error:
+        raise failure[0] if failure else error  # noqa: B904 - the server complains of the end of the stream only
 
 
 def upload_sync(stub: _SyncUploader, owner: str, path: Path, progress: Callable[[int], None] | None = None) -> BlobRef:
@@ -135,13 +146,21 @@ def upload_sync(stub: _SyncUploader, owner: str, path: Path, progress: Callable[
         request = common.MissingChunksRequest(owner=owner, manifest=_manifest_to_proto(manifest))
         indices = list(stub.missing_chunks(request, timeout=_CALL_TIMEOUT).indices)
 
-    def messages() -> Iterator[bytes]:
-        for number, piece in enumerate(_pieces(path, owner, manifest, indices)):
-            yield piece
-            if progress is not None and number:
-                progress(len(piece))
+    failure: list[Exception] = []
 
-    return ref_from_proto(stub.put_blob(messages()))
+    def messages() -> Iterator[bytes]:
+        try:
+            for number, piece in enumerate(_pieces(path, owner, manifest, indices)):
+                yield piece
+                if progress is not None and number:
+                    progress(len(piece))
+        except (OSError, FedhelmError) as error:
+            failure.append(error)
+
+    try:
+        return ref_from_proto(stub.put_blob(messages()))
+    except FedhelmError as error:
+        raise failure[0] if failure else error  # noqa: B904 - as above
 
 
 class _Assembler:
@@ -185,7 +204,7 @@ async def receive_blob(
         limit: largest size taken, bytes; None: the store's.
 
     Raises:
-        BadInput: the blob is larger than ``limit``.
+        BadInput: the blob is larger than ``limit``, or its chunks than the store takes.
         ProtocolError: the stream does not follow its header.
         Corrupt: a chunk is not what its digest says.
         StoreUnavailable: nothing was acknowledged.
@@ -193,12 +212,14 @@ async def receive_blob(
     header = common.PutBlobHeader()
     try:
         header.ParseFromString(await anext(messages))
-    except (StopAsyncIteration, ValueError) as error:
+    except (StopAsyncIteration, DecodeError) as error:
         raise ProtocolError("an upload does not begin with its header") from error
     check_owner(header.owner)
     manifest = _manifest_from_proto(header.manifest)
     if limit is not None and manifest.size > limit:
         raise BadInput(f"an upload of {manifest.size} bytes is larger than {limit}")
+    if manifest.chunk_size > store.chunk_size:  # before anything is gathered in memory
+        raise BadInput(f"an upload in chunks of {manifest.chunk_size} bytes; the store takes {store.chunk_size}")
     assembler = _Assembler(manifest, header.indices)
     async for piece in messages:
         for digest, data in assembler.feed(piece):
@@ -229,7 +250,7 @@ async def fetch_blob(stub: _Fetcher, blob: common.BlobRef, target: Path) -> None
     if manifest.digest != blob.digest or manifest.size != blob.size:
         raise Corrupt(f"the manifest of {blob.owner} {blob.digest[:12]} does not have its digest")
     part = target.with_name(f"{target.name}.part")
-    have = (part.stat().st_size if part.exists() else 0) // manifest.chunk_size
+    have = min((part.stat().st_size if part.exists() else 0) // manifest.chunk_size, len(manifest.chunks))
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "r+b") as file:
         have = await asyncio.to_thread(_verified_chunks, file, manifest, have)
