@@ -1,0 +1,142 @@
+"""commands.md: the console's commands from its registry, and ``fedhelm``'s own from their parsers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from docs.pages.markdown import GENERATED, anchor, code, table
+from fedhelm.cli import _SUMMARIES as SUMMARIES
+from fedhelm_console.cli import _parser as console_parser
+from fedhelm_console.commands import REGISTRY
+from fedhelm_console.registry import Command, Parameter
+from fedhelm_lab.demo import _parser as demo_parser
+from fedhelm_lab.poc_cli import _parser as poc_parser
+
+__all__ = ["page"]
+
+_INTRO = """\
+# Commands
+
+`fedhelm COMMAND -h` and, in the console, `? COMMAND` say the same as this page.
+"""
+
+_ROLES = """\
+### fedhelm overseer, fedhelm server, fedhelm client
+
+`--kit DIR [--foreground | --background]` runs one participant from its kit, the folder that holds `startup/`. It stays
+in the foreground unless told otherwise. `startup/start.sh` starts it in the background: it returns once the
+participant runs, and the output goes to `log.txt`. `startup/stop_fl.sh` stops the participant and everything below it.
+A kit can be run once at a time.
+"""
+
+_CONSOLE = """\
+## In the console
+
+At a terminal `fedhelm console KIT` (or the kit's `startup/fl_admin.sh`) opens a prompt. With `-c`, `-f`, or with
+standard input that is no terminal, it runs commands and exits.
+
+* Words are separated by blanks; `'...'`, `"..."` and `\\` keep them together. Options stand in any order. A line that
+  begins with `#` is a comment.
+* Every command takes `-o table|json` and `--timeout S`; those that ask take `--yes`.
+* JOB is a job's id, a unique prefix of at least 4 characters, or `@last`, the newest job of all.
+* Keys: Tab completes; F1 shows the help of the command being typed; F3 the latest events; F4 changes between emacs and
+  vi keys; F5 asks for the state again; Ctrl-R searches the history; Ctrl-C clears the line, or leaves a `wait` or a
+  download (the job goes on); Ctrl-D leaves.
+* With `-o json` standard output carries one object for each command, `{"schema_version": 1, "status": "ok" | "error",
+  "data", "error"}`, and nothing else. See [how to script it](../how-to/script-the-console.md).
+"""
+
+_GRADES = {
+    0: "",
+    1: "It asks `y/N` first; `--yes` answers.",
+    2: "It asks for the name of what it touches first; `--yes` answers.",
+}
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public list, and its help text changes by version
+        if action.help == argparse.SUPPRESS or action.dest == "help":
+            continue
+        names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+        value = str(action.metavar or "|".join(str(one) for one in action.choices or ())) if action.nargs != 0 else ""
+        yield code(f"{names} {value}".strip() if action.option_strings else names), action.help or ""
+
+
+def _tool(name: str, usage: str, parser: argparse.ArgumentParser, about: str = "") -> str:
+    summary = SUMMARIES[name][0].upper() + SUMMARIES[name][1:]
+    text = f"### fedhelm {name}\n\n{summary}.\n\n```\n{usage}\n```\n\n{about}"
+    return text + table(("option", "meaning"), _options(parser))
+
+
+_ACTIONS = (
+    (
+        "prepare",
+        (
+            "makes the workspace: certificates, a signed kit and scripts for each participant, the shared store, "
+            "examples; `fedhelm poc -n 2` is short for `fedhelm poc prepare -n 2`"
+        ),
+    ),
+    ("start", "starts what is not running, and waits until all are ready (at most 60 s)"),
+    ("status", "shows each participant: process, ready or not, processes below it"),
+    ("stop", "stops everything; no process stays behind"),
+    ("clean", "stops, then removes the workspace"),
+)
+
+_PORTS = """\
+Ports are on 127.0.0.1. Overseer 8443, server1 8002 and 8003, server2 9002 and 9003. With `--base-port P`: overseer P,
+server k P+2k-1 and P+2k.
+"""
+
+_POC_ABOUT = table(("action", "does"), ((code(name), text) for name, text in _ACTIONS)) + f"\n{_PORTS}\n"
+
+
+def _parameter(one: Parameter) -> tuple[str, str]:
+    names = ", ".join(one.arg.flags) + (f" {one.metavar}" if one.takes_value else "") if one.option else one.metavar
+    return code(names), one.arg.help
+
+
+def _command(command: Command) -> str:
+    lines = [f"### {command.name}\n", f"{command.summary[0].upper()}{command.summary[1:]}.\n"]
+    lines.append(f"```\n{command.usage}\n```\n")
+    if command.aliases:
+        lines.append(f"Also: {', '.join(code(name) for name in command.aliases)}.\n")
+    if command.grade:
+        lines.append(_GRADES[command.grade] + "\n")
+    if command.parameters:
+        lines.append(table(("argument", "meaning"), (_parameter(one) for one in command.parameters)))
+    lines.append("```console\n" + "\n".join(command.examples) + "\n```\n")
+    if command.errors:
+        links = ", ".join(f"[{name}](errors.md#{anchor(name)})" for name in command.errors)
+        lines.append(f"Errors: {links}; and those of every command.\n")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return the page."""
+    overview = table(
+        ("command", "does"),
+        ((f"[{one.name}](#{anchor(one.name)})", one.summary) for one in REGISTRY),
+    )
+    parts = [
+        _INTRO,
+        "## fedhelm\n",
+        table(("command", "does"), ((code(f"fedhelm {name}"), text) for name, text in SUMMARIES.items())),
+        _tool("demo", "fedhelm demo [--sites N] [--base-port P] [-w DIR] [--keep] [-o json]", demo_parser()),
+        _tool(
+            "poc",
+            "fedhelm poc [ACTION] [-n SITES] [--servers K] [--base-port P] [-w DIR] [-o json]",
+            poc_parser(),
+            _POC_ABOUT,
+        ),
+        _tool(
+            "console",
+            "fedhelm console [-c CMD] [-f FILE] [-o json] [--yes] [--timeout S] [--keep-going] [--ascii] [KIT]",
+            console_parser(),
+        ),
+        _ROLES,
+        _CONSOLE,
+        overview,
+        *(_command(one) for one in REGISTRY),
+    ]
+    return GENERATED + "\n".join(parts)
