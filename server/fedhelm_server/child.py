@@ -10,9 +10,11 @@ import signal
 import sys
 from pathlib import Path
 
+import fedhelm.wire  # before grpc, which reads the environment that this sets when it is imported
+
+# isort: split
 import grpc.aio
 
-import fedhelm.wire
 from fedhelm.clock import SystemClock
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, PortTaken
@@ -31,7 +33,7 @@ from fedhelm_server.runtime import Runtime
 
 __all__ = ["main", "serve"]
 
-assert fedhelm.wire  # imported before grpc, for the environment it sets
+assert fedhelm.wire.TLS_1_3_ONLY
 
 _log = logging.getLogger("fedhelm.server")
 
@@ -58,7 +60,7 @@ async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
     """Run until the supervisor says stop or goes away, or a foreign fence ends this child's time.
 
     Raises:
-        FedhelmError: the store is not the right one, or a port is taken.
+        FedhelmError: the store is not the right one, or damaged, or a port is taken.
     """
     assert kit.store is not None
     link = await open_fd(control_fd)
@@ -92,10 +94,14 @@ async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
         # A loop that ends has failed: this child is no use any more, and its supervisor starts another.
         loop.add_done_callback(lambda _: runtime.stopping.set())
     await runtime.stopping.wait()
+    failures = [loop.exception() for loop in loops if loop.done() and not loop.cancelled()]
     await control.runners.stop()
     await asyncio.gather(*(server.stop(0.2) for server in servers))
     await cancel(*loops)
     link.close()
+    for failure in failures:
+        if isinstance(failure, FedhelmError):
+            raise failure  # a damaged record, above all: its slot is the last word of this child's log
 
 
 def main(argv: list[str]) -> int:

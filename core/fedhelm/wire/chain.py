@@ -26,8 +26,6 @@ from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, encode_error, status_of
 
 __all__ = ["Call", "ServiceHandlers", "serve_options", "server_credentials"]
 
-assert fedhelm.wire  # imported before grpc, for the environment it sets
-
 _log = logging.getLogger("fedhelm.wire")
 
 MAX_CONTROL = 4 * 1024 * 1024
@@ -152,7 +150,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
 
     async def _abort(self, context: Any, error: FedhelmError) -> None:
         metadata = ((ERROR_KEY, encode_error(error)), (EPOCH_KEY, str(self._epoch())))
-        await context.abort(status_of(error), error.message[:500], trailing_metadata=metadata)
+        await context.abort(status_of(error), error.message[:100], trailing_metadata=metadata)
 
     async def _crash(self, context: Any, method: MethodDescriptor, error: Exception) -> None:
         if isinstance(error, grpc.RpcError | grpc.aio.AbortError):
@@ -187,5 +185,11 @@ def serve_options() -> list[tuple[str, int]]:
 
 
 def server_credentials(ca: bytes, cert: bytes, key: bytes) -> grpc.ServerCredentials:
-    """Return credentials that demand a client certificate of the project's CA."""
+    """Return credentials that demand TLS 1.3 and a client certificate of the project's CA.
+
+    Raises:
+        RuntimeError: this process imported grpc before :mod:`fedhelm.wire`, so that it would speak TLS 1.2 too.
+    """
+    if not fedhelm.wire.TLS_1_3_ONLY:
+        raise RuntimeError("grpc was imported before fedhelm.wire: it would accept TLS 1.2")
     return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)

@@ -17,6 +17,11 @@ assert fedhelm.wire  # imported before grpc, for the environment it sets
 ERROR_KEY = "fedhelm-error-bin"
 EPOCH_KEY = "fedhelm-epoch"
 
+MAX_TEXT = 1000
+"""Bytes of a message or a hint that travel; the rest is cut off."""
+
+_CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127), " ")
+
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
@@ -27,7 +32,14 @@ def status_of(error: FedhelmError) -> grpc.StatusCode:
 
 def encode_error(error: FedhelmError) -> bytes:
     """Return the value of ``fedhelm-error-bin``."""
-    return json.dumps({"code": error.code, "message": error.message[:2000], "hint": error.hint}).encode()
+    body = {"code": error.code, "message": _short(error.message), "hint": error.hint and _short(error.hint)}
+    return json.dumps(body, ensure_ascii=False).encode()
+
+
+def _short(text: str) -> str:
+    # All metadata of a reply together have 8 KiB: what is longer costs the caller the whole error. JSON doubles a quote
+    # or a line end; other control characters, which it makes six times as long, are no part of a message.
+    return text.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore").translate(_CONTROL)
 
 
 def epoch_of(metadata: Metadata | None) -> int | None:
@@ -35,7 +47,7 @@ def epoch_of(metadata: Metadata | None) -> int | None:
     for key, value in metadata or ():
         if key == EPOCH_KEY:
             text = value.decode() if isinstance(value, bytes) else value
-            return int(text) if text.isdigit() else None
+            return int(text) if text.isascii() and text.isdigit() else None
     return None
 
 
