@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import threading
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.admin.follow import Note
-from fedhelm.admin.models import Event, JobDetail
+from fedhelm.admin.models import JobDetail
 from fedhelm.admin.session import Session
 from fedhelm.clock import SystemClock
 from fedhelm.errors import FedhelmError, JobFailed, NoPrimary, PortTaken, Unreachable
@@ -26,7 +27,6 @@ from fedhelm_console import prompt
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.context import Console
 from fedhelm_console.grammar import parse
-from fedhelm_console.notify import Notifier
 from fedhelm_console.view import View
 from fedhelm_lab import demo_story as story
 from fedhelm_lab.demo_stage import Stage
@@ -176,17 +176,20 @@ class Acts:
             leads = session.primary()
             address = f"{leads.name}:{leads.fed_learn_port}:{leads.admin_port}"
             self._stage.say(f"Got primary SP {address} from overseer, epoch {leads.epoch}. SSID: {leads.ssid}")
-        Notifier(
-            session.events,
-            self._stage.event,
-            line=lambda event: prompt.event_line(event, self._stage.style),
-            happened=_ignore,
-            clock=self._clock,
-        ).start()
+        threading.Thread(target=self._show_events, name="events", daemon=True).start()
         # A folder of the same name where the demo was typed is not meant.
         with contextlib.chdir(kit.transfer):
             self._job = self._type(f"submit_job {JOB}")["job_id"]
         self._type("list_sp")
+
+    def _show_events(self) -> None:
+        """Show what appears above the console's prompt, until the session is closed."""
+        assert self._console is not None
+        try:
+            for event in self._console.session.events():
+                self._stage.event(prompt.event_line(event, self._stage.style))
+        except FedhelmError as error:
+            self._stage.event(f"events stopped: {error}")
 
     # -- third act ------------------------------------------------------------------------------------------------
 
@@ -307,8 +310,7 @@ class Acts:
         if outcome.gap_s is not None:
             say(f"Nobody led for {outcome.gap_s:.2f} s, by the overseer's history.")
         if outcome.followed_s:
-            shown = ", ".join(f"{site} {seconds:.2f} s" for site, seconds in list(outcome.followed_s.items())[:4])
-            say(f"From the kill until a site followed the new primary: {shown}.")
+            say(f"After the kill {_within(outcome.followed_s)}.")
         say(outcome.evidence.verdict())
 
     # -- the console ----------------------------------------------------------------------------------------------
@@ -329,9 +331,13 @@ class Acts:
         return result.data
 
 
+def _within(seconds: dict[str, float]) -> str:
+    if len(seconds) > 2:
+        return f"the sites follow the new primary in {min(seconds.values()):.2f} to {max(seconds.values()):.2f} s"
+    (first, taken), *others = seconds.items()
+    more = "".join(f", {site} in {time:.2f} s" for site, time in others)
+    return f"{first} follows the new primary in {taken:.2f} s{more}"
+
+
 def _sites(count: int) -> str:
     return "1 site" if count == 1 else f"{count} sites"
-
-
-def _ignore(_event: Event) -> None:
-    """Nothing but the line is wanted of an event."""

@@ -173,8 +173,8 @@ class Evidence:
         if self.nothing_lost:
             return (
                 f"Nothing was lost and nothing was done twice: the log holds {self.recorded.total()} contributions,\n"
-                f"{len(self.sites)} sites x {self.rounds} rounds x (train + test), each exactly once, and each is one run of\n"
-                "a site's script."
+                f"{len(self.sites)} sites x {self.rounds} rounds x (train + test), each exactly once, and each is "
+                "one\nrun of a site's script."
             )
         return "Not exactly once: " + "; ".join(self._wrong())
 
