@@ -14,6 +14,7 @@ from fedhelm import log
 from fedhelm.config.kit import Kit
 from fedhelm.errors import ExitStatus, PortTaken
 from fedhelm.output import CommandParser, guarded
+from fedhelm.persist.store import open_store
 from fedhelm.process import KIT_MARK, ParticipantLock, child_env
 from fedhelm.provision.launch import PROGRAM, background
 from fedhelm.provision.stop import wait_until
@@ -53,6 +54,8 @@ def _foreground(args: argparse.Namespace) -> int:
     try:
         log.setup(kit.name, None if _stdout_is(kit.log_file) else kit.log_file)
         _check_ports(kit)
+        assert kit.store is not None
+        open_store(kit.store, kit.cluster)  # refused now, in words, rather than by one child after the other
         asyncio.run(_serve(kit))
     finally:
         lock.release()
