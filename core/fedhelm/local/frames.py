@@ -8,9 +8,10 @@ The same frames run between supervisor and child, child and runner, agent and na
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
-from typing import Any
+from typing import Any, NoReturn
 
 from fedhelm.errors import ProtocolError
 
@@ -23,12 +24,16 @@ Frame = dict[str, Any]
 
 
 def encode(frame: Frame) -> bytes:
-    """Return the bytes of one frame.
+    """Return the bytes of one frame. Halves of surrogate pairs in its texts (from odd file names) become ``?``.
 
     Raises:
-        ProtocolError: it is larger than ``MAX_FRAME``.
+        ProtocolError: it is larger than ``MAX_FRAME``, or no JSON (NaN).
     """
-    data = json.dumps(frame, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    try:
+        text = json.dumps(frame, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"a frame of type {frame.get('type')!r} is not JSON: {error}") from error
+    data = text.encode(errors="replace")
     if len(data) > MAX_FRAME:
         raise ProtocolError(f"a frame of {len(data)} bytes is larger than {MAX_FRAME}")
     return LENGTH.pack(len(data)) + data
@@ -41,12 +46,16 @@ def decode(data: bytes) -> Frame:
         ProtocolError: they are not a JSON object with a ``type``.
     """
     try:
-        frame = json.loads(data)
-    except ValueError as error:
+        frame = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ProtocolError("a frame is not JSON") from error
     if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
         raise ProtocolError("a frame is not an object with a type")
     return frame
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def check_length(length: int) -> int:
@@ -110,17 +119,23 @@ class SyncChannel:
             ProtocolError: the bytes are not frames.
         """
         while not self._ready:
-            self._socket.settimeout(timeout)
+            if timeout is not None:
+                self._await_data(timeout)
             try:
                 data = self._socket.recv(1 << 16)
             except ConnectionError:
                 return None
-            finally:
-                self._socket.settimeout(None)
             if not data:
                 return None
             self._ready.extend(self._reader.feed(data))
         return self._ready.pop(0)
+
+    def _await_data(self, timeout: float) -> None:
+        # Not the socket's own time-out: that would also hold for another thread's send.
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(max(0.0, timeout) * 1000):
+            raise TimeoutError(f"nothing came for {timeout:g} s")
 
     def close(self) -> None:
         """Close the connection."""
