@@ -16,6 +16,7 @@ from typing import Any
 from blake3 import blake3
 
 from fedhelm.config.kit import read_kit
+from fedhelm.errors import JobNotFound, StoreUnavailable
 from fedhelm.ids import SITE_NAME
 from fedhelm.learning.workflow import ClosedView, best_round
 from fedhelm.persist.blobs import BlobReader, BlobRef
@@ -82,8 +83,12 @@ class _Logs:
 
     def apply(self, record: Record) -> None:
         for item in record.body["items"]:
-            texts = [f"{line['time']} {line['value']}\n" for line in item["lines"] if line["kind"] == "log"]
-            if item["job"] != self._job or not texts or not SITE_NAME.fullmatch(item["source"]):
+            if item["job"] != self._job or not SITE_NAME.fullmatch(item["source"]):
+                continue
+            # A site may send any object as a line: what lacks its parts must not cost the job its download.
+            logs = [line for line in item["lines"] if line.get("kind") == "log"]
+            texts = [f"{line.get('time', '-')} {line.get('value', '')}\n" for line in logs]
+            if not texts:
                 continue
             self._root.mkdir(parents=True, exist_ok=True)
             with (self._root / f"{item['source']}.log").open("a", encoding="utf-8") as file:
@@ -127,6 +132,10 @@ def export(store: Store, job_id: str, seq: int, target: Path) -> list[dict[str, 
             events.apply(record)
             logs.apply(record)
     events.close()
+    if book.seq < seq:
+        raise StoreUnavailable(f"the log can be read up to slot {book.seq}, not {seq}")
+    if job_id not in book.jobs:
+        raise JobNotFound(f"no job {job_id} at slot {seq}")
     job = book.jobs[job_id]
     archive = target / "bundle"
     reader = BlobReader(store.blobs, BlobRef.from_json(job.bundle))

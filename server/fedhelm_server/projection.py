@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,10 @@ def _tensorboardx() -> tuple[Any, Any, Any]:
 
 def _seconds(stamp: str) -> float:
     try:
-        return datetime.fromisoformat(stamp).timestamp()
-    except ValueError:
+        moment = datetime.fromisoformat(stamp)
+        # A stamp without a zone is UTC: the machine's own would give every server other bytes.
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         return 0.0
 
 
@@ -151,7 +153,7 @@ class LiveProjection:
             for line in item["lines"]:
                 try:
                     self._files[source].add(line)
-                except (KeyError, TypeError, ValueError) as error:
+                except (KeyError, TypeError, ValueError, OverflowError) as error:
                     _log.warning("a line of %s in slot %d is no TensorBoard data: %r", source, record.seq, error)
             self._files[source].flush()
 
