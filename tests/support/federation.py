@@ -12,7 +12,9 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from fedhelm.persist.store import open_store
 from fedhelm.process import marked_processes
+from fedhelm.security.kit import open_kit
 from tests.support.waiting import eventually_sync
 
 FEDHELM = [sys.executable, "-m", "fedhelm.cli"]
@@ -191,6 +193,37 @@ class Federation:
         for one in marked_processes(self.kit(name)):
             os.kill(one.pid, signal.SIGKILL)
 
+    # -- the shared log -------------------------------------------------------------------------------------------
+
+    def records(self):
+        """Every record of the log, its chain verified."""
+        kit = open_kit(self.kit(self.servers[0]))
+        return open_store(kit.store, kit.cluster).log.read_new()
+
+    def check_log(self):
+        """The invariants of the protocol that the log itself can show (I1, I3, I4, I8, I9)."""
+        records = self.records()
+        epochs = [one.epoch for one in records]
+        assert epochs == sorted(epochs), "epochs never decrease"
+        fences = [one for one in records if one.kind == "fence"]
+        assert len({one.epoch for one in fences}) == len(fences), "one fence per epoch"
+        writers = {one.epoch: one.by for one in fences}
+        assert all(one.by == writers[one.epoch] for one in records if one.epoch), "one writer per epoch"
+        given, closed = {}, set()
+        for record in records:
+            for item in record.body.get("items", (record.body,)):
+                if record.kind == "contribution":
+                    key = tuple(item[name] for name in ("job", "attempt", "step", "round", "kind"))
+                    assert key not in closed, f"{item['site']} contributed to a closed round: slot {record.seq}"
+                    sites = given.setdefault(key, [])
+                    assert item["site"] not in sites, f"{item['site']} contributed twice: slot {record.seq}"
+                    sites.append(item["site"])
+                elif record.kind == "round_close":
+                    key = tuple(item[name] for name in ("job", "attempt", "step", "round", "kind"))
+                    assert key not in closed, f"a round was closed twice: slot {record.seq}"
+                    closed.add(key)
+                    assert item["members"] == sorted(given[key]), f"not those who contributed: slot {record.seq}"
+
     def log(self, name):
         path = self.kit(name) / "log.txt"
         return path.read_text(errors="replace") if path.exists() else ""
@@ -201,9 +234,14 @@ class Federation:
 
     def close(self):
         self.run("poc", "stop", "-w", str(self.root))
+        if self.root.exists():
+            self._check_left()
+
+    def _check_left(self):
         left = self.processes()
         for path in self.root.iterdir():
             if (path / "startup").is_dir():
                 for one in marked_processes(path):
                     os.kill(one.pid, signal.SIGKILL)
         assert left == [], f"processes were left behind: {left}"
+        self.check_log()
