@@ -20,7 +20,7 @@ from typing import Self
 from bench.federation import Federation, federation, now, until
 from bench.machine import load
 from bench.report import Figure
-from fedhelm.persist import open_store
+from fedhelm.persist import Log, open_store
 from fedhelm.process import read_state
 
 __all__ = ["failover", "switchover"]
@@ -63,10 +63,8 @@ class Seen:
 class LogProbe:
     """Reads the log every 5 ms in a thread."""
 
-    def __init__(self, made: Federation) -> None:
-        kit = made.workspace.kit("server1")
-        assert kit.store is not None
-        self._log = open_store(kit.store, kit.cluster).log
+    def __init__(self, log: Log) -> None:
+        self._log = log
         self._seen: list[Seen] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log probe")
@@ -115,7 +113,9 @@ def _probed() -> Iterator[tuple[Federation, LogProbe]]:
     with federation() as made:
         folder = made.job("probing", _PROBING, "workflow: [{type: fedavg, rounds: 1000000}]")
         job = made.session.submit(folder)
-        with LogProbe(made) as probe:
+        kit = made.workspace.kit("server1")
+        assert kit.store is not None
+        with LogProbe(open_store(kit.store, kit.cluster).log) as probe:
             probe.first(0, "round_close")
             yield made, probe
         job.abort()
