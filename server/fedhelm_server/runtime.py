@@ -105,6 +105,8 @@ class Runtime:
             await self._tail()
             if not self.leads:
                 raise self.refusal()
+            if self._tailed < now:
+                raise NotPrimary(f"{self.kit.name} has no lease and cannot read the log: another may lead by now")
 
     # -- the supervisor's frames --------------------------------------------------------------------------------------
 
@@ -191,6 +193,7 @@ class Runtime:
                     self.ledger.store_ok = True
             if self.role is Role.READONLY and self.ledger.store_ok:
                 self._event(RoleEvent.STORE_BACK)
+                self.ledger.reopen()
                 self._changed(set(self.book.jobs))
             await asyncio.sleep(self.kit.timing.renew)
 
@@ -230,6 +233,9 @@ class Runtime:
         except FedhelmError as error:
             _log.warning("the handoff to %s failed: %s", frame["to"], error)
             self._event(RoleEvent.RESUME)
+            self._reopen_if_leading()
+            return
+        if self.role is not Role.DRAINING:  # called off while it was on its way: without a higher fence it is void
             return
         self.ledger.close(f"{self.kit.name} hands over to {frame['to']}")
         await self.ledger.drained()

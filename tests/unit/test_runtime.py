@@ -1,0 +1,256 @@
+"""The child's role, driven by its supervisor's frames and by the log; the clock is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from contextlib import asynccontextmanager
+
+import pytest
+
+from fedhelm.errors import NotPrimary, StoreUnavailable
+from fedhelm.persist.log import Log
+from fedhelm.persist.store import Store, init_store
+from fedhelm.tasks import cancel, spawn
+from fedhelm_server import decisions
+from fedhelm_server.ledger import Placement
+from fedhelm_server.role import Role
+from fedhelm_server.runtime import Runtime
+from tests.fakes.persist_memory import LOST, MemoryBlobStore, MemoryLogStore
+from tests.fakes.server_kit import server_kit
+from tests.fakes.server_log import Clock, Writer, contribution, contribution_key, fold, found, items, opened
+from tests.support.waiting import eventually
+
+
+class Link:
+    """The supervisor's end: frames go in by `say`, what the child says is in `heard`."""
+
+    def __init__(self):
+        self.heard = []
+        self._frames = asyncio.Queue()
+
+    def say(self, kind, /, **fields):
+        self._frames.put_nowait({"type": kind, **fields})
+
+    def hang_up(self):
+        self._frames.put_nowait(None)
+
+    async def receive(self):
+        return await self._frames.get()
+
+    async def send(self, kind, /, **fields):
+        self.heard.append({"type": kind, **fields})
+
+    def post(self, kind, /, **fields):
+        if kind != "beat":
+            self.heard.append({"type": kind, **fields})
+
+    def types(self):
+        return [frame["type"] for frame in self.heard]
+
+
+class Bench:
+    def __init__(self, tmp_path):
+        self.slots = found(MemoryLogStore())
+        writer = Writer(self.slots, "server9", "i0")
+        writer.job()
+        writer.append("round_open", opened())
+        self.root = tmp_path / "store"
+        init_store(self.root, "c" * 32, "poc")  # for the probe of writes alone
+        store = Store(self.root, "c" * 32, "poc", Log(self.slots), MemoryBlobStore())
+        self.clock, self.link = Clock(), Link()
+        self.runtime = Runtime(server_kit(tmp_path, "fast"), "i1", store, self.clock, self.link)
+        self.changes = []
+        self.runtime.on_change.append(self.changes.append)
+
+    @property
+    def role(self):
+        return self.runtime.role
+
+    async def reaches(self, role):
+        await eventually(lambda: self.role is role, what=f"{role}; it is {self.role}")
+
+    async def lead(self, epoch=2):
+        self.link.say("grant", epoch=epoch, deadline=self.clock.now + 10, cause="start", log_seq=5)
+        await self.reaches(Role.ACTIVE)
+
+    def offer(self, site="site-1"):
+        item = contribution(site)
+        return self.runtime.ledger.propose("contribution", decisions.contribute(item), key=contribution_key(item))
+
+
+@asynccontextmanager
+async def bench_in(tmp_path):
+    bench = Bench(tmp_path)
+    runtime = bench.runtime
+    loops = [runtime.serve_link(), runtime.ledger.run(), runtime.follow_log(), runtime.watch_store(), runtime.beat()]
+    tasks = [spawn(loop, "loop") for loop in loops]
+    try:
+        yield bench
+    finally:
+        bench.slots.before_create = None
+        await cancel(*tasks)
+        await asyncio.to_thread(runtime.ledger._thread.shutdown)
+
+
+async def test_a_grant_makes_a_standby_the_primary_after_its_fence(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        with pytest.raises(NotPrimary, match="server9 has epoch 1"):
+            await eventually(lambda: bench.runtime.ready) and await bench.runtime.check_leads()
+        await bench.lead()
+        await bench.runtime.check_leads()
+        await eventually(lambda: "active" in bench.link.types())
+        assert bench.link.heard[-1] == {"type": "active", "epoch": 2, "log_seq": bench.runtime.book.seq}
+        assert isinstance(await bench.offer(), Placement)
+    assert fold(bench.slots)[0].fence.name == "server1"
+
+
+async def test_a_store_that_went_backwards_and_an_old_epoch_are_refused(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        bench.link.say("grant", epoch=2, deadline=1e9, cause="start", log_seq=999)
+        await eventually(lambda: "refused" in bench.link.types())
+        assert "backwards" in bench.link.heard[0]["reason"]
+        bench.link.say("grant", epoch=1, deadline=1e9, cause="start", log_seq=5)
+        await eventually(lambda: bench.link.types() == ["refused", "refused"])
+        assert bench.role is Role.STANDBY
+        await bench.lead(2)
+    assert [record.epoch for record in fold(bench.slots)[1] if record.kind == "fence"] == [1, 2]
+
+
+async def test_a_fence_whose_answer_was_lost_is_used_when_the_grant_comes_again(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await eventually(lambda: bench.runtime.ready)
+        bench.slots.faults.append(LOST)
+        bench.link.say("grant", epoch=2, deadline=1e9, cause="start", log_seq=5)
+        await eventually(lambda: bench.link.types() == ["refused"])
+        await bench.lead(2)
+        assert isinstance(await bench.offer(), Placement)
+    assert [record.epoch for record in fold(bench.slots)[1] if record.kind == "fence"] == [1, 2]
+
+
+async def test_a_foreign_fence_ends_a_primary_for_good(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        Writer(bench.slots, "server2", "j1", epoch=3)
+        await bench.reaches(Role.FENCED)
+        assert bench.runtime.stopping.is_set()
+        assert bench.link.heard[-1] == {"type": "fenced", "epoch": 3}
+        for wrong in (bench.offer(), bench.runtime.check_leads()):
+            with pytest.raises(NotPrimary, match="server2"):
+                await wrong
+        bench.link.say("lease", deadline=1e9)
+        bench.link.say("resume", deadline=1e9)
+        await eventually(bench.link._frames.empty)
+        assert bench.role is Role.FENCED
+        with pytest.raises(NotPrimary):
+            await bench.offer()
+
+
+async def test_a_primary_whose_store_is_lost_takes_nothing_and_serves_again_when_it_is_back(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        away = bench.root.with_name("away")
+        bench.root.rename(away)
+        bench.slots.down = True
+        with pytest.raises(StoreUnavailable):
+            await bench.offer()
+        await bench.reaches(Role.READONLY)
+        assert bench.runtime.leads  # nobody else does, and its lease is good: reads are served
+        await bench.runtime.check_leads()
+        with pytest.raises(StoreUnavailable):
+            await bench.offer()
+        bench.changes.clear()
+        away.rename(bench.root)
+        bench.slots.down = False
+        await eventually(lambda: bench.role is not Role.READONLY)
+        assert any(bench.changes), "those who wait for the store were not told"
+        assert isinstance(await bench.offer(), Placement)
+        bench.link.say("lease", deadline=1e9)
+        await bench.reaches(Role.ACTIVE)
+        assert bench.runtime.ledger.breathing_space == 0
+    assert len(items(fold(bench.slots)[1])) == 1
+
+
+async def test_without_a_lease_a_primary_answers_only_after_a_look_at_the_log(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        bench.clock.now += 100
+        await bench.reaches(Role.UNLEASED)
+        assert bench.runtime.ledger.breathing_space > 0
+        await bench.runtime.check_leads()  # the log is there, and says nothing new
+        assert isinstance(await bench.offer(), Placement)
+        bench.slots.down = True
+        bench.clock.now += 100
+        with pytest.raises(NotPrimary, match="another may lead"):
+            await bench.runtime.check_leads()
+        bench.slots.down = False
+        await bench.runtime.check_leads()
+        bench.clock.now += 100
+        Writer(bench.slots, "server2", "j1", epoch=3)
+        with pytest.raises(NotPrimary, match="server2"):
+            await bench.runtime.check_leads()
+
+
+async def test_a_drain_hands_over_and_takes_nothing_more(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        bench.link.say("drain", to="server2", request_id="r1")
+        await eventually(lambda: "drained" in bench.link.types())
+        assert bench.link.heard[-1]["log_seq"] == bench.runtime.book.seq
+        with pytest.raises(NotPrimary, match="hands over to server2"):
+            await bench.offer()
+    book, records = fold(bench.slots)
+    assert book.handoff == {"to": "server2", "request_id": "r1"}
+    assert records[-1].kind == "handoff"
+
+
+@pytest.mark.parametrize("frame", ["resume", "unleased"])
+async def test_a_drain_that_was_called_off_lets_the_primary_go_on(tmp_path, frame):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        bench.link.say("drain", to="server2", request_id="r1")
+        await eventually(lambda: "drained" in bench.link.types())
+        bench.link.say(frame, deadline=1e9, since=0)
+        await eventually(lambda: bench.role is not Role.DRAINING)
+        assert isinstance(await asyncio.wait_for(bench.offer(), 10), Placement)
+
+
+@pytest.mark.parametrize("frame", ["resume", "unleased"])
+async def test_a_drain_called_off_while_its_record_is_on_its_way_is_void_too(tmp_path, frame):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        begun, go = threading.Event(), threading.Event()
+
+        def hold(_):
+            bench.slots.before_create = None
+            begun.set()
+            assert go.wait(10)
+
+        bench.slots.before_create = hold
+        bench.link.say("drain", to="server2", request_id="r1")
+        await asyncio.to_thread(begun.wait, 10)
+        bench.link.say(frame, deadline=1e9, since=0)
+        await eventually(lambda: bench.role is not Role.DRAINING)
+        go.set()
+        assert isinstance(await asyncio.wait_for(bench.offer(), 10), Placement)
+        assert isinstance(await asyncio.wait_for(bench.offer("site-2"), 10), Placement)
+
+
+async def test_a_drain_whose_record_cannot_be_written_is_over(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        bench.slots.faults.append("unavailable")
+        bench.link.say("drain", to="server2", request_id="r1")
+        await eventually(lambda: bench.role is not Role.DRAINING and not bench.slots.faults)
+        assert isinstance(await asyncio.wait_for(bench.offer(), 10), Placement)
+        assert "drained" not in bench.link.types()
+
+
+@pytest.mark.parametrize("end", ["stop", "hang up"])
+async def test_the_supervisors_stop_and_its_end_stop_the_child(tmp_path, end):
+    async with bench_in(tmp_path) as bench:
+        bench.link.say("from the future")
+        bench.link.hang_up() if end == "hang up" else bench.link.say("stop")
+        await asyncio.wait_for(bench.runtime.stopping.wait(), 10)
+    shutil.rmtree(bench.root)
