@@ -45,6 +45,7 @@ def setup(name: str, log_file: Path | None = None, *, stdout: bool = True, level
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
+        old.close()
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
