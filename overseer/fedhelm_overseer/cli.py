@@ -50,9 +50,12 @@ def _foreground(root: Path) -> int:
     lock.acquire()
     try:
         write_state(kit.run, ready=False)
-        from fedhelm_overseer.service import Service, listen
+        from fedhelm_overseer.listener import listen
 
         address = kit.own_overseer
+        listen(address.host, address.port).close()  # a taken port is said now, while `start.sh` still looks
+        from fedhelm_overseer.service import Service
+
         listener = listen(address.host, address.port)
         service = Service(kit, listener, opened=lambda: _ready(kit.name, kit.run, address.port))
         asyncio.run(service.run(signals=True))

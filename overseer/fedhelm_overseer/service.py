@@ -14,12 +14,12 @@ import uvicorn
 
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import Kit
-from fedhelm.errors import BadInput, PortTaken
 from fedhelm.security.tls import server_context
 from fedhelm.tasks import cancel, spawn
 from fedhelm_overseer.app import create_app
 from fedhelm_overseer.desk import Desk
 from fedhelm_overseer.lease_store import SqlLeaseStore
+from fedhelm_overseer.listener import listen
 from fedhelm_overseer.observer import Observer
 from fedhelm_overseer.tls_protocol import ClientCertificateProtocol
 
@@ -27,34 +27,7 @@ __all__ = ["Service", "listen"]
 
 _log = logging.getLogger("fedhelm.overseer")
 _KEEP_ALIVE_S = 75
-_BACKLOG = 512
 _CUT_S = 0.05
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket at ``host``, or on all interfaces where ``host`` is a name and not an address.
-
-    Raises:
-        PortTaken: the message names the port.
-        BadInput: the address is not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    literal = ":" in host or host.replace(".", "").isdigit()
-    # asyncio turns Nagle's algorithm off only where the protocol is named; else each answer takes 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host if literal else "", port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == 98:
-            raise PortTaken(
-                f"port {port} of {host} is taken by another process", hint="stop it, or choose another base port"
-            ) from None
-        raise BadInput(f"cannot listen at {host}:{port}: {error.strerror}") from None
-    listener.setblocking(False)
-    return listener
 
 
 class _HttpsServer(uvicorn.Server):
