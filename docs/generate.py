@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from docs.pages import commands, errors, job_yaml, overseer_api, rpc
@@ -21,12 +22,12 @@ PAGES = {
 """File name -> what makes its text."""
 
 
-def main(argv: list[str]) -> int:
-    """Write the pages, or say which are out of date; return the exit status."""
+def main(argv: list[str], folder: Path = REFERENCE, pages: Mapping[str, Callable[[], str]] = PAGES) -> int:
+    """Write the pages into ``folder``, or say which are out of date; return the exit status."""
     check = "--check" in argv
     stale = []
-    for name, page in PAGES.items():
-        path, text = REFERENCE / name, page()
+    for name, page in pages.items():
+        path, text = folder / name, page()
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         stale.append(name)
