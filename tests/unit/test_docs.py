@@ -1,5 +1,6 @@
 """The documentation says what is so: reference pages, links, examples, names of files and of records."""
 
+import dataclasses
 import re
 import textwrap
 import xml.etree.ElementTree as ET
@@ -11,11 +12,13 @@ import pytest
 from docs import generate, picture
 from docs.pages.errors import error_classes
 from docs.pages.markdown import anchor
+from fedhelm.config.timing import PROFILES, Timing
 from fedhelm.errors import BadInput, NotSupportedYet
 from fedhelm.job.rules import parse_config
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.grammar import parse
 from fedhelm_server.job_book import _HANDLERS
+from fedhelm_server.role import Role
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "AGENTS.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
@@ -123,6 +126,15 @@ def test_record_kinds_of_the_architecture_are_those_of_the_book():
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     table = text[text.index("| kind | body |") :].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(_HANDLERS)
+
+
+def test_times_and_roles_of_the_protocol_page_are_those_of_the_code():
+    text = (ROOT / "docs/ha.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(fast|default|wan)` \| (.*) \|$", text, re.MULTILINE)
+    names = [field.name for field in dataclasses.fields(Timing)][1:]
+    shown = {profile: dict(zip(names, map(float, cells.split(" | ")), strict=True)) for profile, cells in rows}
+    assert shown == {name: {key: getattr(one, key) for key in names} for name, one in PROFILES.items()}
+    assert set(re.findall(r"^\| `([A-Z]+)` \|", text, re.MULTILINE)) == {str(role) for role in Role}
 
 
 def test_files_page_names_what_provisioning_writes(tmp_path):
