@@ -46,9 +46,9 @@ class Answer:
         self.rc = completed.returncode
         self.out = completed.stdout
         self.err = completed.stderr
-        self.json = None
-        if completed.stdout.strip().startswith("{"):
-            self.json = json.loads(completed.stdout)
+        lines = completed.stdout.splitlines()
+        self.objects = [json.loads(line) for line in lines] if lines and lines[0].startswith("{") else []
+        self.json = self.objects[0] if len(self.objects) == 1 else None
 
     def _status(self):
         return None if self.json is None else self.json["status"]
@@ -69,6 +69,7 @@ class Federation:
 
     def __init__(self, folder: Path, sites=2, servers=2):
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.root = folder / "poc"
         self.sites = [f"site-{k}" for k in range(1, sites + 1)]
         self.servers = [f"server{k}" for k in range(1, servers + 1)]
