@@ -214,7 +214,9 @@ def _run(argv: list[str], fmt: Format) -> int:
     if console and fmt == "table" and sys.stdin.isatty() and sys.stdout.isatty():
         from fedhelm_console.cli import main as console_main
 
-        return console_main(console)
+        status = console_main(console)
+        stage.say(f"\nStill running; this stops it: fedhelm poc clean -w {workspace}")
+        return status
     return ExitStatus.OK
 
 
