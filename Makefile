@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard proto/fedhelm/v1/*.proto)
 
-.PHONY: install demo check test format proto bench clean
+.PHONY: install demo check test format proto docs bench clean
 
 install: $(STAMP)
 
@@ -24,6 +24,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python -m docs.generate --check
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -34,6 +35,9 @@ format: install
 
 proto: install
 	$(BIN)/python proto/generate.py
+
+docs: install
+	$(BIN)/python -m docs.generate
 
 bench: install
 	$(BIN)/python -m bench

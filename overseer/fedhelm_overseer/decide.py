@@ -1,4 +1,4 @@
-"""Who gets the lease: a pure function of the row, what was seen, and the time (HA.md, sections 3 and 4).
+"""Who gets the lease: a pure function of the row, what was seen, and the time (docs/ha.md, sections 3 and 4).
 
 ``decide`` is asked every P and after every event. It returns one action; the store applies it by compare-and-set, so
 that two overseers that decide at once change the row once. Times are boot time of the observer's own machine.

@@ -166,7 +166,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def contribute(item: Item) -> Decision:
-    """Record one contribution (HA.md section 5): once per id; a late one is gone.
+    """Record one contribution (docs/ha.md section 5): once per id; a late one is gone.
 
     Raises:
         BadInput: its weight or a metric is no finite number.
@@ -267,7 +267,7 @@ def round_open(item: Item) -> Decision:
 
 
 def round_close(item: Item) -> Decision:
-    """Close the open round with exactly the contributions that are in the log (HA.md section 6, I4)."""
+    """Close the open round with exactly the contributions that are in the log (docs/ha.md section 6, I4)."""
 
     def decide(book: JobBook) -> Item | Answer:
         job = _find(book, item["job"])

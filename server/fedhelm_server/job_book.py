@@ -1,7 +1,7 @@
 """The job book: jobs, rounds, receipts and acknowledged lines, as a fold over the log. Pure: no I/O, no clock.
 
 A standby folds as it tails; a primary folds its own appends. Two servers that have read the same slots have equal
-books. ``apply`` checks what no correct writer can violate (HA.md section 6) and raises ``Corrupt`` where it is.
+books. ``apply`` checks what no correct writer can violate (docs/ha.md section 6) and raises ``Corrupt`` where it is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The lease keeper and watchdog of a server as a pure state machine: (state, event, now) -> (state, actions).
 
-The rules are those of HA.md, sections 1, 3 and 4. In short: the lease counts from *before* a renewal is sent; only a
+The rules are those of docs/ha.md, sections 1, 3 and 4. In short: the lease counts from *before* a renewal is sent; only a
 child that beats has its lease renewed; the lease of a child is given back only after that child was reaped; a holder
 that is told "not yours" demotes at once; one that nobody answers goes on, and says so.
 

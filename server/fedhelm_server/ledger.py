@@ -154,7 +154,7 @@ class Ledger:
         """Append this server's fence and open for appends.
 
         Raises:
-            Conflict: the log has an epoch that is not below ``epoch`` (HA.md 3.5).
+            Conflict: the log has an epoch that is not below ``epoch`` (docs/ha.md 3.5).
             Corrupt: a record is broken.
             StoreUnavailable: not appended, or it cannot be known.
         """

@@ -1,4 +1,4 @@
-"""The roles of a server's child as a pure transition table (HA.md, sections 1, 3 and 4).
+"""The roles of a server's child as a pure transition table (docs/ha.md, sections 1, 3 and 4).
 
 ::
 

@@ -32,7 +32,7 @@ _log = logging.getLogger("fedhelm.server")
 
 BEAT_S = 0.1
 UNLEASED_PAUSE_S = 0.05
-"""How long an unleased writer leaves the next slot free (HA.md section 4)."""
+"""How long an unleased writer leaves the next slot free (docs/ha.md section 4)."""
 
 
 class Runtime:

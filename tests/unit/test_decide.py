@@ -1,4 +1,4 @@
-"""The rules of HA.md, sections 3.2 to 3.4 and 4, one by one."""
+"""The rules of docs/ha.md, sections 3.2 to 3.4 and 4, one by one."""
 
 from __future__ import annotations
 
