@@ -26,7 +26,10 @@ def summary(job: JobState, now: datetime) -> admin.JobSummary:
 
 
 def site_status(job: JobState, site: str, connected: Collection[str], held: Mapping[str, str]) -> str:
-    """Return FAILED, DONE, DISCONNECTED, TRAINING or WAITING.
+    """Return what `show_job` says of a site of a job.
+
+    FAILED: its script died. DONE: it has contributed to the open round, or the job is complete. STOPPED: the job ended
+    otherwise. DISCONNECTED; STARTING: its job process is on its way; TRAINING; WAITING: it has nothing to do.
 
     Args:
         job: the job.
@@ -37,12 +40,13 @@ def site_status(job: JobState, site: str, connected: Collection[str], held: Mapp
     if site in job.failed:
         return "FAILED"
     if finished(job.status):
-        return "DONE"
+        return "DONE" if job.status == "FINISHED:COMPLETED" else "STOPPED"
     if site not in connected:
         return "DISCONNECTED"
     if job.open is not None and site in job.open.contributions:
         return "DONE"
-    return "TRAINING" if held.get(job.job) == "TRAINING" else "WAITING"
+    doing = held.get(job.job, "")
+    return doing if doing in ("TRAINING", "STARTING") else "WAITING"
 
 
 def _reason(job: JobState, waits: Mapping[str, str], connected: Collection[str]) -> str:

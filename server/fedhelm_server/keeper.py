@@ -1,7 +1,7 @@
 """The lease keeper and watchdog of a server as a pure state machine: (state, event, now) -> (state, actions).
 
-The rules are those of docs/ha.md, sections 1, 3 and 4. In short: the lease counts from *before* a renewal is sent; only a
-child that beats has its lease renewed; the lease of a child is given back only after that child was reaped; a holder
+The rules are those of docs/ha.md, sections 1, 3 and 4. In short: the lease counts from *before* a renewal is sent; only
+a child that beats has its lease renewed; the lease of a child is given back only after that child was reaped; a holder
 that is told "not yours" demotes at once; one that nobody answers goes on, and says so.
 
 `step` is called for every event and often enough with `Tick`. It does no I/O and knows no clock.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -141,7 +142,19 @@ def stop_all(kits: Iterable[Runs], grace: float = STOP_GRACE) -> list[str]:
     alive = [kit.name for kit in kits if live_processes(kit)]
     for turn in range(3):
         _terminate([kit for kit in kits if _turn(kit) == turn], grace)
+    for kit in kits:
+        _remove_runtime(kit)
     return alive
+
+
+def _remove_runtime(kit: Runs) -> None:
+    """Remove the folder of sockets that an agent that was killed could not remove itself."""
+    note = kit.run / "runtime"
+    if note.is_symlink():
+        folder = note.readlink()
+        if folder.name.startswith("fh-") and folder.is_dir() and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
+        note.unlink(missing_ok=True)
 
 
 def _turn(kit: Runs) -> int:

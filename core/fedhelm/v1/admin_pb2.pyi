@@ -275,7 +275,7 @@ class SiteStatus(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     status: _builtins.str
-    """WAITING TRAINING DONE DISCONNECTED FAILED"""
+    """WAITING STARTING TRAINING DONE DISCONNECTED FAILED STOPPED"""
     def __init__(
         self,
         *,
