@@ -231,9 +231,7 @@ class Acts:
         victims = [one.pid for one in marked_processes(self.workspace.kit(name).root) if one.mark == "child"]
         if not victims:
             return
-        done = ", ".join(moment.done) or "nobody"
-        busy = ", ".join(moment.busy) or "nobody"
-        self._stage.say(f"round {moment.round}: {done} has contributed, {busy} still trains. Now the primary dies:")
+        self._stage.say(f"{moment.sentence()}. Now the primary dies:")
         self._stage.command("$", f"kill -9 {victims[0]}", f"# the FL server process of {name}")
         self._killed = self._clock.utcnow()
         with contextlib.suppress(ProcessLookupError):  # it died by itself a moment ago: a failover all the same

@@ -46,6 +46,19 @@ class Moment:
     done: tuple[str, ...]
     busy: tuple[str, ...]
 
+    def sentence(self) -> str:
+        """Return ``round 2: site-1 has contributed, site-2 still trains``."""
+        parts = []
+        if self.done:
+            parts.append(f"{_names(self.done)} {'has' if len(self.done) == 1 else 'have'} contributed")
+        if self.busy:
+            parts.append(f"{_names(self.busy)} still {'trains' if len(self.busy) == 1 else 'train'}")
+        return f"round {self.round}: {', '.join(parts) or 'it is open'}"
+
+
+def _names(sites: Sequence[str]) -> str:
+    return " and ".join(sites) if len(sites) < 3 else f"{len(sites)} sites"
+
 
 def moment_to_kill(state: JobDetail) -> Moment | None:
     """Return the moment if this is the one: in round 2 one site has contributed and another still trains.
@@ -173,7 +186,7 @@ class Evidence:
         if self.nothing_lost:
             return (
                 f"Nothing was lost and nothing was done twice: the log holds {self.recorded.total()} contributions,\n"
-                f"{len(self.sites)} sites x {self.rounds} rounds x (train + test), each exactly once, and each is "
+                f"{len(self.sites)} site{'s'[: len(self.sites) > 1]} x {self.rounds} rounds x (train + test), each exactly once, and each is "
                 "one\nrun of a site's script."
             )
         return "Not exactly once: " + "; ".join(self._wrong())

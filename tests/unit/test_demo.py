@@ -59,6 +59,20 @@ class TestMomentToKill:
         assert moment_to_kill(state(2, "WAITING")) is None
         assert moment_to_kill(state(2, "TRAINING")).busy == ("site-1",)
 
+    @pytest.mark.parametrize(
+        ("sites", "told"),
+        [
+            (("DONE", "TRAINING"), "round 2: site-1 has contributed, site-2 still trains"),
+            (("TRAINING",), "round 2: site-1 still trains"),
+            (
+                ("DONE", "DONE", "DONE", "TRAINING", "TRAINING"),
+                "round 2: 3 sites have contributed, site-4 and site-5 still train",
+            ),
+        ],
+    )
+    def test_it_is_told_in_a_sentence(self, sites, told):
+        assert moment_to_kill(state(2, *sites)).sentence() == told
+
     def test_later_where_the_moment_was_missed(self):
         assert moment_to_kill(state(3, "WAITING", "WAITING")).round == 3
 
