@@ -184,10 +184,11 @@ class Evidence:
     def verdict(self) -> str:
         """Return what was found, in lines of at most 77 characters as long as all is well."""
         if self.nothing_lost:
+            sites = "1 site" if len(self.sites) == 1 else f"{len(self.sites)} sites"
             return (
                 f"Nothing was lost and nothing was done twice: the log holds {self.recorded.total()} contributions,\n"
-                f"{len(self.sites)} site{'s'[: len(self.sites) > 1]} x {self.rounds} rounds x (train + test), each exactly once, and each is "
-                "one\nrun of a site's script."
+                f"{sites} x {self.rounds} rounds x (train + test), each exactly once, and each is one run\n"
+                "of a site's script."
             )
         return "Not exactly once: " + "; ".join(self._wrong())
 
