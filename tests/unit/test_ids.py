@@ -42,7 +42,7 @@ def test_a_job_id_has_its_form():
 
 def test_ids_sort_by_time(monkeypatch):
     made = []
-    for moment in (1_577_836_800.0, 1_577_836_800.01, 1_600_000_000.0, 1_795_359_845.0, 1_795_359_845.02, 4e9):
+    for moment in (1_577_836_800.0, 1_577_836_800.05, 1_600_000_000.0, 1_795_359_845.0, 1_795_359_845.05, 4e9):
         monkeypatch.setattr(time, "time", lambda moment=moment: moment)
         made.append((ids.new_job_id(), ids.new_request_id()))
     for one in zip(*made, strict=True):
