@@ -92,7 +92,7 @@ def outbox_dir(kit: Kit) -> Path:
 
 
 def protected_paths(kit: Kit) -> list[Path]:
-    """Return what a job process must not open: every kit of this workspace, this one first, and the shared store."""
+    """Return what a job process must not open: every kit of this workspace, the root's key, and the shared store."""
     workspace = kit.root.parent
     try:
         kits = [entry for entry in sorted(workspace.iterdir()) if (entry / "startup").is_dir()]
@@ -102,7 +102,9 @@ def protected_paths(kit: Kit) -> list[Path]:
     for other in kits:
         if other != kit.root:
             found += [other / name for name in ("startup", "local", "run", "transfer", "log.txt")]
-    found.append(workspace / "store")
+    # ``state`` has the project's root key where the site runs on the machine that provisioned it: who reads that key
+    # is everybody.
+    found += [workspace / "store", workspace / "state"]
     if kit.store is not None:
         found.append(kit.store)
     return found

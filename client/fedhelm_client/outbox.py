@@ -6,6 +6,7 @@ durable before the script hears "accepted", so neither a killed agent nor a dead
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -167,8 +168,17 @@ class Outbox:
         file = None
         if source is not None:
             file = self._folder / f"{result.id.key}.safetensors"
-            _sync_plain_file(source)
-            source.rename(file)
+            # Moved first, then looked at: here the script cannot put a link in the place of what was looked at.
+            try:
+                source.rename(file)
+            except FileNotFoundError as error:
+                raise ProtocolError(f"the result's file cannot be opened: {error.strerror}") from error
+            try:
+                _sync_plain_file(file)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    file.rename(source)
+                raise
             fsync_dir(self._folder)
         saved = dataclasses.replace(result, file=file)
         self._write(saved)

@@ -56,6 +56,7 @@ def test_every_kit_of_the_workspace_and_the_store_are_protected(tmp_path):
         tmp_path / "overseer/run/overseer.db",
         tmp_path / "admin@nvidia.com/startup/client.key",
         tmp_path / "store/log/0000000000000001",
+        tmp_path / "state/rootCA.key",
     ):
         assert any(path.resolve().is_relative_to(one) for one in protected), path
 

@@ -76,6 +76,37 @@ def test_a_damaged_meta_file_is_named(tmp_path):
         Outbox(tmp_path / "job")
 
 
+def test_a_file_that_becomes_a_link_at_the_last_moment_is_not_a_result(tmp_path, monkeypatch):
+    secret, result = tmp_path / "client.key", result_file(tmp_path)
+    secret.write_bytes(b"key")
+    opened = []
+
+    def open_and_swap(path, *args):
+        fd = real_open(path, *args)
+        if not opened:  # the script is faster than the agent's next step
+            opened.append(path)
+            result.unlink(missing_ok=True)
+            result.symlink_to(secret)
+        return fd
+
+    real_open = os.open
+    monkeypatch.setattr(os, "open", open_and_swap)
+    file = Outbox(tmp_path / "job").save(saved(), result).file
+    assert opened
+    assert not file.is_symlink()
+    assert file.read_bytes() == b"tensors"
+
+
+def test_what_was_no_result_is_back_where_it_came_from(tmp_path):
+    outbox, folder = Outbox(tmp_path / "job"), tmp_path / "result.safetensors"
+    folder.mkdir()
+    with pytest.raises(ProtocolError, match="not a plain file"):
+        outbox.save(saved(), folder)
+    assert folder.is_dir()
+    assert not outbox.answered(FIRST)
+    assert list((tmp_path / "job").iterdir()) == []
+
+
 def test_a_link_to_a_secret_is_not_a_result(tmp_path):
     secret = tmp_path / "client.key"
     secret.write_text("key")
