@@ -6,7 +6,8 @@ import difflib
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 
-from fedhelm.errors import ExitStatus
+from fedhelm.errors import ExitStatus, Interrupted, UnknownCommand
+from fedhelm.output import emit_error, format_of
 
 __all__ = ["main", "run"]
 
@@ -42,19 +43,18 @@ def main(argv: list[str]) -> int:
     name = argv[0]
     if name not in commands:
         near = difflib.get_close_matches(name, commands, n=2)
-        hint = f" (hint: did you mean {' or '.join(near)}?)" if near else " (hint: fedhelm -h)"
-        sys.stderr.write(f"error[UNKNOWN_COMMAND]: no command {name!r}{hint}\n")
-        return ExitStatus.USAGE
+        hint = f"did you mean {' or '.join(near)}?" if near else "fedhelm -h"
+        return emit_error(UnknownCommand(f"no command {name!r}", hint=hint), format_of(argv))
     return int(commands[name].load()(argv[1:]))
 
 
 def run() -> None:
-    """Entry point of the installed command."""
+    """Entry point of the installed command; Ctrl-C before the subcommand has taken over is told like any other."""
+    argv = sys.argv[1:]
     try:
-        status = main(sys.argv[1:])
+        status = main(argv)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        status = ExitStatus.INTERRUPTED
+        status = emit_error(Interrupted("interrupted"), format_of(argv))
     sys.exit(int(status))
 
 

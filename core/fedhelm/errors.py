@@ -29,7 +29,8 @@
     │   ├── Corrupt             CORRUPT             1   a record, manifest or chunk whose hash is wrong
     │   ├── WrongStore          WRONG_STORE         1   no genesis, or another cluster's
     │   └── Fenced              FENCED              1   a foreign fence of an equal or higher epoch is in the log
-    └── ProtocolError           PROTOCOL            1   the other side broke the wire protocol
+    ├── ProtocolError           PROTOCOL            1   the other side broke the wire protocol
+    └── Interrupted             INTERRUPTED       130   Ctrl-C, or the terminal was closed
 
 Each class has a stable ``code`` (documented, tested), the exit status of a command that ends with it (third column
 above) and the gRPC status it travels as. An instance has a one-line message and, where there is one, a hint that says
@@ -52,6 +53,7 @@ __all__ = [
     "ExitStatus",
     "FedhelmError",
     "Fenced",
+    "Interrupted",
     "JobFailed",
     "JobNotFound",
     "KitError",
@@ -285,6 +287,14 @@ class ProtocolError(FedhelmError):
 
     code = "PROTOCOL"
     grpc_status = "INVALID_ARGUMENT"
+
+
+class Interrupted(FedhelmError):
+    """A person pressed Ctrl-C, or the terminal was closed; not a fault of anybody's."""
+
+    code = "INTERRUPTED"
+    exit_status = ExitStatus.INTERRUPTED
+    grpc_status = "CANCELLED"
 
 
 def _tree(cls: type[FedhelmError]) -> dict[str, type[FedhelmError]]:

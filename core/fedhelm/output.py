@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
-from fedhelm.errors import ExitStatus, FedhelmError, UsageError
+from fedhelm.errors import ExitStatus, FedhelmError, Interrupted, UsageError
 
 __all__ = [
     "FORMATS",
@@ -83,13 +83,6 @@ def emit_error(error: FedhelmError, fmt: Format = "table") -> ExitStatus:
     return error.exit_status
 
 
-class _CtrlCError(FedhelmError):
-    """Ctrl-C."""
-
-    code = "INTERRUPTED"
-    exit_status = ExitStatus.INTERRUPTED
-
-
 def guarded(body: Callable[[], int], fmt: Format = "table") -> int:
     """Run a command's body; print what it raises and return the exit status.
 
@@ -101,7 +94,7 @@ def guarded(body: Callable[[], int], fmt: Format = "table") -> int:
     except FedhelmError as error:
         return emit_error(error, fmt)
     except KeyboardInterrupt:
-        return emit_error(_CtrlCError("interrupted"), fmt)
+        return emit_error(Interrupted("interrupted"), fmt)
     except Exception as error:  # a script that reads JSON must get JSON whatever breaks
         if os.environ.get("FEDHELM_DEBUG"):
             raise

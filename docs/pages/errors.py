@@ -31,13 +31,6 @@ _EXIT = {
     ExitStatus.INTERRUPTED: "Ctrl-C",
 }
 
-_INTERRUPTED = """\
-## INTERRUPTED
-
-A person pressed Ctrl-C, or the terminal was closed. Exit status 130. It has no class in the tree: it is not an error of
-the program. A job that was submitted goes on.
-"""
-
 
 def error_classes() -> list[type[FedhelmError]]:
     """Return the classes of the tree, parents first."""
@@ -72,12 +65,11 @@ def page() -> str:
             (
                 int(status),
                 _EXIT[status],
-                ", ".join(f"[{cls.code}](#{anchor(cls.code)})" for cls in classes if cls.exit_status is status)
-                or ("[INTERRUPTED](#interrupted)" if status is ExitStatus.INTERRUPTED else ""),
+                ", ".join(f"[{cls.code}](#{anchor(cls.code)})" for cls in classes if cls.exit_status is status),
             )
             for status in ExitStatus
         ),
     )
     sections = [_section(cls, advice[cls.code]) for cls in classes]
     first = f"{_INTRO}\n{statuses}\n{code('fedhelm.errors')} has the tree.\n"
-    return GENERATED + "\n".join([first, *sections, _INTERRUPTED])
+    return GENERATED + "\n".join([first, *sections])

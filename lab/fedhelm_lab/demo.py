@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhelm.clock import SystemClock
-from fedhelm.errors import ExitStatus, FedhelmError, UsageError, WorkspaceExists
+from fedhelm.errors import ExitStatus, FedhelmError, Interrupted, UsageError, WorkspaceExists
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded
 from fedhelm_lab.workspace import ADMIN, Workspace
 
@@ -37,13 +37,6 @@ Fedhelm demo: a federation on this machine loses its primary server in the
 middle of a training job, and finishes the job all the same."""
 
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
-
-
-class _StoppedError(FedhelmError):
-    """Ctrl-C, or the terminal was closed."""
-
-    code = "INTERRUPTED"
-    exit_status = ExitStatus.INTERRUPTED
 
 
 def _parser() -> CommandParser:
@@ -185,7 +178,7 @@ def _play(stage: Stage, folder: Path, args: argparse.Namespace) -> tuple[Outcome
     except KeyboardInterrupt:
         stage.say("\ninterrupted: stopping everything ...")
         _end(acts, folder, save_logs=False)
-        raise _StoppedError("interrupted: everything was stopped and removed") from None
+        raise Interrupted("interrupted: everything was stopped and removed") from None
     except BaseException:  # whatever it was, no process stays
         _end(acts, folder, save_logs=True)
         if (folder / "logs").is_dir():

@@ -58,7 +58,8 @@ def test_every_code_is_one_classs_and_every_class_has_its_own():
 def test_each_class_can_travel_and_end_a_command(cls):
     assert error_class(cls.code) is cls
     assert cls.exit_status in ExitStatus
-    assert cls.exit_status not in (ExitStatus.OK, ExitStatus.INTERRUPTED)
+    assert cls.exit_status is not ExitStatus.OK
+    assert (cls.exit_status is ExitStatus.INTERRUPTED) == (cls is module.Interrupted)
     assert grpc.StatusCode[cls.grpc_status] is not grpc.StatusCode.OK
     error = cls("what happened", hint="what to do")
     assert (str(error), error.message, error.hint, error.args) == (

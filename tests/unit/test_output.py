@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 
 import pytest
 
+import fedhelm.cli
 from fedhelm.errors import ExitStatus, KitError, NoPrimary, UsageError
 from fedhelm.output import CommandParser, add_output_option, emit, emit_error, format_of, guarded, table
 
@@ -92,3 +95,24 @@ def test_a_usage_error_is_raised_and_not_printed(capsys):
 def test_a_table_is_aligned():
     assert table(("name", "n"), [("a", 1), ("long", None)]) == "NAME  N\na     1\nlong  -"
     assert table(("name",), []) == "NAME"
+
+
+@pytest.mark.parametrize(("words", "shown"), [(["-o", "json"], "out"), ([], "err")])
+def test_ctrl_c_before_a_command_is_loaded_is_told_like_any_other(capsys, monkeypatch, words, shown):
+    monkeypatch.setattr(sys, "argv", ["fedhelm", "console", "kit", *words])
+    monkeypatch.setattr(fedhelm.cli, "_commands", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as left:
+        fedhelm.cli.run()
+    assert left.value.code == 130
+    text = capsys.readouterr()
+    if shown == "err":
+        assert text == ("", "error[INTERRUPTED]: interrupted\n")
+    else:
+        assert text.err == ""
+        assert json.loads(text.out)["error"]["code"] == "INTERRUPTED"
+
+
+def test_an_unknown_command_is_one_object(capsys):
+    assert fedhelm.cli.main(["consol", "-o", "json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], error["hint"]) == ("UNKNOWN_COMMAND", "did you mean console?")
