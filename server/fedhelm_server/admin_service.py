@@ -26,6 +26,7 @@ from fedhelm_server.fleet_service import WIRE_VERSIONS
 from fedhelm_server.job_book import JobState, finished
 from fedhelm_server.job_control import JobControl
 from fedhelm_server.ledger import Placement
+from fedhelm_server.places import bundle_owner
 from fedhelm_server.runtime import Runtime
 
 __all__ = ["LOGIN_CONTEXT", "MAX_BUNDLE", "AdminService"]
@@ -39,7 +40,8 @@ MAX_BUNDLE = 512 * 1024 * 1024
 """Largest job bundle, bytes."""
 
 NONCE_S = 30.0
-MAX_NONCES = 1000
+MAX_NONCES = 100
+"""Logins of one admin that may be under way at once; the oldest gives way, so that nobody locks out another."""
 PREFIX_LENGTH = 4
 
 
@@ -50,7 +52,7 @@ class AdminService:
         self._runtime = runtime
         self._control = control
         self._downloads = Downloads(runtime)
-        self._nonces: dict[bytes, float] = {}
+        self._nonces: dict[str, dict[bytes, float]] = {}
         self._watchers: set[asyncio.Event] = set()
         runtime.on_change.append(self._changed)
 
@@ -60,15 +62,14 @@ class AdminService:
 
     # -- login --------------------------------------------------------------------------------------------------------
 
-    async def challenge(self, _: common.Empty, __: Call) -> admin.ChallengeReply:
-        """Hand out a nonce to sign."""
+    async def challenge(self, _: common.Empty, call: Call) -> admin.ChallengeReply:
+        """Hand out a nonce to sign: for the caller's own login, once, for 30 s."""
         await self._runtime.check_leads()
-        now = self._runtime.clock.boottime()
-        self._nonces = {nonce: end for nonce, end in self._nonces.items() if end > now}
-        if len(self._nonces) >= MAX_NONCES:
-            raise NotAuthorised("too many logins at once; try again in a moment")
+        nonces = self._nonces.setdefault(call.principal.name, {})
+        if len(nonces) >= MAX_NONCES:
+            del nonces[next(iter(nonces))]
         nonce = secrets.token_bytes(32)
-        self._nonces[nonce] = now + NONCE_S
+        nonces[nonce] = self._runtime.clock.boottime() + NONCE_S
         return admin.ChallengeReply(nonce=nonce)
 
     async def login(self, request: admin.LoginRequest, call: Call) -> admin.LoginReply:
@@ -76,7 +77,8 @@ class AdminService:
         from fedhelm.security.pki import verify
 
         await self._runtime.check_leads()
-        if self._nonces.pop(request.nonce, 0.0) < self._runtime.clock.boottime():
+        nonces = self._nonces.get(call.principal.name, {})
+        if nonces.pop(request.nonce, 0.0) < self._runtime.clock.boottime():
             raise BadCertificate("the login took too long or was repeated; log in again")
         certificates = call.context.auth_context().get("x509_pem_cert") or [b""]
         if not verify(certificates[0], request.signature, LOGIN_CONTEXT + request.nonce):
@@ -104,7 +106,7 @@ class AdminService:
 
     def _check_upload(self, owner: str) -> None:
         parts = owner.split("/")
-        if len(parts) != 3 or owner != decisions.bundle_owner(check_job_id(parts[1])):
+        if len(parts) != 3 or owner != bundle_owner(check_job_id(parts[1])):
             raise NotAuthorised(f"an admin may not write to {owner!r:.80}")
 
     async def missing_chunks(self, request: common.MissingChunksRequest, _: Call) -> common.MissingChunksReply:
@@ -124,7 +126,7 @@ class AdminService:
         job_id = check_job_id(request.job)
         _check_request_id(request.request_id)
         bundle = ref_from_proto(request.bundle)
-        if bundle.owner != decisions.bundle_owner(job_id):
+        if bundle.owner != bundle_owner(job_id):
             raise BadInput(f"the bundle of job {job_id} lies under another owner")
         known = self._runtime.book.jobs.get(job_id)
         config = dict(known.config) if known else await asyncio.to_thread(self._validate, bundle)

@@ -7,8 +7,9 @@ from collections.abc import Collection
 
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
-from fedhelm_server.decisions import SEQUENCE, sites_owner
+from fedhelm_server.decisions import SEQUENCE
 from fedhelm_server.job_book import JobBook, JobState, finished
+from fedhelm_server.places import sites_owner
 
 __all__ = ["assignment", "task_of"]
 

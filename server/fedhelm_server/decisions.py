@@ -20,18 +20,15 @@ __all__ = [
     "SEQUENCE",
     "ContributionAnswer",
     "abort",
-    "bundle_owner",
     "contribute",
     "dispatch",
     "fail_site",
     "finish",
     "lines",
-    "model_owner",
     "own_lines",
     "round_close",
     "round_open",
     "running",
-    "sites_owner",
     "submit",
 ]
 
@@ -40,21 +37,6 @@ SEQUENCE = 0
 
 Item = dict[str, Any]
 Decision = Callable[[JobBook], Item | Answer]
-
-
-def bundle_owner(job: str) -> str:
-    """Return the blob owner of a job's bundle."""
-    return f"jobs/{job}/bundle"
-
-
-def sites_owner(job: str, step: int, round_: int) -> str:
-    """Return the blob owner of the sites' results of one round."""
-    return f"jobs/{job}/{step}-{round_}/sites"
-
-
-def model_owner(job: str, step: int, round_: int) -> str:
-    """Return the blob owner of the model that a round made; round 0 is the initial model."""
-    return f"jobs/{job}/{step}-{round_}/model"
 
 
 def _find(book: JobBook, job: str) -> JobState:

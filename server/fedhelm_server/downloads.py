@@ -16,7 +16,7 @@ from fedhelm.persist.blobs import BlobRef
 from fedhelm.process import child_env
 from fedhelm.wire.bulk import PIECE, stream_blob
 from fedhelm_server.export import MANIFEST
-from fedhelm_server.runners import job_folder
+from fedhelm_server.places import job_folder
 from fedhelm_server.runtime import Runtime
 
 __all__ = ["Downloads"]

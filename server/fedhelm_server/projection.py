@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import logging
 import shutil
 import struct
@@ -27,6 +28,7 @@ _log = logging.getLogger("fedhelm.runner")
 FLUSH_S = 1.0
 
 
+@functools.cache
 def _tensorboardx() -> tuple[Any, Any, Any]:
     # tensorboardX imports torch where it is installed: a second and 200 MB that an event file does not need.
     hidden = "torch" not in sys.modules

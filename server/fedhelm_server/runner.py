@@ -13,14 +13,15 @@ import socket
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
+from fedhelm.clock import iso
 from fedhelm.config.kit import Kit, read_kit
 from fedhelm.errors import BadInput, Conflict, FedhelmError, StoreUnavailable, WrongStore
-from fedhelm.learning.aggregators import weighted_average
 from fedhelm.learning.registry import workflow_of
 from fedhelm.learning.workflow import (
     Action,
@@ -37,13 +38,13 @@ from fedhelm.learning.workflow import (
 )
 from fedhelm.local.frames import SyncChannel
 from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter
+from fedhelm.persist.record import Record
 from fedhelm.persist.store import Store, open_store
 from fedhelm.process import die_with_parent
 from fedhelm_server.blob_copy import copy_blob
-from fedhelm_server.decisions import model_owner
 from fedhelm_server.job_book import JobBook, JobState, finished
+from fedhelm_server.places import job_folder, model_owner
 from fedhelm_server.projection import LiveProjection
-from fedhelm_server.runners import job_folder
 
 __all__ = ["Runner", "main", "step_view"]
 
@@ -90,6 +91,7 @@ class Runner:
         self._channel = channel
         self._book = JobBook()
         self._projection = LiveProjection(job_folder(kit.run, job) / "tensorboard", job)
+        self._unprojected: list[Record] = []
         self._proposals = 0
         self._round_since: tuple[tuple[int, int, str], float] | None = None
 
@@ -106,7 +108,14 @@ class Runner:
         while not finished(self._job.status):
             self._step()
             self._read_on()
+        self._project()
         self._projection.close()
+
+    def _project(self) -> None:
+        """Bring the event files up to date when nothing is more urgent: a new primary's runner has all lines to do."""
+        waiting, self._unprojected = self._unprojected, []
+        for record in waiting:
+            self._projection.apply(record)
 
     def _read_on(self) -> None:
         while True:
@@ -118,7 +127,7 @@ class Runner:
         for record in records:
             self._book.apply(record)
             if record.kind == "metrics":
-                self._projection.apply(record)
+                self._unprojected.append(record)
 
     def _step(self) -> None:
         job, step = self._job, 0
@@ -225,6 +234,8 @@ class Runner:
         self._propose("round_close", body)
 
     def _aggregate(self, step: int, number: int, items: dict[str, Any]) -> dict[str, Any]:
+        from fedhelm.learning.aggregators import weighted_average  # numpy: not before the first round has been opened
+
         sources = [
             (site, float(item["weight"]), BlobReader(self._store.blobs, BlobRef.from_json(item["blob"])))
             for site, item in items.items()
@@ -247,12 +258,13 @@ class Runner:
     # -- the child ----------------------------------------------------------------------------------------------------
 
     def _say(self, text: str) -> None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        stamp = iso(datetime.now(UTC))
         line = {"kind": "log", "tag": "server", "value": text, "step": None, "time": stamp}
         self._channel.send("log", lines=[line])
         _log.info(text)
 
     def _wait(self, seconds: float | None) -> None:
+        self._project()
         _wait_for_frame(self._channel, seconds)
 
     def _propose(self, kind: str, body: dict[str, Any]) -> None:

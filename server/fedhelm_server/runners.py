@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 from fedhelm.clock import iso
@@ -20,20 +19,17 @@ from fedhelm.tasks import spawn
 from fedhelm_server import decisions
 from fedhelm_server.job_book import finished
 from fedhelm_server.ledger import Answer, Placement
+from fedhelm_server.places import job_folder
 from fedhelm_server.runtime import Runtime
 
-__all__ = ["RunnerProcess", "Runners", "job_folder"]
+__all__ = ["RunnerProcess", "Runners"]
 
 _log = logging.getLogger("fedhelm.server")
 
 MAX_CRASHES = 3
 STORE_RETRY_S = 0.2
+START_RETRY_S = 1.0
 _STDERR_TAIL = 16 * 1024
-
-
-def job_folder(run: Path, job: str) -> Path:
-    """Return the server's own folder of a job; what is in it can be made again from the store."""
-    return run / "jobs" / job
 
 
 class RunnerProcess:
@@ -48,6 +44,11 @@ class RunnerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._stopped = False
         self._task = spawn(self._supervise(), f"runner of {job}")
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody looks after this runner any more."""
+        return self._task.done()
 
     def poke(self) -> None:
         """Tell the runner that the log has something new for it."""
@@ -67,7 +68,12 @@ class RunnerProcess:
 
     async def _supervise(self) -> None:
         while not self._stopped:
-            stderr = await self._run_once()
+            try:
+                stderr = await self._run_once()
+            except OSError as error:  # no process, no file: this machine's trouble, not the job's
+                _log.error("the runner of job %s cannot be started: %s", self.job, error)
+                await asyncio.sleep(START_RETRY_S)
+                continue
             job = self._runtime.book.jobs[self.job]
             if self._stopped or finished(job.status) or not self._runtime.leads:
                 return
@@ -171,7 +177,8 @@ class Runners:
         if not self._runtime.leads:
             return
         running = {job.job for job in self._runtime.book.running()}
-        for job in running - set(self._runners):
+        looked_after = {job for job, runner in self._runners.items() if not runner.ended}
+        for job in running - looked_after:
             self._runners[job] = RunnerProcess(self._runtime, job)
         for job in set(self._runners) - running:
             runner = self._runners.pop(job)

@@ -15,6 +15,7 @@ from fedhelm.tensors.codec import encode
 from fedhelm_server import decisions
 from fedhelm_server.job_book import JobBook
 from fedhelm_server.ledger import Answer
+from fedhelm_server.places import sites_owner
 from tests.fakes.server_log import JOB, TIME, Writer, contribution
 
 
@@ -134,7 +135,7 @@ class Child:
         now = self.job.open
         item = contribution(site, now.round, kind=now.kind, weight=weight, metrics=metrics or {})
         if now.kind == "train":
-            owner = decisions.sites_owner(JOB, now.step, now.round)
+            owner = sites_owner(JOB, now.step, now.round)
             item["blob"] = upload(self.store.blobs, owner, arrays or arrays_of(site, now.round))
         self._append("contribution", decisions.contribute(item))
         self.poke()
