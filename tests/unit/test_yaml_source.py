@@ -85,6 +85,24 @@ def test_a_syntax_error_says_where():
     assert refused("a: \x00\n").startswith("job.yaml:1:1: not valid YAML: ")
 
 
+def test_a_misspelt_key_comes_first_and_is_not_missing_as_well():
+    assert refused("name: a\nworkflwo: {rounds: 1}\n") == "job.yaml:2:1: workflwo: unknown key (did you mean workflow?)"
+    assert refused("name: a\nworkflow: {ruonds: 1}\n") == (
+        "job.yaml:2:12: workflow.ruonds: unknown key (did you mean rounds?)"
+    )
+    assert refused("zzz: 1\nworkflwo: {rounds: 1}\n").splitlines() == [
+        "job.yaml:2:1: workflwo: unknown key (did you mean workflow?)",
+        "job.yaml:1:1: name: missing",
+        "job.yaml:1:1: zzz: unknown key",
+    ]
+
+
+def test_a_wrong_value_under_a_misspelt_keys_twin_is_told_too():
+    lines = refused("name: a\nnaem: b\nworkflow: {rounds: x}\n").splitlines()
+    assert lines[0] == "job.yaml:2:1: naem: unknown key (did you mean name?)"
+    assert len(lines) == 2
+
+
 def test_several_errors_are_several_lines_and_the_first_stands_alone():
     lines = refused("workflow: {rounds: x}\nfoo: 1\n").splitlines()
     assert len(lines) == 3

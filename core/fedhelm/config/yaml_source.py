@@ -80,21 +80,40 @@ class Document:
         try:
             return model.model_validate_json(json.dumps(self.value), strict=True)
         except pydantic.ValidationError as error:
-            lines = [self._line(one, model) for one in error.errors(include_url=False)]
-            raise BadInput("\n".join(dict.fromkeys(lines))) from error
+            raise BadInput("\n".join(self._lines(error, model))) from error
 
-    def _line(self, error: Any, model: type[pydantic.BaseModel]) -> str:
+    def _lines(self, error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> list[str]:
+        """Return a line for each mistake: misspelt keys first, and not also as missing what they were meant to be."""
+        found = error.errors(include_url=False)
+        meant: dict[Key, Key] = {}
+        for one in found:
+            key = self._known(one["loc"])
+            if one["type"] == "extra_forbidden" and (near := _nearest(model, key)) is not None:
+                meant[key] = (*key[:-1], near)
+        lines = [f"{self._unknown(key)} (did you mean {wanted[-1]}?)" for key, wanted in meant.items()]
+        for one in found:
+            key = self._known(one["loc"])
+            absent = (*key, one["loc"][-1]) if one["type"] == "missing" else None
+            if key not in meant and absent not in meant.values():
+                lines.append(self._line(one, key))
+        return list(dict.fromkeys(lines))
+
+    def _known(self, location: tuple[str | int, ...]) -> Key:
+        """Return the part of a location that the file has: pydantic adds names of union members and validators."""
         key: Key = ()
-        for part in error["loc"]:
-            # pydantic adds the names of union members and validators: only what the file has is a key.
+        for part in location:
             if (*key, part) in self._positions:
                 key = (*key, part)
+        return key
+
+    def _unknown(self, key: Key) -> str:
+        return f"{self.where(key, of_key=True)}: {_dotted(key)}: unknown key"
+
+    def _line(self, error: Any, key: Key) -> str:
         if error["type"] == "missing":
             return f"{self.where(key)}: {_dotted((*key, error['loc'][-1]))}: missing"
         if error["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(key[-1]), _field_names(model, key[:-1]), n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            return f"{self.where(key, of_key=True)}: {_dotted(key)}: unknown key{hint}"
+            return self._unknown(key)
         message = str(error["msg"]).removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         value = error["input"]
@@ -112,6 +131,12 @@ def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
         yield annotation
     for argument in typing.get_args(annotation):
         yield from _models_in(argument)
+
+
+def _nearest(model: type[pydantic.BaseModel], key: Key) -> str | None:
+    """Return the key that an unknown one was probably meant to be."""
+    near = difflib.get_close_matches(str(key[-1]), _field_names(model, key[:-1]), n=1)
+    return near[0] if near else None
 
 
 def _field_names(model: type[pydantic.BaseModel], key: Key) -> list[str]:
