@@ -137,6 +137,8 @@ class Agent:
                 self._assign(assigned)
             except (FedhelmError, OSError) as error:
                 _log.error("job %.80s cannot be taken: %s", assigned.job, error)
+            except Exception:  # noqa: BLE001 - a defect met by one job must not cut the stream that all jobs need
+                _log.exception("job %.80s cannot be taken", assigned.job)
         self._watch_vanished({assigned.job for assigned in assignment.jobs})
 
     def _assign(self, assigned: fleet_pb2.AssignedJob) -> None:

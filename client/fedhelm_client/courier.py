@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from fedhelm.errors import FedhelmError, NotFound
+from fedhelm.errors import BadInput, Conflict, Corrupt, FedhelmError, NotFound, ProtocolError
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import common_pb2, fleet_pb2
 from fedhelm.wire.bulk import upload_file
@@ -28,8 +28,12 @@ _log = logging.getLogger("fedhelm.client")
 
 _CALL_SECONDS = 30.0
 _PAUSE = 0.1
+_PAUSE_DISK = 1.0
 
 Failure = fleet_pb2.FailureReport
+
+_HOPELESS = (BadInput, Conflict, Corrupt, ProtocolError, OSError)
+"""What no primary will ever take. A refusal for another reason (rights, the wrong store) an operator can cure."""
 
 
 class Courier:
@@ -42,10 +46,19 @@ class Courier:
         journal: the job's lines.
         links: knows who leads.
         on_change: called when what is unacknowledged has changed.
+        on_refused: called with a reason when a result can never be recorded: the round would wait for it for ever.
     """
 
     def __init__(
-        self, job: str, site: str, *, outbox: Outbox, journal: Journal, links: Links, on_change: Callable[[], None]
+        self,
+        job: str,
+        site: str,
+        *,
+        outbox: Outbox,
+        journal: Journal,
+        links: Links,
+        on_change: Callable[[], None],
+        on_refused: Callable[[str], None],
     ) -> None:
         self._job = job
         self._site = site
@@ -53,6 +66,7 @@ class Courier:
         self._journal = journal
         self._links = links
         self._on_change = on_change
+        self._on_refused = on_refused
         self._refused: set[ContributionId] = set()
         self._lines_refused = False
         self._new_lines = asyncio.Event()
@@ -99,6 +113,8 @@ class Courier:
             ProtocolError: the script's file is no plain file.
         """
         async with self._disk:
+            # Its lines first: a result waits for them, and must not find after a power cut that they are lost.
+            await asyncio.to_thread(self._journal.sync)
             await asyncio.to_thread(self._outbox.save, result, source)
         self._new_results.set()
         self._on_change()
@@ -133,7 +149,12 @@ class Courier:
             await self._new_lines.wait()
             self._new_lines.clear()
             while lines := self._journal.next_batch():
-                await asyncio.to_thread(self._journal.sync)
+                try:
+                    await asyncio.to_thread(self._journal.sync)
+                except OSError as error:  # results wait for their lines: this must go on
+                    _log.error("job %s: its lines cannot be made durable: %s", self._job, error)
+                    await asyncio.sleep(_PAUSE_DISK)
+                    continue
                 before = self._journal.acknowledged
                 try:
                     ack = await self._push(lines)
@@ -180,6 +201,8 @@ class Courier:
             # The file stays: the next agent of this site offers it once more.
             _log.error("%s: the primary refuses the result: %s", what, error)
             self._refused.add(saved.id)
+            if isinstance(error, _HOPELESS):
+                self._on_refused(f"the {saved.id.kind} result of round {saved.id.round} was refused: {error}")
             return
         if receipt.gone:
             _log.info("%s: the round was closed without this result", what)
@@ -195,12 +218,16 @@ class Courier:
             if file is not None:
                 blob = await self._links.to_leader(what, partial(upload_file, owner=saved.owner, path=file))
             async with self._progress:
-                await self._progress.wait_for(lambda: self._lines_refused or self._journal.acknowledged >= saved.lines)
+                await self._progress.wait_for(lambda: self._lines_refused or self._has_lines_of(saved))
             with contextlib.suppress(NotFound):  # chunks are missing at the primary: upload them again
                 return await self._contribute(self._contribution(saved, blob), what)
             if blob is None:
                 raise NotFound(f"{what}: the primary does not know it")
             await asyncio.sleep(_PAUSE)
+
+    def _has_lines_of(self, saved: Saved) -> bool:
+        # Lines that a damaged disk has lost will never come.
+        return self._journal.acknowledged >= min(saved.lines, self._journal.last)
 
     async def _contribute(self, offer: fleet_pb2.Contribution, what: str) -> common_pb2.Receipt:
         return await self._links.to_leader(what, lambda stub: stub.contribute(offer, timeout=_CALL_SECONDS))

@@ -88,6 +88,7 @@ class JobExecution:
             journal=self._journal,
             links=site.links,
             on_change=self._held_changed,
+            on_refused=self._result_refused,
         )
         self._throttle = Throttle()
         self._door: Door | None = None
@@ -300,6 +301,10 @@ class JobExecution:
         self._report()
         self._changed.set()
         self._held_changed()
+
+    def _result_refused(self, reason: str) -> None:
+        if self._finished is None:
+            spawn(self._fail(reason, ""), f"refusal of {self.job}")
 
     def _report(self) -> None:
         if self._failure is not None and self._reporter is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,14 @@ def _json(line: Mapping[str, Any]) -> str:
     # Lone surrogates, which Python's strings can have, are no UTF-8.
     text = json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode(errors="replace").decode()
+
+
+def _entry(raw: bytes) -> tuple[int, str] | None:
+    try:
+        entry = json.loads(raw)
+        return (int(entry["n"]), _json(entry["line"])) if raw.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 class Throttle:
@@ -70,7 +79,8 @@ class Journal:
     """One job's lines. Blocking file calls are short; :meth:`sync` belongs in a thread.
 
     Args:
-        path: the file; made if missing, a torn last line is cut off.
+        path: the file; made if missing. What a power cut tore off or garbled at its end is cut off: it was not durable,
+            hence never sent.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,18 +90,19 @@ class Journal:
         self._read()
         self.acknowledged = 0
         self._synced = False
+        self._syncing = threading.Lock()
 
     def _read(self) -> None:
         good, number = 0, 0
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(0)
             for raw in file:
-                if not raw.endswith(b"\n"):
+                entry = _entry(raw)
+                if entry is None:
                     break
                 good += len(raw)
-                entry = json.loads(raw)
-                number = int(entry["n"])
-                self._waiting.append((number, _json(entry["line"])))
+                number = entry[0]
+                self._waiting.append(entry)
         os.ftruncate(self._fd, good)
         self.last = number
 
@@ -116,10 +127,15 @@ class Journal:
         self._synced = False
 
     def sync(self) -> None:
-        """Make what was appended durable."""
-        if not self._synced:
-            self._synced = True
-            os.fdatasync(self._fd)
+        """Make what was appended durable. May be called by several threads: each returns when it is."""
+        with self._syncing:
+            if not self._synced:
+                self._synced = True  # before: what is appended meanwhile needs another
+                try:
+                    os.fdatasync(self._fd)
+                except OSError:
+                    self._synced = False
+                    raise
 
     def acknowledge(self, number: int) -> None:
         """Take note that every line up to ``number`` is in the log; numbers go on above it."""

@@ -288,7 +288,8 @@ class Task:
         """Answer the task; returns once the site has the answer on its disk.
 
         Args:
-            arrays: a dictionary of numpy arrays or torch tensors, such as a ``state_dict``. A train task needs one.
+            arrays: a dictionary of numpy arrays or torch tensors, such as a ``state_dict``. A train task needs one,
+                an evaluate task takes none.
             weight: of this site in the average, such as its number of samples; positive.
             metrics: names and numbers, such as an accuracy.
 
@@ -301,6 +302,8 @@ class Task:
             raise Refused(f"{what} was submitted already", hint="submit once for each task")
         if arrays is None and self.kind == "train":
             raise BadInput(f"{what} needs arrays", hint="task.submit(model.state_dict(), weight=n)")
+        if arrays is not None and self.kind == "evaluate":
+            raise BadInput(f"{what} takes no arrays", hint="task.submit(metrics={...}), by task.kind")
         number, numbers = script_values.weight(weight), script_values.metrics(metrics)
         file = None if arrays is None else self._write(arrays)
         self._line.flush()

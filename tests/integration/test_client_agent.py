@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from fedhelm.errors import BadInput
 from fedhelm.process import ParticipantLock, child_env, marked_processes, read_state
 from fedhelm.tensors import read_file, write_file
 from fedhelm_client.agent import Agent
@@ -251,6 +252,20 @@ async def test_a_script_that_returns_too_early_is_a_failure(fed):
     await fed.start_agent()
     (failure,) = await eventually(lambda: fed.log.failures, 20)
     assert failure.reason == "the script returned before the job ended"
+
+
+async def test_a_result_that_the_primary_will_never_take_is_a_failure(fed):
+    async def refuse(_):
+        raise BadInput("metrics of site-1 are not finite numbers by name")
+
+    fed.add_job()
+    fed.log.task(1)
+    fed.one.hooks["before_record"] = refuse
+    await fed.one.lead(1)
+    await fed.start_agent()
+    (failure,) = await eventually(lambda: fed.log.failures, 20)
+    assert failure.reason == "the train result of round 1 was refused: metrics of site-1 are not finite numbers by name"
+    assert failure.round == 1
 
 
 async def test_custom_code_needs_byoc(fed):

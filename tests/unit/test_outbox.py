@@ -192,6 +192,19 @@ def test_a_torn_last_line_is_cut_off(tmp_path):
     again.close()
 
 
+@pytest.mark.parametrize("garbage", [b"\0" * 40 + b"\n", b"[]\n", b'{"n":2}\n'], ids=["zeros", "a list", "no line"])
+def test_what_a_power_cut_garbled_is_cut_off(tmp_path, garbage):
+    path = tmp_path / "lines.jsonl"
+    journal = Journal(path)
+    journal.append([line(1)])
+    journal.close()
+    path.write_bytes(path.read_bytes() + garbage + b'{"n":3,"line":{}}\n')
+    again = Journal(path)
+    again.append([line("again")])
+    assert [number for number, _ in again.next_batch()] == [1, 2]
+    again.close()
+
+
 def test_a_journal_that_was_lost_goes_on_above_what_the_log_has(tmp_path):
     journal = Journal(tmp_path / "lines.jsonl")
     journal.acknowledge(40)

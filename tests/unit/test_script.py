@@ -154,6 +154,12 @@ async def test_what_a_summary_writer_takes(desk, door):
         (lambda t: t.submit({"w": np.ones(1)}, metrics={"a": float("inf")}), BadInput, "the metric 'a' is inf"),
         (lambda t: t.submit({"w": np.ones(1)}, metrics=[1]), BadInput, "must be a dictionary"),
         (lambda t: t.submit({"w": np.ones(1)}, metrics={1: 1}), BadInput, "1 is not a name"),
+        (lambda t: t.submit({"w": np.ones(1)}, metrics={"x" * 201: 1}), BadInput, "at most 200 characters"),
+        (
+            lambda t: t.submit({"w": np.ones(1)}, metrics=dict.fromkeys(map(str, range(1001)), 1)),
+            BadInput,
+            "1001 metrics",
+        ),
         (lambda t: t.submit({"w": "text"}), BadInput, "'w' is a str"),
         (lambda t: t.submit([1, 2]), BadInput, "dictionary of named arrays"),
     ],
@@ -174,13 +180,15 @@ async def test_a_wrong_answer_is_refused_and_the_task_stays_open(desk, door, sub
     assert len(desk.results) == 1
 
 
-async def test_an_evaluation_needs_no_arrays(desk, door):
+async def test_an_evaluation_takes_no_arrays(desk, door):
     desk.task(kind="evaluate")
     desk.end()
 
     def script():
         with fl.connect() as site:
             for task in site.tasks():
+                with pytest.raises(BadInput, match="the evaluate task of round 1 takes no arrays"):
+                    task.submit({"w": np.ones(1)})
                 task.submit(metrics={"accuracy": 1})
 
     await run(script)
@@ -339,6 +347,8 @@ def test_results_and_lines_of_user_code_are_checked():
         {"weight": True},
         {"weight": None},
         {"metrics": {"a": "b"}},
+        {"metrics": {"x" * 201: 1.0}},
+        {"metrics": dict.fromkeys(map(str, range(1001)), 1.0)},
         {"metrics": None},
         {"key": 3},
     ):

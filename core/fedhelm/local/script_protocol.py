@@ -19,6 +19,8 @@ from fedhelm.errors import ProtocolError
 __all__ = [
     "LINE_KINDS",
     "MAX_LINE",
+    "MAX_METRICS",
+    "MAX_METRIC_NAME",
     "SOCKET_ENV",
     "TOKEN_ENV",
     "Result",
@@ -35,6 +37,10 @@ SOCKET_ENV = "FEDHELM_SOCKET"
 
 TOKEN_ENV = "FEDHELM_TOKEN"  # noqa: S105 - the variable's name
 """Environment variable with the token of this job."""
+
+MAX_METRICS = 1000
+MAX_METRIC_NAME = 200
+"""Bounds of a result's metrics: the primary takes no more."""
 
 MAX_LINE = 900 * 1024
 """Largest value of one line (text, or an image as base64), characters of its JSON. A server takes 1 MiB at once."""
@@ -178,9 +184,11 @@ def check_metrics(value: object) -> dict[str, float]:
     """
     if not isinstance(value, dict):
         raise ProtocolError("metrics must be a dictionary of names and numbers")
+    if len(value) > MAX_METRICS:
+        raise ProtocolError(f"{len(value)} metrics are more than {MAX_METRICS}")
     for name, number in value.items():
-        if not isinstance(name, str) or not name or len(name) > 256:
-            raise ProtocolError(f"metrics: {name!r} is not a name")
+        if not isinstance(name, str) or not name or len(name) > MAX_METRIC_NAME:
+            raise ProtocolError(f"metrics: {name!r:.80} is not a name of at most {MAX_METRIC_NAME} characters")
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise ProtocolError(f"metrics: {name} is {number!r}, it must be a finite number")
     return {name: float(number) for name, number in value.items()}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 from fedhelm.errors import BadInput
+from fedhelm.local.script_protocol import MAX_METRIC_NAME, MAX_METRICS
 
 __all__ = ["metrics", "number", "png", "step", "weight"]
 
@@ -63,10 +64,12 @@ def metrics(values: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
         return {}
     if not isinstance(values, Mapping):
         raise BadInput(f"metrics is {values!r}, it must be a dictionary of names and numbers")
+    if len(values) > MAX_METRICS:
+        raise BadInput(f"{len(values)} metrics are more than {MAX_METRICS}", hint="site.log takes any number of values")
     numbers: dict[str, float] = {}
     for name, value in values.items():
-        if not isinstance(name, str) or not 0 < len(name) <= 256:
-            raise BadInput(f"metrics: {name!r} is not a name")
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME:
+            raise BadInput(f"metrics: {name!r:.80} is not a name of at most {MAX_METRIC_NAME} characters")
         numbers[name] = number(value, f"the metric {name!r}")
         if not math.isfinite(numbers[name]):
             raise BadInput(f"the metric {name!r} is {numbers[name]}, it must be finite")
