@@ -297,7 +297,8 @@ class _Step:
         hold, pause = self.state.hold, self.timing.renew
         match event.call:
             case kv.Register():
-                self.set(register_at=self.now + pause)
+                # An overseer that was away may see this server's last run live for another T: count from new.
+                self.set(register_at=self.now + pause, refused_since=None)
             case kv.Beat(incarnation) if event.denied and self.is_current(incarnation):
                 self.set(registered=False, register_at=self.now)
             case kv.Renew(_, epoch) if hold is not None and hold.epoch == epoch:

@@ -87,6 +87,21 @@ def test_a_name_that_becomes_free_meanwhile_is_taken(script):
     assert script.said[-1] == "server1: standby"
 
 
+def test_an_overseer_that_was_away_meanwhile_is_given_another_2t(script):
+    script.on(kv.Tick())
+    script.start_child()
+    script.beat(ready=True)
+    script.answer(kv.Register, ok=False, retry_after=0.5, message="live")
+    script.after(5.5)
+    script.fail(kv.Register)
+    script.after(0.5)
+    script.answer(kv.Register, ok=False, retry_after=0.5, message="live, as the new overseer thinks")
+    script.after(0.5)
+    assert not script.state.done
+    script.answer(kv.Register)
+    assert script.state.ready
+
+
 def test_a_refusal_without_a_time_to_retry_ends_at_once(script):
     script.on(kv.Tick())
     script.start_child()
