@@ -9,7 +9,6 @@ from typing import Any
 
 from fedhelm.errors import ExitStatus, NotFound, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
-
 from fedhelm_lab.workspace import ADMIN, Workspace, plan, prepare
 
 __all__ = ["main"]

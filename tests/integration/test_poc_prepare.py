@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fedhelm.config.kit import read_kit
 from fedhelm.errors import AlreadyRunning, BadInput, DeadlineExceeded, PortTaken
 from fedhelm.process import ParticipantLock, child_env, marked_processes
@@ -21,7 +22,6 @@ from fedhelm.provision.stop import live_processes, stop_all
 from fedhelm.security.kit import open_kit
 from fedhelm_lab.poc_cli import main
 from fedhelm_lab.workspace import ADMIN, MARKER, Workspace, plan, prepare
-
 from tests.support.waiting import eventually_sync
 
 FAKE = (sys.executable, str(Path(__file__).parents[1] / "fakes" / "provision_participant.py"))
