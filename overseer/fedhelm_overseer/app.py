@@ -28,6 +28,7 @@ from fedhelm.wire.overseer_api import (
     ActivateRequest,
     BeatRequest,
     ErrorBody,
+    Event,
     Health,
     HistoryEntry,
     LeaseView,
@@ -50,6 +51,7 @@ MAX_BODY = 64 * 1024
 """Largest body of a request, in bytes."""
 
 _MAX_WAIT = 30.0
+_MAX_RECENT = 1000
 _STATUS: Mapping[str, int] = {
     "BAD_INPUT": 400,
     "USAGE": 400,
@@ -160,6 +162,14 @@ async def events(
     """Stream events; ``Last-Event-ID`` resumes after that event, 0 begins with the oldest kept."""
     stream = _desk(request).feed.stream(last_event_id)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+@_api.get("/events/recent")
+async def recent_events(
+    request: Request, _caller: Viewer, limit: Annotated[int, Query(ge=0, le=_MAX_RECENT)] = 20
+) -> list[Event]:
+    """List the newest events that are kept, oldest first."""
+    return _desk(request).feed.latest(limit)
 
 
 @_api.get("/lease")
@@ -281,7 +291,9 @@ class _BodyLimit:
             size += len(message.get("body", b""))
             more = message["type"] == "http.request" and bool(message.get("more_body", False))
             if size > MAX_BODY:
-                await _answer(413, BadInput(f"the body is larger than {MAX_BODY} bytes"))(scope, receive, send)
+                refusal = _answer(413, BadInput(f"the body is larger than {MAX_BODY} bytes"))
+                refusal.headers["connection"] = "close"  # else the rest would be read and thrown away, without end
+                await refusal(scope, receive, send)
                 return
 
         async def replay() -> MutableMapping[str, Any]:

@@ -20,6 +20,7 @@ from fedhelm_server import decisions
 from fedhelm_server.assignments import assignment
 from fedhelm_server.job_book import JobState, finished
 from fedhelm_server.ledger import Placement
+from fedhelm_server.places import sites_owner
 from fedhelm_server.runtime import Runtime
 from fedhelm_server.streams import SiteStream
 
@@ -31,6 +32,8 @@ WIRE_VERSIONS = (1,)
 """What this server speaks, newest last."""
 
 MAX_LINE_BYTES = 1024 * 1024
+MAX_LINES = 1000  # in one batch; a site sends at most 500
+MAX_METRICS_BYTES = 512 * 1024
 MAX_TRACEBACK = 16 * 1024
 
 
@@ -185,9 +188,12 @@ class FleetService:
     def _contribution(self, request: fleet.Contribution, site: str) -> dict[str, Any]:
         if request.site != site:
             raise NotAuthorised(f"{site} may not contribute for {request.site!r:.80}")
+        self._member_job(request.job, site)  # before its blob is looked for: others learn nothing of what is stored
+        if len(request.metrics_json) > MAX_METRICS_BYTES:
+            raise BadInput(f"metrics of {len(request.metrics_json)} bytes are larger than {MAX_METRICS_BYTES}")
         blob = None
         if request.HasField("blob"):
-            if request.blob.owner != decisions.sites_owner(check_job_id(request.job), request.step, request.round):
+            if request.blob.owner != sites_owner(check_job_id(request.job), request.step, request.round):
                 raise ProtocolError("a contribution refers to a blob of another round")
             blob = ref_from_proto(request.blob).to_json()
         return {
@@ -215,13 +221,16 @@ class FleetService:
         await self._runtime.check_leads()
         site = call.principal.name
         job = self._member_job(request.job, site).job
-        new = [_json_object(line.json, "a line") for line in request.lines]
-        numbers = [line.number for line in request.lines]
-        if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] < 1:
-            raise ProtocolError("lines are not numbered one after the other")
+        # Bounds first: what follows runs on the loop, and a loop that stands still for T/2 costs this server its lease.
+        if len(request.lines) > MAX_LINES:
+            raise BadInput(f"a batch of {len(request.lines)} lines has more than {MAX_LINES}")
         size = sum(len(line.json) for line in request.lines)
         if size > MAX_LINE_BYTES:
             raise BadInput(f"a batch of lines of {size} bytes is larger than {MAX_LINE_BYTES}")
+        numbers = [line.number for line in request.lines]
+        if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] < 1:
+            raise ProtocolError("lines are not numbered one after the other")
+        new = [_json_object(line.json, "a line") for line in request.lines]
         decide = decisions.lines(job, site, numbers[0], new)
         answer = await self._runtime.ledger.propose("metrics", decide, key=(job, site), size=size)
         if isinstance(answer, Placement):

@@ -231,7 +231,7 @@ class Ledger:
                 try:
                     async with self._lock:
                         await self._commit(batch)
-                except (StoreUnavailable, Fenced, NotPrimary) as error:
+                except (StoreUnavailable, Fenced, NotPrimary, BadInput) as error:
                     _fail(batch, error)
                 except Exception as error:  # noqa: BLE001 - the callers must learn of a bug, and the writer must go on
                     _log.error("an append failed", exc_info=error)

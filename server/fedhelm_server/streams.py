@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import islice
 
+from fedhelm.ids import JOB_ID
 from fedhelm.v1 import fleet_pb2 as fleet
 
-__all__ = ["SiteStream", "Streams"]
+__all__ = ["MAX_HELD", "SiteStream", "Streams"]
+
+MAX_HELD = 1000
+"""Jobs that one site may say it holds."""
+
+MAX_STATUS = 32
 
 
 class SiteStream:
@@ -24,8 +31,9 @@ class SiteStream:
         self._dirty.set()
 
     def hold(self, jobs: Iterator[fleet.HeldJob] | list[fleet.HeldJob]) -> None:
-        """Take note of what the site says it has."""
-        self.held = {held.job: held.status for held in jobs}
+        """Take note of what the site says it has, but not of what is no job's id or too much: admins are shown it."""
+        named = (held for held in jobs if JOB_ID.fullmatch(held.job))
+        self.held = {held.job: held.status[:MAX_STATUS] for held in islice(named, MAX_HELD)}
         self.wake()
 
     def wake(self) -> None:

@@ -34,6 +34,7 @@ from fedhelm.security.tls import client_context
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
+from fedhelm.wire import chain
 from fedhelm.wire.chain import ServiceHandlers
 from fedhelm.wire.channels import AdminStub, EpochGuard, FleetStub, aio_channel, sync_channel
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, decode_error, encode_error, epoch_of, status_of
@@ -119,6 +120,17 @@ def test_every_method_of_the_real_services_is_wrapped():
             assert found.request_streaming == method.client_streaming
             assert found.response_streaming == method.server_streaming
         assert handlers.service(SimpleNamespace(method=f"/{service.full_name}/Nothing")) is None
+
+
+async def test_a_connection_that_never_finishes_its_handshake_is_closed(kits, monkeypatch):
+    monkeypatch.setattr(chain, "HANDSHAKE_MS", 200)
+    async with serving(kits["server1"], FLEET, FleetDesk()) as port:
+        for said in (b"", bytes.fromhex("16030100c8010000c4")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(said)
+            async with asyncio.timeout(10):
+                assert await reader.read() == b""
+            writer.close()
 
 
 # -- identity and rights ------------------------------------------------------------------------------------------------
@@ -370,6 +382,51 @@ def test_an_error_from_grpc_itself_says_who_was_called():
         found = decode_error(code, None, None, "server1")
         assert type(found) is cls
         assert "server1" in found.message
+
+
+_GRPC = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:8003: "
+
+
+@pytest.mark.parametrize(
+    ("details", "reason"),
+    [
+        (f"{_GRPC}Failed to connect to remote host: Connection refused", "connection refused"),
+        (
+            (
+                f"{_GRPC}Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:"
+                "OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: certificate has expired: OK"
+            ),
+            "TLS handshake failed: certificate verify failed: certificate has expired",
+        ),
+        (
+            (
+                f"{_GRPC}Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:100000f7:SSL routines:"
+                "OPENSSL_internal:WRONG_VERSION_NUMBER: Invalid certificate verification context: OK"
+            ),
+            "TLS handshake failed: wrong version number",
+        ),
+        (
+            (
+                "failed to connect to all addresses; last error: UNAVAILABLE: ipv6:%5B::1%5D:8003: "
+                "Handshake read failed (Socket closed)"
+            ),
+            "TLS handshake failed: socket closed",
+        ),
+        (f"{_GRPC}Peer name server2 is not in peer certificate", "Peer name server2 is not in peer certificate"),
+        ("errors resolving x:9: [field:hostname lookup error:address lookup failed for x:9]", "unknown host name"),
+        ("Socket closed", "connection closed"),
+        ("the server is going away", "the server is going away"),
+    ],
+)
+def test_a_lost_call_is_told_in_one_readable_reason(details, reason):
+    found = decode_error(grpc.StatusCode.UNAVAILABLE, details, None, "server1")
+    assert (type(found), found.message) == (Unreachable, f"server1 cannot be reached: {reason}")
+
+
+def test_an_endless_reason_is_cut_to_a_line():
+    found = decode_error(grpc.StatusCode.UNAVAILABLE, "word\n" * 500, None, "server1")
+    assert len(found.message) < 200
+    assert "\n" not in found.message
 
 
 def test_a_hint_may_be_missing():

@@ -129,6 +129,7 @@ async def test_a_large_body_is_refused_whatever_it_announces(call):
     for content in (b" " * (MAX_BODY + 1), chunks()):
         answer = await call("server1", "POST", "/api/v1/servers/register", content=content)
         assert told(answer) == (413, "BAD_INPUT")
+        assert answer.headers["connection"] == "close"  # what is still to come is not read
 
 
 async def test_unknown_paths_and_methods_are_json_too(call):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,10 +168,10 @@ class _Assembler:
     """Cuts a stream of raw messages into the chunks a header announced."""
 
     def __init__(self, manifest: Manifest, indices: Sequence[int]) -> None:
-        if any(index >= len(manifest.chunks) for index in indices):
+        if len(indices) > len(manifest.chunks) or any(index >= len(manifest.chunks) for index in indices):
             raise ProtocolError("an upload announces a chunk that its manifest does not have")
         self._manifest = manifest
-        self._indices = list(indices)
+        self._indices = deque(indices)
         self._buffer = bytearray()
 
     @property
@@ -187,7 +188,7 @@ class _Assembler:
                 return
             yield self._manifest.chunks[index], bytes(self._buffer[:want])
             del self._buffer[:want]
-            self._indices.pop(0)
+            self._indices.popleft()
         if self._buffer:
             raise ProtocolError("an upload sent more bytes than it announced")
 

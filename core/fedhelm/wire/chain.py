@@ -31,6 +31,9 @@ _log = logging.getLogger("fedhelm.wire")
 MAX_CONTROL = 4 * 1024 * 1024
 """Largest message, bytes. Bulk streams cut theirs at 1 MiB."""
 
+HANDSHAKE_MS = 10_000
+"""Time that a connection has to finish TLS; one that does not is closed (grpc's own limit is 120 s)."""
+
 _RAW = common_pb2.DESCRIPTOR.message_types_by_name["Raw"].full_name
 
 
@@ -181,6 +184,7 @@ def serve_options() -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.max_metadata_size", 16_384),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
     ]
 
 
