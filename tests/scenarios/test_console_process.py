@@ -10,11 +10,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.fakes.admin_terminal import Terminal
-from tests.support.federation import Federation
+from tests.support.federation import Federation, free_base_port
 from tests.support.jobs import calls, make_job
 from tests.support.waiting import eventually_sync
 
 pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("console")]
+
+# A shell shows 130 for both: Python ends by the signal itself when that met it in the middle of an import.
+SIGINT_SEEN = (130, -signal.SIGINT)
 
 
 @pytest.fixture
@@ -76,18 +79,36 @@ def test_ctrl_c_while_waiting(standing, held):
     eventually_sync(lambda: standing.log(leader).count("logged in") > logins, 10)
     waiting.send_signal(signal.SIGINT)
     status, out, err = _finish(waiting)
-    assert status == 130
+    assert status in SIGINT_SEEN
     assert json.loads(out)["error"]["code"] == "INTERRUPTED"
     assert "Traceback" not in err
     assert standing.show(held)["status"] == "RUNNING", "the job goes on"
 
 
-def test_ctrl_c_at_once(standing):
-    for _ in range(3):
-        process = standing.begin("console", _kit(standing), "-c", "wait zzzzzzzzzzzz")
-        process.send_signal(signal.SIGINT)  # while Python itself still starts: nothing of ours can answer
-        assert _finish(process)[0] != 0
-    assert standing.console("list_jobs").rc == 0
+def test_ctrl_c_while_preparing_leaves_nothing_half_done(standing, tmp_path):
+    words = ["poc", "prepare", "-n", "200", "--base-port", str(free_base_port(5)), "-w", str(tmp_path / "half")]
+    process = standing.begin(*words)
+    eventually_sync(lambda: list(tmp_path.iterdir()), 20)
+    process.send_signal(signal.SIGINT)
+    status, _, err = _finish(process)
+    assert status in SIGINT_SEEN
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_starting_is_put_right_by_start_or_stop(standing, tmp_path):
+    other = Federation(tmp_path / "other", sites=1, servers=1)
+    try:
+        starting = other.begin("poc", "start", "-w", str(other.root))
+        eventually_sync(other.processes, 20)
+        starting.send_signal(signal.SIGINT)
+        status, _, err = _finish(starting)
+        assert status in SIGINT_SEEN
+        assert "Traceback" not in err
+        other.start()
+        other.stop()
+    finally:
+        other.close()
 
 
 def test_ctrl_c_while_nobody_leads(standing, tmp_path):
@@ -99,7 +120,8 @@ def test_ctrl_c_while_nobody_leads(standing, tmp_path):
         assert "electing" in line or "overseer" in line
         process.send_signal(signal.SIGINT)
         status, out, _ = _finish(process)
-        assert (status, json.loads(out)["error"]["code"]) == (130, "INTERRUPTED")
+        assert status in SIGINT_SEEN
+        assert json.loads(out)["error"]["code"] == "INTERRUPTED"
         timed = nobody.console("list_jobs", "--timeout", "1")
         assert (timed.rc, timed.error["code"]) == (5, "TIMEOUT")
         asked = nobody.console("get_active_sp")
@@ -127,7 +149,8 @@ def test_ctrl_c_in_a_download_keeps_what_arrived(standing, tmp_path):
     eventually_sync(lambda: any(one.stat().st_size for one in target.rglob("noise*.part")), 30, standing.tails())
     process.send_signal(signal.SIGINT)
     status, out, err = _finish(process)
-    assert (status, json.loads(out)["error"]["code"]) == (130, "INTERRUPTED")
+    assert status in SIGINT_SEEN
+    assert json.loads(out)["error"]["code"] == "INTERRUPTED"
     assert "Traceback" not in err
     assert not (target / job).exists(), "a download that is not whole does not look like one"
     kept = max(one.stat().st_size for one in target.rglob("*noise*"))
