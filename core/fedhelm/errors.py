@@ -148,6 +148,9 @@ class Refused(UsageError):
 class Unreachable(FedhelmError):
     """Nobody answers at the addresses of the kit."""
 
+    tried: tuple[tuple[str, str], ...] = ()
+    """Who was asked and why each did not answer, where that is known."""
+
     code = "UNREACHABLE"
     exit_status = ExitStatus.UNREACHABLE
     grpc_status = "UNAVAILABLE"

@@ -100,6 +100,11 @@ class EventFeed:
                 return list(self._kept)
             return [event for event in self._kept if event.id > last]
 
+    def latest(self, count: int) -> list[Event]:
+        """Return at most so many of the newest events, oldest first."""
+        with self._lock:
+            return list(self._kept)[-count:] if count > 0 else []
+
     async def stream(self, after: int | None) -> AsyncIterator[bytes]:
         """Yield server-sent events after ``after`` (None: from now on), and a comment after 5 s of silence."""
         last = self.last if after is None else after

@@ -229,6 +229,33 @@ def test_promote_wants_the_servers_name(run, session):
     assert (status, body["error"]["code"]) == (1, "NOT_FOUND")
 
 
+@pytest.mark.parametrize(
+    ("server", "states", "leader", "told"),
+    [
+        ("server1", {}, "server1", (2, "REFUSED", "server1 leads already, epoch 1")),
+        ("server2", {"server2": "DOWN"}, "server1", (2, "REFUSED", "server2 cannot take over: it is DOWN")),
+        ("server2", {}, None, (3, "NO_PRIMARY", "nobody leads at the moment")),
+        ("server9", {}, "server1", (1, "NOT_FOUND", "no server server9; there are server1, server2")),
+    ],
+)
+def test_what_cannot_be_promoted_is_refused_before_anybody_is_asked(run, session, server, states, leader, told):
+    session.states, session.leader = states, leader
+    asked = []
+    status, body = run(f"promote_sp {server}", ask=lambda question: asked.append(question) or server)
+    assert (status, body["error"]["code"], body["error"]["message"]) == told
+    assert asked == []
+    assert "promote" not in session.verbs()
+
+
+@pytest.mark.parametrize(
+    ("line", "verb"), [("get_active_sp", "primary"), ("list_sp", "servers"), ("history", "history")]
+)
+def test_what_the_overseer_answers_honours_the_timeout(run, session, line, verb):
+    run(f"{line} --timeout 1.5")
+    run(line)
+    assert [limits for found, _, limits in session.asked if found == verb] == [{"timeout": 1.5}, {"timeout": None}]
+
+
 def test_abort_of_several_asks_once_and_answers_with_a_list(run, session):
     assert [one["job_id"][:4] for one in run("abort_job k7m3tq k6aa", yes=True)[1]["data"]] == ["k7m3", "k6aa"]
 

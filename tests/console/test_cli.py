@@ -140,15 +140,32 @@ def imported(kit, command):
 def test_a_short_command_imports_nothing_of_the_prompt(kit):
     names, done = imported(kit, "list_jobs")
     assert done.returncode == 3
-    # httpx, asked because no primary is remembered, takes rich along where it finds it.
-    assert names & {"prompt_toolkit", "fastapi", "torch", "numpy", "sqlalchemy", "uvicorn"} == set()
+    assert names & {"prompt_toolkit", "fastapi", "torch", "numpy", "sqlalchemy", "uvicorn", "httpx", "rich"} == set()
     assert "grpc" in names
+
+
+def test_asking_the_overseer_alone_is_done_with_the_standard_library(kit):
+    names, done = imported(kit, "get_active_sp")
+    assert done.returncode == 3
+    assert names & {"grpc", "httpx", "rich", "click", "asyncio", "prompt_toolkit"} == set()
 
 
 def test_help_connects_to_nobody(kit):
     names, done = imported(kit, "help")
     assert done.returncode == 0
     assert names & {"grpc", "httpx", "prompt_toolkit"} == set()
+
+
+def test_a_frozen_overseer_holds_up_nobody_beyond_the_timeout(objects, tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        port = frozen.getsockname()[1]
+        kit = make_kits(tmp_path, base_port=port)[ADMIN]
+        assert main([str(kit.root), "-o", "json", "--timeout", "0.3", "-c", "get_active_sp"]) == 3
+    (body,) = objects()
+    assert body["error"]["code"] == "UNREACHABLE"
+    assert body["error"]["message"] == f"no overseer answers (overseer at 127.0.0.1:{port}: no answer in time)"
 
 
 def test_ctrl_c_is_130_and_one_object(kits, tmp_path):

@@ -198,13 +198,15 @@ class FakeChannel:
 class FakeOverseer:
     def __init__(self, cluster):
         self.cluster = cluster
+        self.timeouts = []
 
-    def _enter(self):
+    def _enter(self, timeout=None):
+        self.timeouts.append(timeout)
         if not self.cluster.overseer_up:
             raise Unreachable("no overseer answers")
 
-    def primary(self):
-        self._enter()
+    def primary(self, timeout=None):
+        self._enter(timeout)
         name = self.cluster.overseer_names or self.cluster.leader
         if name is None:
             raise NoPrimary("nobody leads")
@@ -218,8 +220,12 @@ class FakeOverseer:
             ssid=f"poc:{self.cluster.epoch}",
         )
 
-    def promote(self, target, request_id):
-        self._enter()
+    def recent(self, limit, timeout=None):
+        self._enter(timeout)
+        return [SimpleNamespace(id=7, kind="grant", time="t", text="x", data={"epoch": 1})][:limit]
+
+    def promote(self, target, request_id, timeout=None):
+        self._enter(timeout)
         if target == self.cluster.leader:
             raise Refused(f"{target} leads already")
         reply = SimpleNamespace(epoch=self.cluster.epoch, primary=self.cluster.leader, target=target)

@@ -38,6 +38,7 @@ class FakeSession:
         self.reason = ""
         self.traceback = ""
         self.raises = {}
+        self.states = {}
         self.signed_in = None
         self._events = []
         self._more = threading.Condition()
@@ -93,19 +94,19 @@ class FakeSession:
         sites = (Site("site-1", True, ("k7m3tq4w2zpx",)), Site("site-2", False, ()))
         return Status(self.leader or "server1", "ACTIVE", self.epoch, 41, sites, 1, 0)
 
-    def primary(self):
-        self._ask("primary")
+    def primary(self, *, timeout=None):
+        self._ask("primary", timeout=timeout)
         if self.leader is None:
             raise NoPrimary("nobody leads at the moment")
         ports = {"server1": (8002, 8003), "server2": (9002, 9003)}[self.leader]
         return Primary(self.leader, self.epoch, "127.0.0.1", *ports, f"poc:{self.epoch}")
 
-    def servers(self):
-        self._ask("servers")
+    def servers(self, *, timeout=None):
+        self._ask("servers", timeout=timeout)
         return [
             Server(
                 name,
-                "ACTIVE" if name == self.leader else "STANDBY",
+                self.states.get(name, "ACTIVE" if name == self.leader else "STANDBY"),
                 self.epoch if name == self.leader else None,
                 41,
                 0.2,
@@ -113,8 +114,8 @@ class FakeSession:
             for name in ("server1", "server2")
         ]
 
-    def history(self):
-        self._ask("history")
+    def history(self, *, timeout=None):
+        self._ask("history", timeout=timeout)
         return [
             Failover(1, "server1", "first", "2026-11-22T11:00:00.000Z", None),
             Failover(2, "server2", "child of server1 died: SIGKILL", "2026-11-22T12:03:41.000Z", 0.412),

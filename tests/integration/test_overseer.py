@@ -18,7 +18,8 @@ from fedhelm.errors import BadCertificate, NoPrimary, NotAuthorised, NotFound, R
 from fedhelm.process import child_env, read_state
 from fedhelm.security.tls import client_context
 from fedhelm.wire.overseer_api import ActivateRequest, BeatRequest, RegisterRequest, ReleaseRequest, RenewRequest
-from fedhelm.wire.overseer_client import OverseerClient, OverseerConsoleClient
+from fedhelm.wire.overseer_client import OverseerClient
+from fedhelm.wire.overseer_console import OverseerConsoleClient
 from fedhelm_overseer.service import Service, listen
 from tests.support.kits import ADMIN, make_kits
 from tests.support.waiting import eventually, eventually_sync
@@ -218,6 +219,9 @@ async def test_the_console_client_follows_events_and_resumes(overseer):
         middle = len(seen) // 2
         again = await off_loop(lambda: list(iter_until(console.events(seen[middle].id), "failover")))
         assert again == seen[middle + 1 :]
+        latest = await off_loop(lambda: console.recent(1000))
+        assert list(latest)[: len(seen)] == seen
+        assert await off_loop(lambda: console.recent(2)) == latest[-2:]
         with pytest.raises(Refused, match="server1"):
             await off_loop(console.promote, "server1", "r1")
         with pytest.raises(NotFound, match="server9"):

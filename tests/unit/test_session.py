@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fedhelm.admin.follow import told
 from fedhelm.admin.session import Session
 from fedhelm.errors import DeadlineExceeded, JobNotFound, NoPrimary, Refused, Unreachable
 from tests.fakes.admin_network import FakeClock, FakeCluster, FakeNetwork, make_kit
@@ -125,6 +126,36 @@ def test_nobody_at_all_is_unreachable_long_before_the_deadline(session, cluster)
         session.jobs(timeout=60)
     assert caught.value.code == "UNREACHABLE"
     assert cluster.clock.now < 1003
+
+
+def test_nobody_at_all_names_everyone_who_was_asked(session, cluster):
+    cluster.overseer_up = False
+    cluster.down |= {"server1", "server2"}
+    with pytest.raises(Unreachable) as caught:
+        session.jobs()
+    assert caught.value.message == (
+        "nobody answers: overseer at 127.0.0.1:8443 (no overseer answers), "
+        "server1 at 127.0.0.1:8003 (cannot be reached), server2 at 127.0.0.1:9003 (cannot be reached)"
+    )
+
+
+def test_a_reason_that_all_share_is_said_once():
+    assert told([("overseer at a:1", "refused"), ("server1 at a:2", "server1 cannot be reached: refused")]) == (
+        "overseer at a:1, server1 at a:2: refused"
+    )
+
+
+def test_a_time_out_reaches_the_overseer(session, cluster):
+    session.primary(timeout=1.5)
+    session.recent_events(timeout=0.5)
+    assert session._network.overseer().timeouts == [1.5, 0.5]
+    session.jobs(timeout=3)
+    assert session._network.overseer().timeouts[-1] == pytest.approx(3, abs=0.1)
+
+
+def test_events_carry_their_facts(session):
+    (event,) = session.recent_events()
+    assert (event.id, event.kind, event.data) == (7, "grant", {"epoch": 1})
 
 
 def test_without_an_overseer_every_server_is_tried(session, cluster):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fedhelm.admin.models import Site, Status
-from fedhelm.errors import NoPrimary, NotFound
+from fedhelm.admin.models import Primary, Site, Status
+from fedhelm.errors import NotFound, Refused
 from fedhelm_console import render
 from fedhelm_console.context import Console
 from fedhelm_console.registry import Arg, Command, Result
@@ -55,14 +55,14 @@ def check_status(
 
 def list_sp(console: Console) -> Result:
     """Show the servers as the overseer sees them."""
-    found = console.session.servers()
+    found = console.session.servers(timeout=console.timeout)
     data = [{"name": server.name, "state": server.state, "epoch": server.epoch} for server in found]
     return Result(data, lambda: render.servers(found, console.style))
 
 
 def get_active_sp(console: Console) -> Result:
     """Show who leads, as the overseer knows it."""
-    found = console.session.primary()
+    found = console.session.primary(timeout=console.timeout)
     data = {
         "name": found.name,
         "epoch": found.epoch,
@@ -72,18 +72,33 @@ def get_active_sp(console: Console) -> Result:
     return Result(data, f"{found.name}:{found.fed_learn_port}:{found.admin_port} epoch {found.epoch}")
 
 
+def _check_promotable(console: Console, server: str) -> Primary:
+    """Return who leads now, if ``server`` may take over as far as can be told without asking for it.
+
+    Raises:
+        NotFound: no such server.
+        NoPrimary: nobody leads, so there is nothing to switch over.
+        Refused: it leads already, or does not stand by.
+    """
+    limit = console.timeout
+    servers = {one.name: one for one in console.session.servers(timeout=limit)}
+    if server not in servers:
+        raise NotFound(f"no server {server}; there are {', '.join(servers)}", hint="list_sp")
+    now = console.session.primary(timeout=limit)
+    if now.name == server:
+        raise Refused(f"{server} leads already, epoch {now.epoch}", hint="list_sp")
+    found = servers[server]
+    if found.state != "STANDBY":
+        why = f": {found.note}" if found.note else ""
+        raise Refused(f"{server} cannot take over: it is {found.state}{why}", hint="list_sp")
+    return now
+
+
 def promote_sp(console: Console, server: Annotated[str, Arg("server", "who shall lead")]) -> Result:
     """Make another server lead: a planned switchover."""
-    known = [one.name for one in console.session.servers()]
-    if server not in known:
-        raise NotFound(f"no server {server}; there are {', '.join(known)}", hint="list_sp")
-    try:
-        now = console.session.primary()
-        before = f"{now.name}, epoch {now.epoch}"
-    except NoPrimary:
-        before = "nobody"
+    now = _check_promotable(console, server)
     arrow = console.style.plain("→")
-    console.confirm(f"Primary: {before} {arrow} {server}", name=server)
+    console.confirm(f"Primary: {now.name}, epoch {now.epoch} {arrow} {server}", name=server)
     leads = console.session.promote(server, timeout=console.limit(TIMEOUT))
     data = {
         "name": leads.name,
@@ -96,7 +111,7 @@ def promote_sp(console: Console, server: Annotated[str, Arg("server", "who shall
 
 def history(console: Console) -> Result:
     """Show every epoch: who led, why it began, the gap before it."""
-    found = console.session.history()
+    found = console.session.history(timeout=console.timeout)
     data = [
         {"epoch": one.epoch, "name": one.name, "cause": one.cause, "time": one.time, "gap_s": one.gap_s}
         for one in found

@@ -83,4 +83,4 @@ def failover(entry: Any) -> Failover:
 
 def event(body: Any) -> Event:
     """Read the overseer's ``Event``."""
-    return Event(body.id, body.kind, body.time, body.text)
+    return Event(body.id, body.kind, body.time, body.text, body.data)

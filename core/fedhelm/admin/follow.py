@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,9 +21,9 @@ from fedhelm.clock import Clock
 from fedhelm.errors import DeadlineExceeded, Fenced, NoPrimary, NotPrimary, SlotTaken, Unreachable
 
 if TYPE_CHECKING:
-    from fedhelm.config.kit import Kit, ServerAddress
+    from fedhelm.config.kit import Kit, OverseerAddress, ServerAddress
 
-__all__ = ["LOGIN_PREFIX", "Connection", "Follower", "Note"]
+__all__ = ["LOGIN_PREFIX", "Connection", "Follower", "Note", "told"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,23 @@ class Connection:
     stub: AdminCalls
     channel: Any
     signed_in: SignedIn
+
+
+def _address(one: ServerAddress | OverseerAddress, port: int) -> str:
+    return f"{one.name} at {one.host}:{port}"
+
+
+def _without_name(name: str, why: str) -> str:
+    return why.removeprefix(f"{name} ").removeprefix("cannot be reached: ")
+
+
+def told(reasons: Sequence[tuple[str, str]]) -> str:
+    """Return who was asked, each with why it is no primary; a reason that all share is said once, at the end."""
+    short = [(who, _without_name(who.partition(" ")[0], why)) for who, why in reasons]
+    shared = {why for _, why in short}
+    if len(shared) == 1:
+        return f"{', '.join(who for who, _ in short)}: {shared.pop()}"
+    return ", ".join(f"{who} ({why})" for who, why in short)
 
 
 class Follower:
@@ -206,7 +223,7 @@ class Follower:
             now = self._clock.boottime()
             alone = None if answered else now if alone is None else alone
             if alone is not None and now - alone >= GRACE:
-                raise Unreachable(last, hint="are the participants running? `fedhelm poc status`")
+                raise Unreachable(f"nobody answers: {last}", hint="are the participants running? `fedhelm poc status`")
             # Nobody leads, or who leads does not answer: that is an election, whatever the reason.
             if answered:
                 self.notice(Note("electing", f"electing… {now - began:.1f} s", now - began))
@@ -226,14 +243,17 @@ class Follower:
     def _round(self, deadline: Deadline) -> tuple[Connection | None, bool, str]:
         """Ask the overseer, then the server it names, or every server: (connection, somebody answered, why not)."""
         try:
-            view = decode.primary(self._network.overseer().primary())
+            view = decode.primary(self._network.overseer().primary(deadline.left()))
         except NoPrimary as nobody:
             return None, True, str(nobody)
         except (Unreachable, DeadlineExceeded) as away:
             if self._overseer_told != str(away):
                 self._overseer_told = str(away)
                 self.notice(Note("overseer", f"{away}; trying every server"))
-            return self._try_all(deadline, str(away))
+            tried = getattr(away, "tried", ()) or tuple(
+                (_address(one, one.port), str(away)) for one in self._kit.overseers
+            )
+            return self._try_all(deadline, tried)
         self._overseer_told = ""
         self.primary = view
         for server in self._kit.servers:
@@ -241,21 +261,21 @@ class Follower:
                 try:
                     return self._log_in(server, deadline.within(LOGIN_LIMIT), 0), True, ""
                 except (*_LOST, DeadlineExceeded) as lost:
-                    return None, True, f"{server.name}: {lost}"
+                    return None, True, told([(_address(server, server.admin_port), str(lost))])
         return None, True, f"the overseer names {view.name}, which this kit does not know"
 
-    def _try_all(self, deadline: Deadline, away: str) -> tuple[Connection | None, bool, str]:
+    def _try_all(self, deadline: Deadline, tried: tuple[tuple[str, str], ...]) -> tuple[Connection | None, bool, str]:
         answered = False
-        reasons = [away]
+        reasons = list(tried)
         for server in self._kit.servers:
             try:
                 return self._log_in(server, deadline.within(LOGIN_LIMIT), 0), True, ""
             except NotPrimary as standby:
                 answered = True
-                reasons.append(f"{server.name}: {standby}")
+                reasons.append((_address(server, server.admin_port), str(standby)))
             except (*_LOST, DeadlineExceeded) as lost:
-                reasons.append(f"{server.name}: {lost}")
-        return None, answered, "; ".join(reasons)
+                reasons.append((_address(server, server.admin_port), str(lost)))
+        return None, answered, told(reasons)
 
     def _log_in(self, server: ServerAddress, limit: float, least_epoch: int) -> Connection:
         from fedhelm.v1 import admin_pb2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = [
     "Event",
@@ -133,12 +135,16 @@ class Failover:
 
 @dataclass(frozen=True)
 class Event:
-    """One event of the overseer's stream; ``id`` grows, and resumes the stream after a break."""
+    """One event of the overseer's stream; ``id`` grows, and resumes the stream after a break.
+
+    ``text`` is for people, ``data`` has the facts: names, epoch, cause, gap, as far as they belong to the ``kind``.
+    """
 
     id: int
     kind: str
     time: str
     text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

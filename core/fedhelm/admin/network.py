@@ -56,16 +56,19 @@ class AdminCalls(Protocol):
 class OverseerCalls(Protocol):
     """What an admin asks of the overseers; the models are those of ``fedhelm.wire.overseer_api``."""
 
-    def primary(self) -> Any:
+    def primary(self, timeout: float | None = None) -> Any:
         """The ``PrimaryView``; NoPrimary while nobody leads, Unreachable when no overseer answers."""
 
-    def servers(self) -> Iterable[Any]:
+    def servers(self, timeout: float | None = None) -> Iterable[Any]:
         """Each server as a ``ServerView``."""
 
-    def history(self) -> Iterable[Any]:
+    def history(self, timeout: float | None = None) -> Iterable[Any]:
         """The epochs, as ``HistoryEntry``."""
 
-    def promote(self, target: str, request_id: str) -> Any:
+    def recent(self, limit: int, timeout: float | None = None) -> Iterable[Any]:
+        """The last events that the overseer keeps, oldest first."""
+
+    def promote(self, target: str, request_id: str, timeout: float | None = None) -> Any:
         """Ask for a planned switchover."""
 
     def events(self, after: int | None = None) -> Iterator[Any]:
@@ -117,7 +120,7 @@ class WireNetwork:
     def overseer(self) -> OverseerCalls:
         """Return the client, made at the first call."""
         if self._overseer is None:
-            from fedhelm.wire.overseer_client import OverseerConsoleClient
+            from fedhelm.wire.overseer_console import OverseerConsoleClient
 
             self._overseer = OverseerConsoleClient(self._kit)
         return self._overseer

@@ -242,21 +242,28 @@ class Session:
             self._follower.ask(Deadline(self._clock, timeout), lambda stub, left: stub.check_status(timeout=left))
         )
 
-    def primary(self) -> Primary:
+    def primary(self, *, timeout: float | None = None) -> Primary:
         """Return who leads, as the overseer knows it; never waits for an election.
+
+        Args:
+            timeout: seconds; an overseer that has not answered after about 2 s is given up anyhow.
 
         Raises:
             NoPrimary: nobody does.
         """
-        return decode.primary(self._network.overseer().primary())
+        return decode.primary(self._network.overseer().primary(timeout))
 
-    def servers(self) -> list[Server]:
-        """Return the servers as the overseer sees them."""
-        return [decode.server(view) for view in self._network.overseer().servers()]
+    def servers(self, *, timeout: float | None = None) -> list[Server]:
+        """Return the servers as the overseer sees them; the time-out is that of :meth:`primary`."""
+        return [decode.server(view) for view in self._network.overseer().servers(timeout)]
 
-    def history(self) -> list[Failover]:
-        """Return the epochs, oldest first."""
-        return [decode.failover(entry) for entry in self._network.overseer().history()]
+    def history(self, *, timeout: float | None = None) -> list[Failover]:
+        """Return the epochs, oldest first; an overseer is given up after about 5 s."""
+        return [decode.failover(entry) for entry in self._network.overseer().history(timeout)]
+
+    def recent_events(self, limit: int = 20, *, timeout: float | None = None) -> list[Event]:
+        """Return the last events that the overseer keeps, oldest first, at most 1000."""
+        return [decode.event(body) for body in self._network.overseer().recent(limit, timeout)]
 
     def events(self, after: int | None = None) -> Iterator[Event]:
         """Yield the overseer's events after this id (None: from now on), across lost connections, until ``close``."""
@@ -275,7 +282,7 @@ class Session:
         asked = self._promote(server, request_id, deadline)
         while True:
             try:
-                now = self.primary()
+                now = self.primary(timeout=deadline.left())
             except (NoPrimary, Unreachable):
                 now = None
             if now is not None and now.epoch > asked:
@@ -295,7 +302,7 @@ class Session:
         attempts = 0
         while True:
             try:
-                return int(self._network.overseer().promote(server, request_id).epoch)
+                return int(self._network.overseer().promote(server, request_id, deadline.left()).epoch)
             except Unreachable as away:
                 attempts += 1
                 if attempts >= _ATTEMPTS or isinstance(away, NoPrimary):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 import grpc
@@ -10,7 +11,7 @@ import grpc
 import fedhelm.wire
 from fedhelm.errors import BadCertificate, DeadlineExceeded, FedhelmError, ProtocolError, Unreachable, error_class
 
-__all__ = ["EPOCH_KEY", "ERROR_KEY", "decode_error", "encode_error", "epoch_of", "status_of"]
+__all__ = ["EPOCH_KEY", "ERROR_KEY", "decode_error", "encode_error", "epoch_of", "reason_of", "status_of"]
 
 assert fedhelm.wire  # imported before grpc, for the environment it sets
 
@@ -19,6 +20,21 @@ EPOCH_KEY = "fedhelm-epoch"
 
 MAX_TEXT = 1000
 """Bytes of a message or a hint that travel; the rest is cut off."""
+
+MAX_REASON = 160
+"""Characters of a reason that gRPC gives and that has no short form here."""
+
+_REASONS = (
+    (r"Connection refused", "connection refused"),
+    (r"Connection reset|Broken pipe", "connection reset"),
+    (r"No route to host", "no route to host"),
+    (r"Network is unreachable", "network is unreachable"),
+    (r"Connection timed out|FD shutdown.*[Tt]imeout|connect.*timed out", "no answer in time"),
+    (r"[Nn]ame resolution|[Dd]omain name not found|address lookup failed|DNS resolution failed", "unknown host name"),
+    (r"^Socket closed$", "connection closed"),
+)
+_TLS = re.compile(r"[Hh]andshake failed.*?:([A-Z][A-Z_]{5,})(?:: (.*?))?(?:: OK)?$")
+_PREAMBLE = re.compile(r"^failed to connect to all addresses; last error: [A-Z_]+: (?:(?:ipv4|ipv6|unix):\S+: )?")
 
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127), " ")
 
@@ -62,6 +78,24 @@ def _from_metadata(metadata: Metadata | None) -> FedhelmError | None:
     return None
 
 
+def reason_of(details: str) -> str:
+    """Return the one thing that a person wants to know of gRPC's text about a lost call.
+
+    A refused connection, an unknown host and the like in a few words; of a broken TLS handshake what TLS said, so that
+    trouble with a certificate stays recognisable; anything else without gRPC's preamble, cut to a line.
+    """
+    for pattern, reason in _REASONS:
+        if re.search(pattern, details):
+            return reason
+    if (tls := _TLS.search(details)) is not None:
+        what = tls[1].lower().replace("_", " ")
+        return f"TLS handshake failed: {what}" + (f": {tls[2]}" if tls[2] and "certificate" in what else "")
+    text = _PREAMBLE.sub("", " ".join(details.split()))
+    if (broken := re.match(r"Handshake read failed \((.*)\)", text)) is not None:
+        return f"TLS handshake failed: {broken[1][:MAX_REASON].lower()}"
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"
+
+
 def decode_error(code: grpc.StatusCode, details: str | None, metadata: Metadata | None, where: str) -> FedhelmError:
     """Return the error that a failed call stands for.
 
@@ -73,7 +107,7 @@ def decode_error(code: grpc.StatusCode, details: str | None, metadata: Metadata 
     """
     if (error := _from_metadata(metadata)) is not None:
         return error
-    text = details or code.name
+    text = reason_of(details or code.name)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{where} did not answer in time")
     if code is grpc.StatusCode.UNAUTHENTICATED:

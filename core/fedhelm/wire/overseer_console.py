@@ -1,0 +1,299 @@
+"""Blocking calls to the overseers of a kit, for commands: the standard library alone, so that a command starts fast."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import BaseModel
+
+from fedhelm.config.kit import Kit, OverseerAddress
+from fedhelm.errors import Unreachable
+from fedhelm.security.tls import client_context
+from fedhelm.wire.overseer_answers import (
+    EVENTS,
+    HISTORY,
+    SERVERS,
+    checked,
+    failure,
+    headers,
+    parse,
+    parse_all,
+    path_of,
+    unable,
+    unreachable,
+    who,
+)
+from fedhelm.wire.overseer_api import (
+    Event,
+    Health,
+    HistoryEntry,
+    PrimaryView,
+    PromoteReply,
+    PromoteRequest,
+    ServerView,
+)
+
+__all__ = ["OverseerConsoleClient"]
+
+_LOOK = 2.0
+"""Seconds that one overseer may take to say what it knows: one that is stopped must not hold up a person."""
+_WORK = 5.0
+"""The same where it reads or writes its store."""
+_EVENT_SILENCE = 15.0
+"""Longest silence on an event stream; the overseer pings every 5 s."""
+_RECONNECT = (0.1, 0.25, 0.5, 1.0, 2.0)
+
+_LOST = (http.client.HTTPException, OSError)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    method: str
+    path: str
+    body: BaseModel | None = None
+
+
+@dataclass(frozen=True)
+class _Answered:
+    status_code: int
+    content: bytes
+
+
+class _Line(http.client.HTTPConnection):
+    """A connection to an overseer's address, under its name in TLS."""
+
+    def __init__(self, address: OverseerAddress, context: ssl.SSLContext, limit: float) -> None:
+        super().__init__(address.host, address.port, timeout=limit)
+        self._name = address.name
+        self._tls = context
+
+    def connect(self) -> None:
+        """Connect and shake hands, both within the time-out."""
+        end = time.monotonic() + (self.timeout or 0.0)
+        plain = socket.create_connection((self.host, self.port), self.timeout)
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.limit(plain, end - time.monotonic())
+            self.sock = self._tls.wrap_socket(plain, server_hostname=self._name)
+        except BaseException:
+            plain.close()
+            raise
+        self.limit(self.sock, end - time.monotonic())
+
+    @staticmethod
+    def limit(sock: socket.socket, seconds: float) -> None:
+        """Let each operation of a socket take so long; zero would mean not to wait, and not to connect."""
+        sock.settimeout(max(seconds, 0.001))
+
+    def cut(self) -> None:
+        """End whatever another thread waits for on this connection."""
+        sock = self.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                # Not SSLSocket's own: that one takes the TLS state away from the thread that reads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+class OverseerConsoleClient:
+    """Blocking client; its methods may be called from several threads at once.
+
+    Every overseer of the kit is tried, beginning with the one that answered last. Errors are those of
+    :mod:`fedhelm.errors`: what the overseer answered, ``Unreachable`` when none answered, and ``BadCertificate`` when
+    TLS failed over a certificate. Each call takes at most ``timeout`` seconds (None: no limit of the caller's), and one
+    overseer at most about 2 s of them, 5 s where it needs its store.
+
+    Args:
+        kit: an opened kit of any participant.
+    """
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        self._order = list(kit.overseers)
+        self._idle: dict[OverseerAddress, list[_Line]] = {}
+        self._streams: set[_Line] = set()
+        self._tls: ssl.SSLContext | None = None
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; a running ``events`` iterator ends."""
+        self._closed.set()
+        with self._lock:
+            lines = [line for idle in self._idle.values() for line in idle]
+            self._idle.clear()
+            streams = list(self._streams)
+        for line in lines:
+            line.close()
+        for line in streams:
+            line.cut()
+
+    def primary(self, timeout: float | None = None) -> PrimaryView:
+        """Return who leads.
+
+        Raises:
+            NoPrimary: nobody does at the moment.
+        """
+        return parse(PrimaryView, self._call(_Asked("GET", "/primary"), timeout))
+
+    def servers(self, timeout: float | None = None) -> tuple[ServerView, ...]:
+        """Return the project's servers, in the order of the kit."""
+        return parse_all(SERVERS, self._call(_Asked("GET", "/servers"), timeout))
+
+    def history(self, timeout: float | None = None) -> tuple[HistoryEntry, ...]:
+        """Return the epochs, oldest first."""
+        return parse_all(HISTORY, self._call(_Asked("GET", "/history"), timeout, _WORK))
+
+    def recent(self, limit: int, timeout: float | None = None) -> tuple[Event, ...]:
+        """Return the last events that the overseer keeps, oldest first."""
+        return parse_all(EVENTS, self._call(_Asked("GET", f"/events/recent?limit={limit}"), timeout))
+
+    def promote(self, target: str, request_id: str, timeout: float | None = None) -> PromoteReply:
+        """Ask for a planned switchover; returns when the intent is in the row, not when it is done.
+
+        Raises:
+            Refused: the target is not fit, or leads already.
+            NotFound: no such server.
+        """
+        request = PromoteRequest(target=target, request_id=request_id)
+        return parse(PromoteReply, self._call(_Asked("POST", "/promote", request), timeout, _WORK))
+
+    def health(self, timeout: float | None = None) -> Health:
+        """Return what ``/healthz`` says."""
+        return parse(Health, self._call(_Asked("GET", "/healthz"), timeout))
+
+    def events(self, after: int | None = None) -> Iterator[Event]:
+        """Yield events until ``close``, across lost connections and restarts of the overseer.
+
+        Args:
+            after: the id last seen; 0 for all that the overseer still keeps; None for those from now on.
+
+        Raises:
+            NotAuthorised: the certificate is not accepted; other losses are tried again.
+        """
+        failed = 0
+        while not self._closed.is_set():
+            for address in tuple(self._order):
+                try:
+                    for event in self._stream(address, after):
+                        failed = 0
+                        after = event.id
+                        yield event
+                except (*_LOST, ValueError) as exc:
+                    # ValueError: the connection was cut in the middle of a chunk's length.
+                    if self._closed.is_set():
+                        return
+                    failure(exc, address)
+                except Unreachable:
+                    pass
+            self._closed.wait(_RECONNECT[min(failed, len(_RECONNECT) - 1)])
+            failed += 1
+
+    def _stream(self, address: OverseerAddress, after: int | None) -> Iterator[Event]:
+        line = self._dial(address, _WORK)
+        with self._lock:
+            self._streams.add(line)
+        try:
+            wanted = {"accept": "text/event-stream"} | ({} if after is None else {"last-event-id": str(after)})
+            line.request("GET", path_of(address, "/events"), headers=wanted)
+            sock = line.sock  # an answer may take it away from the connection
+            with line.getresponse() as answer:
+                if answer.status != 200:
+                    checked(_Answered(answer.status, answer.read()), address)
+                sock.settimeout(_EVENT_SILENCE)
+                for text in answer:
+                    if self._closed.is_set():
+                        return
+                    if text.startswith(b"data:"):
+                        yield parse(Event, text[5:])
+        finally:
+            with self._lock:
+                self._streams.discard(line)
+            line.close()
+
+    def _call(self, asked: _Asked, timeout: float | None, each: float = _LOOK) -> bytes:
+        end = None if timeout is None else time.monotonic() + timeout
+        failures: list[tuple[str, str]] = []
+        for address in tuple(self._order):
+            left = each if end is None else min(each, end - time.monotonic())
+            if left <= 0 and failures:
+                failures.append((who(address), "not asked, the time is over"))
+                continue
+            try:
+                answer = self._exchange(address, asked, left)
+            except _LOST as exc:
+                failures.append(failure(exc, address))
+                continue
+            told = unable(answer)
+            if told is not None:
+                failures.append((who(address), told))
+                continue
+            self._prefer(address)
+            return checked(answer, address)
+        raise unreachable(failures)
+
+    def _exchange(self, address: OverseerAddress, asked: _Asked, limit: float) -> _Answered:
+        idle = self._take(address)
+        if idle is not None:
+            try:
+                return self._send(address, idle, asked, limit)
+            except TimeoutError:
+                raise
+            except _LOST:
+                # The overseer closed an idle connection as we used it. Every call may be repeated.
+                pass
+        return self._send(address, self._dial(address, limit), asked, limit)
+
+    def _send(self, address: OverseerAddress, line: _Line, asked: _Asked, limit: float) -> _Answered:
+        body = asked.body
+        try:
+            if line.sock is None:
+                line.connect()
+            else:
+                line.limit(line.sock, limit)
+            text = body.model_dump_json() if body is not None else None
+            line.request(asked.method, path_of(address, asked.path), text, headers(body))
+            reply = line.getresponse()
+            answer = _Answered(reply.status, reply.read())
+        except BaseException:
+            line.close()
+            raise
+        with self._lock:
+            keep = not (reply.will_close or self._closed.is_set())
+            if keep:
+                self._idle.setdefault(address, []).append(line)
+        if not keep:
+            line.close()
+        return answer
+
+    def _take(self, address: OverseerAddress) -> _Line | None:
+        with self._lock:
+            idle = self._idle.get(address)
+            return idle.pop() if idle else None
+
+    def _dial(self, address: OverseerAddress, limit: float) -> _Line:
+        with self._lock:
+            if self._closed.is_set():
+                raise Unreachable("this client is closed")
+            if self._tls is None:
+                self._tls = client_context(self._kit)
+            return _Line(address, self._tls, max(limit, 0.001))
+
+    def _prefer(self, address: OverseerAddress) -> None:
+        with self._lock:
+            if self._order[0] != address:
+                self._order.remove(address)
+                self._order.insert(0, address)

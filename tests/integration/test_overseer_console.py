@@ -1,0 +1,208 @@
+"""The console's client of the overseers on real TLS sockets: overseers that are frozen, close early, or go away."""
+
+import contextlib
+import json
+import socket
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from fedhelm.config.kit import OverseerAddress
+from fedhelm.errors import BadCertificate, NoPrimary, Unreachable
+from fedhelm.security.tls import server_context
+from fedhelm.wire.overseer_console import OverseerConsoleClient
+from tests.support.kits import ADMIN, make_kits
+from tests.support.waiting import eventually_sync
+
+LEADS = {
+    "name": "server1",
+    "epoch": 3,
+    "host": "127.0.0.1",
+    "fed_learn_port": 8002,
+    "admin_port": 8003,
+    "ssid": "poc:3",
+}
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory):
+    return make_kits(tmp_path_factory.mktemp("poc"), servers=2, base_port=1)
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory):
+    return make_kits(tmp_path_factory.mktemp("other"), servers=2, base_port=1)
+
+
+class Overseer(ThreadingHTTPServer):
+    """Answers ``answers[path]`` as (status, body); ``rude``: closes after each answer without having said so."""
+
+    daemon_threads = True
+
+    def __init__(self, kit):
+        self.answers = {"/api/v1/primary": (200, LEADS)}
+        self.connections = 0
+        self.asked = []
+        self.rude = False
+        self.streams = []
+        super().__init__(("127.0.0.1", 0), Handler)
+        self._tls = server_context(kit)
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def get_request(self):
+        plain, address = super().get_request()
+        self.connections += 1
+        # The handshake is made where the connection is served: a client that never makes it holds up nobody.
+        return self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False), address
+
+    def handle_error(self, request, client_address):
+        """A client that goes away is no news."""
+
+    def close(self):
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        if self.path == "/api/v1/events":
+            self.send_response(200)
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            body = json.dumps({"id": 9, "time": "t", "kind": "grant", "text": "x", "data": {"epoch": 1}})
+            line = f"data: {body}\n\n".encode()
+            self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            self.server.streams.append(self.connection)
+            with contextlib.suppress(OSError):
+                self.connection.recv(1)
+            return
+        status, body = self.server.answers[self.path]
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+        self.close_connection = self.server.rude
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def overseer(kits):
+    server = Overseer(kits["overseer"])
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def frozen():
+    listener = socket.create_server(("127.0.0.1", 0))  # the kernel accepts for it, and nobody ever answers
+    yield listener
+    listener.close()
+
+
+@pytest.fixture
+def connect(kits):
+    opened = []
+
+    def make(*listeners, kit=None):
+        addresses = tuple(OverseerAddress("overseer", *one.getsockname()[:2]) for one in listeners)
+        opened.append(OverseerConsoleClient(replace(kit or kits[ADMIN], overseers=addresses)))
+        return opened[-1]
+
+    yield make
+    for client in opened:
+        client.close()
+
+
+def test_a_connection_serves_many_calls(connect, overseer):
+    client = connect(overseer.socket)
+    assert [client.primary().epoch for _ in range(3)] == [3, 3, 3]
+    assert overseer.connections == 1
+
+
+def test_a_connection_that_was_closed_meanwhile_is_made_anew(connect, overseer):
+    overseer.rude = True
+    client = connect(overseer.socket)
+    assert [client.primary().epoch for _ in range(3)] == [3, 3, 3]
+    assert overseer.connections == 3
+
+
+def test_a_frozen_overseer_is_passed_over_and_asked_last_from_then_on(connect, overseer, frozen):
+    client = connect(frozen, overseer.socket)
+    assert client.primary().epoch == 3
+    frozen.settimeout(5)
+    frozen.accept()[0].close()
+    assert client.primary(timeout=5).epoch == 3
+    frozen.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        frozen.accept()
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.2])
+def test_nobody_answers_within_the_callers_time(connect, frozen, timeout):
+    client = connect(frozen, frozen)
+    with pytest.raises(Unreachable) as caught:
+        client.servers(timeout=timeout)
+    host, port = frozen.getsockname()
+    assert caught.value.tried == (
+        (f"overseer at {host}:{port}", "no answer in time"),
+        (f"overseer at {host}:{port}", "not asked, the time is over"),
+    )
+
+
+def test_nobody_listens(connect):
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        client = connect(gone)
+        port = gone.getsockname()[1]
+    with pytest.raises(Unreachable) as caught:
+        client.history()
+    assert caught.value.message == f"no overseer answers (overseer at 127.0.0.1:{port}: connection refused)"
+
+
+def test_an_overseer_without_its_store_is_passed_over_and_an_election_is_an_answer(connect, overseer, kits):
+    away = Overseer(kits["overseer"])
+    try:
+        away.answers["/api/v1/primary"] = (503, {"code": "STORE_UNAVAILABLE", "message": "the store is away"})
+        assert connect(away.socket, overseer.socket).primary().epoch == 3
+        with pytest.raises(Unreachable, match="the store is away"):
+            connect(away.socket).primary()
+        away.answers["/api/v1/primary"] = (503, {"code": "NO_PRIMARY", "message": "nobody leads"})
+        with pytest.raises(NoPrimary, match="nobody leads"):
+            connect(away.socket, overseer.socket).primary()
+    finally:
+        away.close()
+
+
+def test_certificate_trouble_is_named_as_such(connect, overseer, strangers):
+    with pytest.raises(BadCertificate, match=r"TLS with overseer at 127\.0\.0\.1:"):
+        connect(overseer.socket, kit=strangers[ADMIN]).primary()
+
+
+def test_closing_ends_a_stream_that_waits_in_another_thread(connect, overseer):
+    client = connect(overseer.socket)
+    seen = []
+    follower = threading.Thread(target=lambda: seen.extend(client.events()))
+    follower.start()
+    eventually_sync(lambda: seen and overseer.streams)
+    client.close()
+    follower.join(5)
+    assert not follower.is_alive()
+    assert [(event.id, event.data) for event in seen] == [(9, {"epoch": 1})]
+
+
+def test_a_closed_client_calls_nobody(connect, overseer):
+    client = connect(overseer.socket)
+    client.close()
+    with pytest.raises(Unreachable, match="closed"):
+        client.primary()
+    assert list(client.events()) == []
+    assert overseer.asked == []
