@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,10 @@ __all__ = ["Desk", "Door"]
 
 _log = logging.getLogger("fedhelm.client")
 _HELLO_SECONDS = 10.0
+_HELLO_BYTES = 4096
+_MAX_STRANGERS = 64  # torchrun starts many processes, all of which may knock
+_LINES_BURST = 64 * 1024 * 1024
+_LINES_RATE = 1024 * 1024
 _PEERCRED = struct.Struct("3i")
 
 
@@ -49,6 +54,20 @@ def _peer_uid(sock: socket.socket) -> int:
     return int(_PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))[1])
 
 
+class _Pace:
+    """Slows a script down whose lines would fill the log that all jobs share: so many bytes at once, then a rate."""
+
+    def __init__(self) -> None:
+        self._allowance, self._last = float(_LINES_BURST), time.monotonic()
+
+    async def spend(self, size: int) -> None:
+        now = time.monotonic()
+        self._allowance = min(_LINES_BURST, self._allowance + (now - self._last) * _LINES_RATE) - size
+        self._last = now
+        if self._allowance < 0:
+            await asyncio.sleep(-self._allowance / _LINES_RATE)
+
+
 class Door:
     """Listens for one job's script.
 
@@ -62,6 +81,8 @@ class Door:
         self._desk = desk
         self._token = secrets.token_hex(32)
         self._busy = False
+        self._strangers = 0
+        self._pace = _Pace()
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
 
@@ -98,13 +119,19 @@ class Door:
             self._track(self._serve(sock), "script")
 
     async def _serve(self, sock: socket.socket) -> None:
-        if _peer_uid(sock) != os.getuid():
+        # A script can open as many connections as it likes; those without its token cost the agent next to nothing.
+        if _peer_uid(sock) != os.getuid() or self._strangers >= _MAX_STRANGERS:
             sock.close()
             return
         channel = await Channel.from_socket(sock)
         asking: list[asyncio.Task[None]] = []
         try:
-            if not await self._admit(channel):
+            self._strangers += 1
+            try:
+                admitted = await self._admit(channel)
+            finally:
+                self._strangers -= 1
+            if not admitted:
                 return
             self._busy = True
             try:
@@ -122,7 +149,7 @@ class Door:
     async def _admit(self, channel: Channel) -> bool:
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
-                hello = await channel.receive()
+                hello = await channel.receive(_HELLO_BYTES)
         except TimeoutError:
             return False
         if hello is None or hello["type"] != "hello":
@@ -148,7 +175,9 @@ class Door:
             elif kind == "result":
                 await self._take_result(channel, frame)
             elif kind == "lines":
-                self._desk.lines(check_lines(frame.get("lines")))
+                lines = check_lines(frame.get("lines"))
+                self._desk.lines(lines)
+                await self._pace.spend(sum(64 + len(str(line["value"])) for line in lines))
             else:
                 raise ProtocolError(f"a frame of type {kind!r}")
 

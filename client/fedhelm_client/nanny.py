@@ -241,9 +241,11 @@ class _Nanny:
                 pass
         self._forward(self._cutter.end())
         os.set_blocking(self._report, False)
-        report: dict[str, str] = {}
-        with contextlib.suppress(BlockingIOError, ValueError):
+        report: Any = None
+        with contextlib.suppress(BlockingIOError, ValueError, RecursionError):
             report = json.loads(os.read(self._report, 1 << 20) or b"{}")
+        if not isinstance(report, dict):  # the script can write there what it likes
+            report = {}
         code = self._job.returncode
         self._agent.tell(
             "ended",

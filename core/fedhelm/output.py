@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
@@ -27,6 +28,7 @@ __all__ = [
     "error_line",
     "format_of",
     "guarded",
+    "harmless",
     "table",
 ]
 
@@ -42,6 +44,17 @@ def envelope(data: Any = None, error: FedhelmError | None = None) -> dict[str, A
         return {"schema_version": SCHEMA_VERSION, "status": "ok", "data": data, "error": None}
     body = {"code": error.code, "message": error.message, "hint": error.hint}
     return {"schema_version": SCHEMA_VERSION, "status": "error", "data": None, "error": body}
+
+
+# All that moves the cursor, names the window or turns the direction of writing; colours (SGR) are the program's own.
+_CONTROL = re.compile(
+    "\x1b(?!\\[[0-9;]*m)|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def harmless(text: str) -> str:
+    """Return text that a terminal only shows: names, reasons and tracebacks come from other people's scripts."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _write_json(body: dict[str, Any]) -> None:
@@ -62,6 +75,7 @@ def emit(data: Any, fmt: Format = "table", human: Callable[[], str] | str | None
         return ExitStatus.OK
     text = human() if callable(human) else human
     if text:
+        text = harmless(text)
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
     return ExitStatus.OK
@@ -78,7 +92,7 @@ def emit_error(error: FedhelmError, fmt: Format = "table") -> ExitStatus:
     if fmt == "json":
         _write_json(envelope(error=error))
     else:
-        sys.stderr.write(error_line(error) + "\n")
+        sys.stderr.write(harmless(error_line(error)) + "\n")
         sys.stderr.flush()
     return error.exit_status
 

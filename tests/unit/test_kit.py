@@ -186,3 +186,11 @@ def test_the_configuration_can_be_read_by_people(kits):
     data = json.loads((kits["server1"].startup / "fed_server.json").read_text())
     assert data["store"] == "../store"
     assert data["timing"]["name"] == "fast"
+
+
+@pytest.mark.parametrize("name", ["signature.json", "fed_client.json"])
+def test_json_without_end_is_an_error_that_names_the_file(tmp_path, name):
+    kit = make_kits(tmp_path)["site-1"]
+    (kit.startup / name).write_text("[" * 100_000)
+    with pytest.raises(KitError, match=name):
+        open_kit(kit.root)

@@ -107,6 +107,15 @@ async def test_other_ends(job, script, status, reason, text):
     assert text in failure_of(ended)[1]
 
 
+@pytest.mark.parametrize("report", [b"[1]", b"7", b"{", b"[" * 20_000])
+async def test_what_a_script_writes_to_the_report_is_only_a_report(job, report):
+    await job.start(
+        f"import os, sys\nos.write(int(sys.orig_argv[sys.orig_argv.index('--report-fd') + 1]), {report!r})\nos._exit(3)"
+    )
+    ended = await job.end()
+    assert (ended.status, failure_of(ended)[0]) == (3, "the script exited with status 3")
+
+
 async def test_a_crash_names_the_signal(job):
     await job.start("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     ended = await job.end()

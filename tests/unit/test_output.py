@@ -116,3 +116,13 @@ def test_an_unknown_command_is_one_object(capsys):
     assert fedhelm.cli.main(["consol", "-o", "json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["code"], error["hint"]) == ("UNKNOWN_COMMAND", "did you mean console?")
+
+
+def test_what_others_wrote_moves_no_cursor_and_names_no_window(capsys):
+    emit(None, human="\x1b[1mjob\x1b[0m boom \x1b]0;mine\x07\x1b[2J\rover \u202e\x9b2J\ttab\nline\r\n")
+    from fedhelm.errors import BadInput
+
+    emit_error(BadInput("no \x1b[8A"))
+    shown = capsys.readouterr()
+    assert shown.out == "\x1b[1mjob\x1b[0m boom \ufffd]0;mine\ufffd\ufffd[2J\ufffdover \ufffd\ufffd2J\ttab\nline\r\n"
+    assert "\x1b" not in shown.err

@@ -383,3 +383,48 @@ def test_importing_the_script_api_loads_no_transport():
     code = "import sys, fedhelm.script; print([m for m in ('grpc','numpy','torch','pydantic','cryptography') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+async def connected(path):
+    return await asyncio.open_unix_connection(path)
+
+
+async def test_a_stranger_is_heard_for_a_hello_and_no_more(door, tmp_path):
+    reader, writer = await connected(tmp_path / "s")
+    writer.write(struct.pack(">I", 16 * 1024 * 1024))
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_strangers_are_bounded_and_leave_the_door_open(desk, door, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedhelm_client.door._MAX_STRANGERS", 3)
+    kept = [await connected(tmp_path / "s") for _ in range(3)]
+    await eventually(lambda: door._strangers == 3, what="three wait")
+    reader, writer = await connected(tmp_path / "s")
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    for _, one in [*kept, (reader, writer)]:
+        one.close()
+    await eventually(lambda: door._strangers == 0, what="they are forgotten")
+    desk.end()
+
+    def script():
+        with fl.connect() as site:
+            assert list(site.tasks()) == []
+
+    await run(script)
+
+
+async def test_lines_beyond_the_burst_slow_their_script_down(monkeypatch):
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr("fedhelm_client.door.asyncio.sleep", sleep)
+    from fedhelm_client import door as module
+
+    pace = module._Pace()
+    await pace.spend(module._LINES_BURST // 2)
+    assert slept == []
+    await pace.spend(module._LINES_BURST)
+    assert slept[0] == pytest.approx(module._LINES_BURST / 2 / module._LINES_RATE, rel=0.1)

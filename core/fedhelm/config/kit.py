@@ -296,6 +296,6 @@ def read_kit(root: Path) -> Kit:
     path = find_config(root)
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise KitError(f"{path}: cannot be read: {error}") from error
     return kit_from_json(root, data, str(path))

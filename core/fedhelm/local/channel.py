@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
-from fedhelm.local.frames import LENGTH, Frame, check_length, decode, encode
+from fedhelm.local.frames import LENGTH, MAX_FRAME, Frame, check_length, decode, encode
 
 __all__ = ["Channel", "open_fd"]
 
@@ -41,15 +41,18 @@ class Channel:
         if not self._writer.is_closing():
             self._writer.write(encode({"type": type, **fields}))
 
-    async def receive(self) -> Frame | None:
+    async def receive(self, limit: int = MAX_FRAME) -> Frame | None:
         """Return the next frame, or None when the other side has closed or died.
+
+        Args:
+            limit: bytes of the largest frame taken: a stranger's is small.
 
         Raises:
             ProtocolError: the bytes are not frames.
         """
         try:
             head = await self._reader.readexactly(LENGTH.size)
-            data = await self._reader.readexactly(check_length(LENGTH.unpack(head)[0]))
+            data = await self._reader.readexactly(check_length(LENGTH.unpack(head)[0], limit))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         return decode(data)

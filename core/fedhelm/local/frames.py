@@ -58,14 +58,14 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def check_length(length: int) -> int:
+def check_length(length: int, limit: int = MAX_FRAME) -> int:
     """Return ``length`` if a frame may be that long.
 
     Raises:
-        ProtocolError: it is larger than ``MAX_FRAME``.
+        ProtocolError: it is larger than ``limit``.
     """
-    if length > MAX_FRAME:
-        raise ProtocolError(f"a frame of {length} bytes is larger than {MAX_FRAME}")
+    if length > limit:
+        raise ProtocolError(f"a frame of {length} bytes is larger than {limit}")
     return length
 
 

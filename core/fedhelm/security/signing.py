@@ -60,7 +60,7 @@ def _parse(path: Path) -> tuple[int, dict[str, str], bytes]:
         signature = base64.b64decode(body["signature"], validate=True)
         if body["format"] != _FORMAT or not isinstance(version, int) or not isinstance(files, dict):
             raise KitError(f"{path}: not a manifest of format {_FORMAT}")
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise KitError(f"{path}: not a signed manifest") from error
     return version, {str(name): str(digest) for name, digest in files.items()}, signature
 
