@@ -374,6 +374,8 @@ def test_an_error_from_grpc_itself_says_who_was_called():
     for code, cls in (
         (status.UNAVAILABLE, Unreachable),
         (status.CANCELLED, Unreachable),
+        (status.UNKNOWN, Unreachable),
+        (status.INTERNAL, Unreachable),  # the server died while a message was on its way to it
         (status.DEADLINE_EXCEEDED, DeadlineExceeded),
         (status.UNAUTHENTICATED, BadCertificate),
         (status.RESOURCE_EXHAUSTED, ProtocolError),

@@ -38,6 +38,18 @@ _PREAMBLE = re.compile(r"^failed to connect to all addresses; last error: [A-Z_]
 
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127), " ")
 
+_BROKEN_OFF = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        # "Internal error from Core", "Received RST_STREAM with error code 2": gRPC's words where the other side dies
+        # while a message is on its way. A server of ours that fails inside says so in the metadata.
+        grpc.StatusCode.INTERNAL,
+    }
+)
+"""Statuses by which gRPC itself tells of a lost connection: another try may succeed."""
+
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
@@ -112,6 +124,6 @@ def decode_error(code: grpc.StatusCode, details: str | None, metadata: Metadata 
         return DeadlineExceeded(f"{where} did not answer in time")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return BadCertificate(f"{where} refused the certificate: {text}")
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+    if code in _BROKEN_OFF:
         return Unreachable(f"{where} cannot be reached: {text}")
     return ProtocolError(f"{where} answered {code.name}: {text}")
