@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedhelm.errors import ExitStatus
 from fedhelm.output import Format, emit, format_of, guarded
@@ -40,9 +40,15 @@ def run_line(console: Console, line: str, fmt: Format) -> Outcome:
         if call is None:
             return ExitStatus.OK
         bound = console.for_call(call)
+        if said != "table":
+            bound = replace(bound, live=None)
         if call.command.grade:
             bound.check_confirmable(call.command.name)
-        result = call.command.run(bound, *call.positional, **call.options)
+        try:
+            result = call.command.run(bound, *call.positional, **call.options)
+        finally:
+            if console.settle is not None:
+                console.settle()
         leave = result.leave
         emit(result.data, said, result.human)
         return result.status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,8 +72,34 @@ def _lines(arguments: argparse.Namespace) -> Iterable[str] | None:
     return None
 
 
+def _is_command(word: str) -> bool:
+    from fedhelm_console.commands import REGISTRY
+
+    return REGISTRY.find(word) is not None
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    """Parse the arguments.
+
+    Raises:
+        UsageError: they are wrong; of a command that was typed without ``-c`` the hint shows it with it.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    words = rest if arguments.kit is None or Path(arguments.kit).exists() else [arguments.kit, *rest]
+    if words and _is_command(words[0]):
+        kit = "KIT" if words[0] == arguments.kit or arguments.kit is None else arguments.kit
+        line = shlex.join(words)
+        raise UsageError(
+            f"a command stands behind -c: {words[0]} does not", hint=f"fedhelm console {kit} -c {shlex.quote(line)}"
+        )
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
 def _run(argv: list[str], fmt: Format) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     lines = _lines(arguments)
     from fedhelm.security.kit import open_kit
 

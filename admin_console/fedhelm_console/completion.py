@@ -72,6 +72,10 @@ def _jobs(parameter: Parameter, view: View) -> Iterator[tuple[str, str]]:
             continue
         yield job.job_id, f"{job.name} {job.status} {duration(job.duration_s)}"
     yield "@last", "the last job"
+    if parameter.arg.kind != "finished":
+        yield "@running", "the only job that runs"
+    if parameter.arg.kind != "running":
+        yield "@failed", "the only job that has failed"
 
 
 def _paths(typed: str, offset: int, roots: Iterable[Path]) -> list[Suggestion]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhelm.errors import JobNotFound, Refused
+from fedhelm.errors import Ambiguous, JobNotFound, Refused
 from fedhelm_console.grammar import Call
 from fedhelm_console.registry import Registry
 from fedhelm_console.render import Style
@@ -15,7 +16,14 @@ from fedhelm_console.render import Style
 if TYPE_CHECKING:
     from fedhelm.admin.session import Session
 
-__all__ = ["Console"]
+__all__ = ["REFERENCES", "Console"]
+
+REFERENCES = ("@last", "@running", "@failed")
+"""What stands for a job's id."""
+
+_STATES = {"@running": ("RUNNING", "is running"), "@failed": ("FINISHED:FAILED", "has failed")}
+_PLURAL = {"is running": "are running", "has failed": "have failed"}
+_SHOWN = 3
 
 
 @dataclass
@@ -37,7 +45,10 @@ class Console:
         timeout: seconds given by the user; None: not given, each command has its default.
         yes: confirmations are answered already.
         interactive: a person sits at the prompt.
-        progress: is told of a download's bytes.
+        progress: is told of the bytes of an upload or a download.
+        live: shows a line in place of the one before; None where nobody watches.
+        settle: takes away what is being shown in place, before something is printed.
+        clear: empties the screen.
     """
 
     session: Session
@@ -50,6 +61,9 @@ class Console:
     yes: bool = False
     interactive: bool = False
     progress: Callable[[int, int], None] | None = None
+    live: Callable[[str], None] | None = None
+    settle: Callable[[], None] | None = None
+    clear: Callable[[], None] | None = None
     references: _References = field(default_factory=_References)
 
     def for_call(self, call: Call) -> Console:
@@ -97,16 +111,36 @@ class Console:
         self.references.last = job_id
 
     def job(self, reference: str) -> str:
-        """Return the id or prefix that a reference means: ``@last`` is the last job submitted here, or the newest.
+        """Return the id or prefix that a reference means.
+
+        ``@last`` is the last job submitted here, or the newest; ``@running`` and ``@failed`` are the only one there is.
 
         Raises:
-            JobNotFound: there are no jobs.
+            JobNotFound: there is no such job, or no such reference.
+            Ambiguous: more than one job runs, or has failed.
         """
-        if reference != "@last":
+        if not reference.startswith("@"):
             return reference
+        if reference in _STATES:
+            return self._only(*_STATES[reference])
+        if reference != "@last":
+            near = difflib.get_close_matches(reference, REFERENCES, n=1, cutoff=0.4)
+            names = f"{', '.join(REFERENCES[:-1])} and {REFERENCES[-1]}"
+            raise JobNotFound(
+                f"there is no reference {reference}: {names} exist", hint=f"did you mean {near[0]}?" if near else None
+            )
         if self.references.last is not None:
             return self.references.last
         newest = self.session.jobs(limit=1, timeout=self.limit(60.0))
         if not newest:
             raise JobNotFound("there are no jobs yet", hint="submit_job DIR")
         return newest[0].job_id
+
+    def _only(self, status: str, what: str) -> str:
+        found = [job for job in self.session.jobs(limit=0, timeout=self.limit(60.0)) if job.status == status]
+        if not found:
+            raise JobNotFound(f"no job {what}", hint="list_jobs")
+        if len(found) > 1:
+            ids = ", ".join(job.job_id for job in found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+            raise Ambiguous(f"{len(found)} jobs {_PLURAL.get(what, what)}: {ids}", hint="name one by its id")
+        return found[0].job_id

@@ -6,17 +6,19 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedhelm.admin.models import Event
+    from fedhelm.admin.models import Event, SignedIn
+    from fedhelm_console.news import Item
     from fedhelm_console.render import Style
     from fedhelm_console.view import View
 
-__all__ = ["Fragment", "event_line", "prompt", "title", "toolbar"]
+__all__ = ["Fragment", "event_line", "news_line", "prompt", "resumed", "signed_in", "title", "toolbar"]
 
 Fragment = tuple[str, str]
 """(style class, text), as prompt_toolkit takes it."""
 
+_GLYPHS = {"▲": "^", "▼": "v", "●": "*"}
 _COLOURS = {"up": "ansigreen", "electing": "ansiyellow", "none": "ansired"}
-_KEYS = "F1 help"
+_KEYS = "F1 help  F3 events"
 
 
 def _name(view: View) -> str:
@@ -70,15 +72,63 @@ def toolbar(view: View, style: Style) -> str:
 
 
 def event_line(event: Event, style: Style) -> str:
-    """Return one event as it stands above the prompt: local time, a glyph for up or down, what happened."""
-    try:
-        clock = datetime.fromisoformat(event.time).astimezone().strftime("%H:%M:%S")
-    except ValueError:
-        clock = "--:--:--"
+    """Return one event as it was published: local time, a glyph for up or down, what happened."""
     glyph, colour = ("▲", "32") if event.kind in ("active", "failover", "promote", "member_up") else ("▼", "31")
     if event.kind == "grant":
         glyph, colour = "●", "33"
-    plain = {"▲": "^", "▼": "v", "●": "*"}
-    text = style.plain(event.text) if style.ascii else event.text.replace(" -> ", " → ")
-    text = "".join(char if char.isprintable() else " " for char in text)
-    return style.paint(f"{clock} {plain[glyph] if style.ascii else glyph} {text}", colour)
+    text = event.text if style.ascii else event.text.replace(" -> ", " → ")
+    return style.paint(f"{_clock(event.time)} {_GLYPHS[glyph] if style.ascii else glyph} {_clean(text, style)}", colour)
+
+
+def news_line(item: Item, style: Style, more: str = "") -> str:
+    """Return an item of news: ``12:03:41 ▲ failover server1 → server2  epoch 4  gap 0.2 s  (cause)``.
+
+    Args:
+        item: the news.
+        style: of the terminal; the note goes to a second line where it does not fit.
+        more: stands before the note.
+    """
+    glyph, colour = {"good": ("▲", "32"), "bad": ("▼", "31"), "plain": ("●", "33")}[item.mood]
+    text = _clean("  ".join(part for part in (item.text, more) if part), style)
+    head = f"{_clock(item.time)} {_GLYPHS[glyph] if style.ascii else glyph} "
+    if item.note:
+        fits = len(head) + len(text) + 2 + len(item.note) <= style.width
+        text += ("  " if fits else "\n" + " " * len(head)) + _clean(item.note, style)
+    return style.paint(head + text, colour)
+
+
+def resumed(jobs: int) -> str:
+    """Return how many jobs go on under the new primary; nothing where there are none."""
+    return f"{jobs} job{'' if jobs == 1 else 's'} resumed" if jobs else ""
+
+
+def signed_in(found: SignedIn, standbys: int, style: Style) -> str:
+    """Return who is signed in where, and how the federation stands, broken between its parts where it is too long."""
+    standing = f"{standbys} standby{'' if standbys == 1 else 's'}" if standbys else "no standby"
+    jobs = f"{found.jobs_running} job{'' if found.jobs_running == 1 else 's'} running"
+    parts = [
+        f"Signed in as {found.principal} ({found.role})",
+        f"project {found.project}",
+        f"{found.server} primary, epoch {found.epoch}, {standing}, {found.sites_up}/{found.sites} sites up",
+        jobs,
+    ]
+    lines = [parts[0]]
+    for part in parts[1:]:
+        longer = f"{lines[-1]} · {part}"
+        if len(longer) <= style.width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return _clean("\n".join(lines), style, keep="\n")
+
+
+def _clock(iso: str) -> str:
+    try:
+        return datetime.fromisoformat(iso).astimezone().strftime("%H:%M:%S")
+    except ValueError:
+        return "--:--:--"
+
+
+def _clean(text: str, style: Style, keep: str = "") -> str:
+    """Return text that cannot take hold of the terminal; names and reasons come from elsewhere."""
+    return style.plain("".join(char if char.isprintable() or char in keep else " " for char in text))

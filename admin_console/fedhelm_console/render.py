@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedhelm.admin.models import Failover, Job, JobDetail, Server, Site, Status
+    from fedhelm.admin.models import Event, Failover, Job, JobDetail, Server, Site, Status
 
-__all__ = ["Style", "duration", "failovers", "job_detail", "jobs", "moment", "servers", "sites", "size", "status"]
+__all__ = [
+    "Style",
+    "duration",
+    "events",
+    "failovers",
+    "job_detail",
+    "job_line",
+    "jobs",
+    "moment",
+    "servers",
+    "sites",
+    "size",
+    "status",
+]
+
+_NAMED = 4
+"""So many sites are named one by one."""
 
 _GLYPHS = {
     "SUBMITTED": ("…", ".", "33"),
@@ -152,6 +169,22 @@ def job_detail(job: JobDetail, style: Style) -> str:
     return f"{text}\n\n{job.traceback.rstrip()}" if job.traceback else text
 
 
+def job_line(job: JobDetail, style: Style) -> str:
+    """Return one line about a job that goes on: the round, what the sites do, the metrics; cut to the width."""
+    if job.round == 0:
+        parts = [style.state(job.status), job.reason]
+    else:
+        words = Counter(site.status for site in job.sites)
+        if len(job.sites) <= _NAMED:
+            sites = ", ".join(f"{site.name} {style.state(site.status)}" for site in job.sites)
+        else:
+            sites = ", ".join(f"{count} {style.state(word)}" for word, count in words.items())
+        parts = [f"round {job.round} of {job.rounds}", sites, _metrics(job.metrics_json)]
+    text = "  ".join(" ".join(part.split()) for part in parts if part)
+    # The last column stays free: a terminal would go on to the next line, and the line could not be written over.
+    return text if len(text) < style.width else text[: style.width - 2] + ("~" if style.ascii else "…")
+
+
 def _metrics(text: str) -> str:
     try:
         values: Any = json.loads(text) if text else {}
@@ -203,6 +236,12 @@ def status(found: Status, style: Style) -> str:
             ("jobs", f"{found.jobs_running} running, {found.jobs_waiting} waiting"),
         ],
     )
+
+
+def events(found: Sequence[Event], style: Style) -> str:
+    """Return events with their ids and times."""
+    rows = [[str(one.id), moment(one.time), one.kind, " ".join(one.text.split())] for one in found]
+    return _table(style, ["ID", "TIME", "KIND", "WHAT"], rows, flexible=3) if rows else "no events"
 
 
 def failovers(found: Sequence[Failover], style: Style) -> str:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
@@ -32,6 +32,7 @@ from fedhelm_console.commands.local import help_of
 from fedhelm_console.completion import suggest
 from fedhelm_console.context import Console
 from fedhelm_console.grammar import split
+from fedhelm_console.news import Item, News
 from fedhelm_console.notify import Notifier
 from fedhelm_console.refresh import Refresher
 from fedhelm_console.registry import Command
@@ -39,10 +40,14 @@ from fedhelm_console.render import duration
 from fedhelm_console.terminal import Talk
 from fedhelm_console.view import collect
 
+if TYPE_CHECKING:
+    from fedhelm.admin.models import SignedIn
+
 __all__ = ["ConsoleCompleter", "PrivateHistory", "run_prompt"]
 
 _SLOW = 0.2
 _BELL = 10.0
+_TALLY = 2.0
 _OVERSEER_TRIES = 20
 _POLL = 0.15
 
@@ -97,13 +102,15 @@ class _Prompt:
         self._talk = talk
         self._clock = clock
         self._title = ""
+        self._known = News()
         self._asking: PromptSession[str] = PromptSession()
-        self._console = replace(console, interactive=True, ask=self._ask)
+        self._asked = 0.0
+        self._console = replace(console, interactive=True, ask=self._ask, live=talk.live)
         self._refresher = Refresher(lambda before: collect(console.session, before), self._invalidate)
         self._notifier = Notifier(
             console.session.events,
-            self._write,
-            line=lambda event: prompt.event_line(event, self._console.style),
+            self._tell,
+            more=self._write,
             happened=lambda _event: self._refresher.kick(),
             clock=clock,
         )
@@ -142,6 +149,8 @@ class _Prompt:
         return self._console.registry.find(words[0].text) if words else None
 
     def _syntax(self) -> FormattedText:
+        if self._session.app.is_done:
+            return FormattedText([])  # the line is accepted: what is drawn now stays in the scroll-back
         command = self._typed()
         fits = command is not None and len(command.usage) < self._style().width // 2
         return FormattedText([("ansibrightblack", command.usage)] if command is not None and fits else [])
@@ -150,14 +159,28 @@ class _Prompt:
         self._session.app.invalidate()
 
     def _write(self, line: str) -> None:
-        # While the prompt is shown, sys.stdout is patched: the line goes above it and what is typed is kept.
-        self._talk.clear()
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        def out() -> None:
+            # While the prompt is shown, sys.stdout is patched: the line goes above it and what is typed is kept.
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+        self._talk.above(out)
+
+    def _tell(self, item: Item) -> None:
+        """Show news; after a failover with the number of jobs that go on, if the new primary says so soon."""
+        more = ""
+        if item.moved:
+            with contextlib.suppress(FedhelmError):
+                more = prompt.resumed(self._console.session.check_status(timeout=_TALLY).jobs_running)
+        self._write(prompt.news_line(item, self._style(), more))
 
     def _ask(self, question: str) -> str:
         self._talk.finish()
-        return self._asking.prompt(question)
+        began = self._clock.boottime()
+        try:
+            return self._asking.prompt(question)
+        finally:
+            self._asked += self._clock.boottime() - began
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -203,13 +226,19 @@ class _Prompt:
         except NotAuthorised as refused:
             return emit_error(refused, fmt)
         self._refresher.start()
-        self._notifier.start()
+        self._notifier.start(self._known)
         try:
-            while self._turn(fmt):
+            while self._safe_turn(fmt):
                 self._refresher.kick()
         finally:
             self._refresher.stop()
         return 0
+
+    def _safe_turn(self, fmt: Format) -> bool:
+        try:
+            return self._turn(fmt)
+        except KeyboardInterrupt:
+            return True  # one more Ctrl-C than the command took notice of
 
     def _turn(self, fmt: Format) -> bool:
         try:
@@ -219,10 +248,11 @@ class _Prompt:
             return True
         except EOFError:
             return False
-        began = self._clock.boottime()
-        outcome = run_line(self._console, line, fmt)
+        began, self._asked = self._clock.boottime(), 0.0
+        outcome = run_line(replace(self._console, style=self._style()), line, fmt)
         self._talk.finish()
-        took = self._clock.boottime() - began
+        # A person who thinks about a question is not what the command takes.
+        took = self._clock.boottime() - began - self._asked
         if took > _SLOW and not outcome.leave:
             signed_in = self._console.session.signed_in
             where = f" · {signed_in.server}" if signed_in is not None else ""
@@ -234,6 +264,7 @@ class _Prompt:
     def _sign_in(self) -> None:
         """Say what happens; whoever cannot be reached leaves a prompt all the same."""
         self._write("Waiting for the overseer...")
+        summary = ""
         try:
             self._find_primary()
             signed_in = self._console.session.sign_in(timeout=self._console.limit(60.0))
@@ -241,6 +272,7 @@ class _Prompt:
             self._refresher.view = replace(view, sites_up=signed_in.sites_up, sites=signed_in.sites)
             self._talk.finish()
             self._write("login_result: OK")
+            summary = prompt.signed_in(signed_in, self._look_round(signed_in), self._style())
         except NotAuthorised:
             raise
         except FedhelmError as error:
@@ -250,6 +282,17 @@ class _Prompt:
             self._talk.finish()
             self._write("login_result: INTERRUPTED")
         self._write('Type ? to list commands; type "? cmdName" to show usage of a command.')
+        if summary:
+            self._write(summary)
+
+    def _look_round(self, signed_in: SignedIn) -> int:
+        """Note who is up, so that only what changes is news; return how many servers stand by."""
+        try:
+            servers = self._console.session.servers(timeout=_TALLY)
+        except FedhelmError:
+            return signed_in.standbys
+        self._known = News.since((one.name for one in servers if one.state != "DOWN"), signed_in.server)
+        return sum(one.state == "STANDBY" for one in servers)
 
     def _find_primary(self) -> None:
         """Ask the overseer until it names a primary; without an overseer the login tries every server."""

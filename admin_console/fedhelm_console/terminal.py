@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from fedhelm_console.commands import REGISTRY
@@ -43,6 +44,7 @@ class Talk:
         self._stream = stream
         self._terminal = stream.isatty()
         self._open = False
+        self._line = ""
         self._next = 0.0
         self._began: float | None = None
         self._lock = threading.Lock()
@@ -80,6 +82,29 @@ class Talk:
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
         self._over(f"{size(done)} of {size(total)}, {size(rate)}/s{left}")
 
+    def live(self, text: str) -> None:
+        """Show a line in place of the one before; nothing off a terminal."""
+        if self._terminal:
+            self._over(text)
+
+    def above(self, write: Callable[[], None]) -> None:
+        """Let somebody write lines; what is shown in place is below them again afterwards. Safe in any thread."""
+        with self._lock:
+            if self._open:
+                self._stream.write("\r\x1b[K")
+                self._stream.flush()
+            write()
+            if self._open:
+                self._stream.write(self._line)
+                self._stream.flush()
+
+    def wipe(self) -> None:
+        """Empty the screen; nothing off a terminal."""
+        if self._terminal:
+            self.finish()
+            self._stream.write("\x1b[H\x1b[2J\x1b[3J")
+            self._stream.flush()
+
     def ask(self, question: str) -> str:
         """Ask at the terminal; an end of input is no agreement."""
         self.finish()
@@ -88,7 +113,7 @@ class Talk:
         return sys.stdin.readline()
 
     def clear(self) -> None:
-        """Take away the line that is being written over: somebody else is going to write. Safe in any thread."""
+        """Take away the line that is being written over. Safe in any thread."""
         with self._lock:
             if self._open:
                 self._open = False
@@ -105,7 +130,7 @@ class Talk:
         with self._lock:
             self._stream.write(f"\r{text}\x1b[K")
             self._stream.flush()
-            self._open = True
+            self._open, self._line = True, text
 
 
 def make_console(kit: Kit, talk: Talk, *, timeout: float | None, yes: bool, ascii_only: bool) -> Console:
@@ -122,4 +147,6 @@ def make_console(kit: Kit, talk: Talk, *, timeout: float | None, yes: bool, asci
         timeout=timeout,
         yes=yes,
         progress=talk.progress,
+        settle=talk.finish,
+        clear=talk.wipe,
     )

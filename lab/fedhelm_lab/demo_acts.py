@@ -27,6 +27,8 @@ from fedhelm_console import prompt
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.context import Console
 from fedhelm_console.grammar import parse
+from fedhelm_console.news import Item, News
+from fedhelm_console.notify import Notifier
 from fedhelm_console.view import View
 from fedhelm_lab import demo_story as story
 from fedhelm_lab.demo_stage import Stage
@@ -38,6 +40,7 @@ JOB = "hello-pt-tb"
 
 _SERVERS = 2
 _TRIES = 5
+_TALLY = 2.0
 _LOWEST_PORT = 10_240
 
 
@@ -176,20 +179,22 @@ class Acts:
             leads = session.primary()
             address = f"{leads.name}:{leads.fed_learn_port}:{leads.admin_port}"
             self._stage.say(f"Got primary SP {address} from overseer, epoch {leads.epoch}. SSID: {leads.ssid}")
-        threading.Thread(target=self._show_events, name="events", daemon=True).start()
+        Notifier(
+            session.events, self._show_news, more=self._stage.event, happened=lambda _event: None, clock=self._clock
+        ).start(News.since((one.name for one in kit.servers), signed_in.server))
         # A folder of the same name where the demo was typed is not meant.
         with contextlib.chdir(kit.transfer):
             self._job = self._type(f"submit_job {JOB}")["job_id"]
         self._type("list_sp")
 
-    def _show_events(self) -> None:
-        """Show what appears above the console's prompt, until the session is closed."""
+    def _show_news(self, item: Item) -> None:
+        """Show what appears above the console's prompt."""
         assert self._console is not None
-        try:
-            for event in self._console.session.events():
-                self._stage.event(prompt.event_line(event, self._stage.style))
-        except FedhelmError as error:
-            self._stage.event(f"events stopped: {error}")
+        more = ""
+        if item.moved:
+            with contextlib.suppress(FedhelmError):
+                more = prompt.resumed(self._console.session.check_status(timeout=_TALLY).jobs_running)
+        self._stage.event(prompt.news_line(item, self._console.style, more))
 
     # -- third act ------------------------------------------------------------------------------------------------
 
@@ -239,6 +244,8 @@ class Acts:
 
     def _note(self, note: Note) -> None:
         """Show what the console says while it looks for the primary; an election once, not every tenth of a second."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # the one that counts the jobs looks for the primary, too
         if note.kind != "electing":
             self._stage.say(f"console: {note.text}")
         elif not self._electing:

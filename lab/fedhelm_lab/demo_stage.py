@@ -45,7 +45,7 @@ class Stage:
     def event(self, line: str) -> None:
         """Write a line that comes from a background thread, unless it is muted."""
         with contextlib.suppress(OSError):  # nobody reads any more: the main thread finds that out, too
-            self._write(f"{_INDENT}{line}\n", event=True)
+            self._write("".join(f"{_INDENT}{part}\n" for part in line.split("\n")), event=True)
 
     def title(self, text: str) -> None:
         """Write the first lines."""

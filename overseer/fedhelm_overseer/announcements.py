@@ -38,8 +38,10 @@ class Announcements:
         facts = {"epoch": epoch, "name": name, "previous": term.previous, "cause": term.cause, "gap_s": gap_s}
         self._feed.publish("active", f"{name} leads, epoch {epoch}", **facts)
         if term.previous is not None and term.previous != name:
-            what = "switchover" if term.cause == "switchover" else "failover"
-            self._feed.publish("failover", f"{what} {term.previous} -> {name}  epoch {epoch}", **facts)
+            planned = term.cause == "switchover"
+            text = f"{'switchover' if planned else 'failover'} {term.previous} -> {name}  epoch {epoch}"
+            text += "" if gap_s is None else f"  gap {gap_s:.1f} s"
+            self._feed.publish("failover", text if planned else f"{text}  ({term.cause})", **facts)
         _log.info("%s leads, epoch %d%s", name, epoch, "" if gap_s is None else f", gap {gap_s:.3f} s")
 
     def adopted(self, adoption: Adopt) -> None:

@@ -268,6 +268,59 @@ def test_last_is_the_job_submitted_here_or_the_newest(run, session, tmp_path):
     assert session.asked[-1][1] == ("k7m3zzzzzzzz",)
 
 
+def test_running_and_failed_are_the_only_one_there_is(run, session):
+    assert run("show_job @running")[1]["data"]["job_id"] == "k7m3tq4w2zpx"
+    assert run("show_job @failed")[1]["data"]["job_id"] == "k6aaaaaaaaaa"
+    session.found = [replace(JOBS[2], job_id=f"k6aaaaaaaaa{k}") for k in "abcd"]
+    status, body = run("show_job @failed")
+    assert (status, body["error"]["code"]) == (2, "AMBIGUOUS")
+    assert body["error"]["message"] == "4 jobs have failed: k6aaaaaaaaaa, k6aaaaaaaaab, k6aaaaaaaaac, ..."
+    status, body = run("abort_job @running", yes=True)
+    assert (status, body["error"]["code"], body["error"]["message"]) == (1, "JOB_NOT_FOUND", "no job is running")
+
+
+def test_a_reference_that_does_not_exist_names_those_that_do(run, session):
+    status, body = run("show_job @la")
+    assert (status, body["error"]["code"]) == (1, "JOB_NOT_FOUND")
+    assert body["error"]["message"] == "there is no reference @la: @last, @running and @failed exist"
+    assert body["error"]["hint"] == "did you mean @last?"
+    assert session.asked == []
+
+
+def test_events(run, session, console, capsys):
+    data = run("events 2 --timeout 3")[1]["data"]
+    assert session.asked[-1] == ("recent_events", (2,), {"timeout": 3.0})
+    assert [(one["id"], one["kind"]) for one in data] == [(5, "failover"), (6, "member_up")]
+    assert data[0]["data"]["gap_s"] == 0.309
+    assert run("events 1001")[0] == 2
+    run_line(console, "events", "table")
+    assert "failover server1 -> server2" in capsys.readouterr().out
+
+
+def test_clear_does_nothing_off_a_terminal(run, console, capsys):
+    assert run("clear") == (0, ok(None))
+    cleared = []
+    run_line(replace(console, clear=lambda: cleared.append(True)), "clear", "table")
+    assert cleared == [True]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_for_people_alone(console, session, tmp_path, capsys):
+    (tmp_path / "transfer" / "hello").mkdir(parents=True)
+    shown, order = [], []
+    watched = replace(console, live=shown.append, progress=lambda *bytes_: order.append(bytes_))
+    watched = replace(watched, settle=lambda: order.append("settled"))
+    run_line(watched, "wait k7m3tq", "table")
+    assert shown == ["round 2 of 5  site-1 ✓ DONE, site-2 ▶ TRAINING  accuracy 0.9512, loss 0.2"]
+    run_line(watched, "wait k7m3tq -o json", "table")
+    run_line(watched, "wait k7m3tq", "json")
+    assert len(shown) == 1
+    order.clear()
+    run_line(watched, "submit_job hello", "table")
+    assert order == [(512, 2048), "settled"]
+    assert capsys.readouterr().out.endswith("Submitted job: k7m3zzzzzzzz\n")
+
+
 def test_last_without_any_job(run, session):
     session.found = []
     assert run("show_job @last")[1]["error"]["code"] == "JOB_NOT_FOUND"

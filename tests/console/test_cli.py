@@ -65,6 +65,21 @@ def test_broken_arguments_are_one_object(objects, tmp_path, monkeypatch, argv):
     assert body["data"] is None
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["K", "promote_sp", "server 2"], "fedhelm console K -c 'promote_sp '\"'\"'server 2'\"'\"''"),
+        (["K", "list_jobs", "-d"], "fedhelm console K -c 'list_jobs -d'"),
+        (["list_sp"], "fedhelm console KIT -c list_sp"),
+    ],
+)
+def test_a_command_without_c_is_shown_with_it(kit, objects, words, told):
+    assert main([kit if word == "K" else word for word in [*words, "-o", "json"]]) == 2
+    (body,) = objects()
+    assert body["error"]["code"] == "USAGE"
+    assert body["error"]["hint"] == told.replace(" K ", f" {kit} ")
+
+
 def test_without_json_a_usage_error_is_one_line_on_stderr(capsys):
     assert main(["-c"]) == 2
     out, err = capsys.readouterr()

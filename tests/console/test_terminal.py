@@ -53,7 +53,8 @@ def test_a_failover_stands_above_the_prompt_and_what_is_typed_stays(start):
     terminal.send("submit_job ./hello-pt --si")
     terminal.sees("fl server1·e1 ▸ submit_job ./hello-pt --si")
     terminal.play("failover")
-    terminal.sees("12:03:41 ▲ failover server1 → server2  epoch 4")
+    terminal.sees("12:03:41 ▲ failover server1 → server2  epoch 4  gap 0.3 s  1 job resumed")
+    terminal.sees("           (child exited with signal 9)")
     eventually_sync(lambda: "fl server2·e4 ▸ submit_job ./hello-pt --si" in terminal.text())
     terminal.sees("● server2 e4 │ standby server1")
     lines = terminal.lines()
@@ -76,7 +77,79 @@ def test_a_flood_of_events_is_a_few_lines(start):
     terminal.prompt_is("fl server1·e1 ▸")
     terminal.play("flood")
     terminal.sees("... 37 more (events)")
-    assert sum("▲ event" in line for line in terminal.lines()) == 4
+    assert sum(" is up" in line for line in terminal.lines()) == 4
+
+
+def test_a_failover_is_one_line_and_the_return_another(start):
+    terminal = start(columns=120)
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.play("failover")
+    terminal.sees("▲ failover")
+    terminal.play("back")
+    terminal.sees("12:03:41 ▲ server1 is back, standby")
+    assert [line for line in terminal.lines() if line.startswith("12:03:41")] == [
+        "12:03:41 ▲ failover server1 → server2  epoch 4  gap 0.3 s  1 job resumed  (child exited with signal 9)",
+        "12:03:41 ▲ server1 is back, standby",
+    ]
+    terminal.send("\x1bOR")  # F3 shows them all
+    terminal.sees("12:03:41 ● epoch 4 granted to server2: child exited with signal 9")
+
+
+def test_the_summary_follows_the_login(start):
+    terminal = start(columns=140)
+    terminal.prompt_is("fl server1·e1 ▸")
+    assert terminal.lines()[4] == (
+        "Signed in as admin@nvidia.com (project_admin) · project poc · server1 primary, epoch 1, 1 standby, "
+        "2/2 sites up · 1 job running"
+    )
+
+
+def test_the_grey_usage_is_gone_once_the_line_is_accepted(start):
+    terminal = start()
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.send("get_active_sp")
+    eventually_sync(lambda: any(line.count("get_active_sp") == 2 for line in terminal.lines()), what="the usage")
+    terminal.send("\r")
+    terminal.sees("server1:8002:8003 epoch 1")
+    terminal.prompt_is("fl server1·e1 ▸")
+    assert "fl server1·e1 ▸ get_active_sp" in terminal.lines()
+
+
+def test_a_wait_is_one_live_line(start):
+    terminal = start()
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.send("wait @last\r")
+    terminal.sees("round 2 of 5  site-1 ✓ DONE, site-2 ▶ TRAINING  accuracy 0.9512, loss 0.2")
+    terminal.play("next")
+    terminal.sees("round 3 of 5")
+    terminal.play("failover")
+    terminal.sees("▲ failover")
+    text = terminal.lines()
+    assert not any("round 2 of 5" in line for line in text)
+    event, live = (next(at for at, line in enumerate(text) if word in line) for word in ("▲ failover", "round 3 of 5"))
+    assert event < live, "it stands below what was written meanwhile"
+
+
+def test_the_time_at_a_question_is_not_the_commands(start):
+    terminal = start()
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.send("abort_job k7m3tq\r")
+    terminal.sees("[y/N]")
+    asked = time.monotonic()
+    eventually_sync(lambda: time.monotonic() - asked > 0.5)
+    terminal.send("y\r")
+    terminal.sees("■ FINISHED:ABORTED")
+    terminal.prompt_is("fl server1·e1 ▸")
+    assert " s · server1" not in terminal.text()
+
+
+def test_clear_empties_the_screen(start):
+    terminal = start()
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.sees("jobs 1▶")
+    terminal.send("clear\r")
+    eventually_sync(lambda: next(line for line in terminal.lines() if line) == "fl server1·e1 ▸")
+    assert b"\x1b[2J" in bytes(terminal.raw)
 
 
 def test_a_failover_is_shown_even_in_a_flood(start):
@@ -120,14 +193,24 @@ def test_ctrl_c_detaches_from_a_wait(start):
     terminal = start()
     terminal.prompt_is("fl server1·e1 ▸")
     terminal.send("wait @last\r")
-
-    # The command runs once the terminal is out of raw mode; Ctrl-C is sent until it has become a signal.
-    def detached():
-        terminal.send("\x03")
-        return "detached; the job continues: wait k7m3tq4w2zpx" in terminal.text()
-
-    eventually_sync(detached)
+    terminal.sees("round 2 of 5")  # the terminal is out of raw mode: Ctrl-C is a signal from now on
+    terminal.send("\x03")
+    terminal.sees("detached; the job continues: wait k7m3tq4w2zpx")
     terminal.prompt_is("fl server1·e1 ▸")
+
+
+def test_hammering_on_ctrl_c_does_not_leave_the_console(start):
+    terminal = start()
+    terminal.prompt_is("fl server1·e1 ▸")
+    for _ in range(3):
+        terminal.send("wait @last\r")
+        terminal.sees("round 2 of 5")
+        for _ in range(20):
+            terminal.send("\x03")
+        eventually_sync(lambda: "round 2 of 5" not in terminal.text(), what="the live line is gone")
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.send("get_active_sp\r")
+    terminal.sees("server1:8002:8003 epoch 1")
 
 
 def test_confirmations_at_the_prompt(start):

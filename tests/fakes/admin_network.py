@@ -252,8 +252,10 @@ class FakeNetwork:
     def overseer(self):
         return self._overseer
 
-    def upload(self, stub, owner, path):
+    def upload(self, stub, owner, path, moved=None):
         stub._enter("upload", owner, 1.0)
+        if moved is not None:
+            moved(path.stat().st_size)
         stub._leave("upload")
         return common_pb2.BlobRef(owner=owner, digest="d", size=path.stat().st_size)
 

@@ -1,6 +1,6 @@
 """The real prompt over a fake session, for terminal tests: ``python -m tests.fakes.admin_repl ROOT FIFO``.
 
-Words read from the FIFO play the federation: ``failover``, ``lost``, ``flood``.
+Words read from the FIFO play the federation: ``failover``, ``back``, ``lost``, ``flood``; ``next`` is a job's next round.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from fedhelm.admin.models import Event
@@ -16,32 +17,50 @@ from fedhelm_console.commands import REGISTRY
 from fedhelm_console.context import Console
 from fedhelm_console.repl import run_prompt
 from fedhelm_console.terminal import Talk, style_of
-from tests.fakes.admin_session import FakeSession
+from tests.fakes.admin_session import FakeSession, failover
 
 NOON = "2026-11-22T12:03:41.120Z"
 
 
-def _wait_for_interrupt(*_, **__):
-    threading.Event().wait()
+class Waiting:
+    """A job whose round goes up with each word ``next``."""
+
+    def __init__(self, session):
+        self._session = session
+        self.round = 2
+        self.told = threading.Semaphore(0)
+
+    def __call__(self, job, *, timeout, changed=None):
+        while True:
+            state = replace(self._session.job(job, timeout=timeout), round=self.round)
+            if changed is not None:
+                changed(state)
+            self.told.acquire()
 
 
 def play(word: str, session: FakeSession) -> None:
     if word == "failover":
         session.leader, session.epoch = "server2", 4
-        session.publish(Event(1, "failover", NOON, "failover server1 -> server2  epoch 4"))
+        for event in failover():
+            session.publish(event)
+    elif word == "back":
+        session.publish(Event(6, "member_up", NOON, "server1 is up", {"name": "server1"}))
+    elif word == "next":
+        session.wait.round += 1
+        session.wait.told.release()
     elif word == "lost":
         session.leader = None
         session.publish(Event(2, "release", NOON, "server1 is gone"))
     elif word == "flood":
         for number in range(41):
-            session.publish(Event(10 + number, "member_up", NOON, f"event {number}"))
+            session.publish(Event(10 + number, "member_up", NOON, "", {"name": f"server{10 + number}"}))
 
 
 def main() -> int:
     root, fifo, *flags = sys.argv[1:]
     os.open(os.ttyname(0), os.O_RDWR)  # makes it the controlling terminal: Ctrl-C becomes a signal
     session = FakeSession(Path(root))
-    session.wait = _wait_for_interrupt
+    session.wait = Waiting(session)
     if "unreachable" in flags:
         session.raises = {
             "primary": NoPrimary("nobody leads"),
@@ -61,6 +80,8 @@ def main() -> int:
         style_of(sys.stdout, ascii_only="ascii" in flags),
         talk.say,
         session.kit.transfer,
+        settle=talk.finish,
+        clear=talk.wipe,
         timeout=0.3 if "unreachable" in flags else None,
     )
     try:

@@ -28,6 +28,24 @@ JOBS = [
 ]
 
 
+def failover(epoch=4):
+    """The events of one failover, as the overseer publishes them."""
+    noon = "2026-11-22T12:03:41.120Z"
+    cause = "child exited with signal 9"
+    facts = {"epoch": epoch, "name": "server2", "previous": "server1", "cause": cause}
+    active = {**facts, "gap_s": 0.309}
+    return [
+        Event(1, "release", noon, "server1 released ...", {"epoch": epoch - 1, "name": "server1", "cause": cause}),
+        Event(2, "grant", noon, f"epoch {epoch} granted to server2: {cause}", facts),
+        Event(3, "member_down", noon, "server1 is down", {"name": "server1"}),
+        Event(4, "active", noon, f"server2 leads, epoch {epoch}", active),
+        Event(5, "failover", noon, f"failover server1 -> server2  epoch {epoch}  gap 0.3 s  ({cause})", active),
+    ]
+
+
+FAILOVER = [*failover(), Event(6, "member_up", "2026-11-22T12:03:44.000Z", "server1 is up", {"name": "server1"})]
+
+
 class FakeSession:
     def __init__(self, root: Path):
         self.kit = SimpleNamespace(name="admin@nvidia.com", run=root / "run", transfer=root / "transfer")
@@ -57,8 +75,10 @@ class FakeSession:
         self.signed_in = SignedIn("admin@nvidia.com", "project_admin", "poc", self.leader, self.epoch, 1, 2, 2, 1)
         return self.signed_in
 
-    def submit(self, folder, *, timeout):
+    def submit(self, folder, *, timeout, progress=None):
         self._ask("submit", folder, timeout=timeout)
+        if progress is not None:
+            progress(512, 2048)
         return SimpleNamespace(job_id="k7m3zzzzzzzz")
 
     def jobs(self, *, prefix="", limit=0, timeout):
@@ -76,8 +96,10 @@ class FakeSession:
         sites = (SiteStatus("site-1", "DONE"), SiteStatus("site-2", "TRAINING"))
         return JobDetail(self._find(job), 2, 5, sites, self.reason, self.traceback, '{"accuracy": 0.9512, "loss": 0.2}')
 
-    def wait(self, job, *, timeout):
+    def wait(self, job, *, timeout, changed=None):
         self._ask("wait", job, timeout=timeout)
+        if changed is not None:
+            changed(self.job(job, timeout=timeout))
         return JobDetail(self._find(job), 5, 5, (), self.reason, self.traceback, "")
 
     def abort(self, job, *, reason, timeout):
@@ -120,6 +142,10 @@ class FakeSession:
             Failover(1, "server1", "first", "2026-11-22T11:00:00.000Z", None),
             Failover(2, "server2", "child of server1 died: SIGKILL", "2026-11-22T12:03:41.000Z", 0.412),
         ]
+
+    def recent_events(self, limit, *, timeout=None):
+        self._ask("recent_events", limit, timeout=timeout)
+        return FAILOVER[-limit:]
 
     def promote(self, server, *, timeout):
         self._ask("promote", server, timeout=timeout)

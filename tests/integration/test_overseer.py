@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import re
 import signal
 import socket
 import ssl
@@ -211,7 +212,7 @@ async def test_the_console_client_follows_events_and_resumes(overseer):
         await off_loop(follower.join, 10)
         kinds = [event.kind for event in seen]
         assert kinds[-1] == "failover"
-        assert seen[-1].text == "failover server1 -> server2  epoch 2"
+        assert re.fullmatch(r"failover server1 -> server2  epoch 2  gap \d+\.\d s  \(exit status -9\)", seen[-1].text)
         assert {"grant", "active", "release", "member_up"} <= set(kinds)
         assert [event.id for event in seen] == sorted({event.id for event in seen})
         assert (await off_loop(console.primary)).epoch == 2

@@ -66,7 +66,16 @@ def test_demo_shows_a_failover_and_leaves_the_result(tmp_path):
     assert processes_below(path.parent) == []
 
     story = done.stderr
-    for line in ("submit_job hello-pt-tb", "kill -9", "leads, epoch 2", "list_sp", "download_job", "Nothing was lost"):
+    for line in (
+        "submit_job hello-pt-tb",
+        "kill -9",
+        "failover server1",
+        "epoch 2  gap",
+        "1 job resumed",
+        "list_sp",
+        "download_job",
+        "Nothing was lost",
+    ):
         assert line in story, story
     assert "\x1b[" not in story
     paths = str(tmp_path)

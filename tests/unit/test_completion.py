@@ -40,8 +40,8 @@ def test_commands(complete):
 
 
 def test_jobs_are_filtered_by_the_command(complete):
-    assert words(complete("show_job ")) == [*(job.job_id for job in JOBS), "@last"]
-    assert words(complete("abort_job ")) == ["k7m3tq4w2zpx", "@last"]
+    assert words(complete("show_job ")) == [*(job.job_id for job in JOBS), "@last", "@running", "@failed"]
+    assert words(complete("abort_job ")) == ["k7m3tq4w2zpx", "@last", "@running"]
     assert words(complete("download_job k")) == ["k7m3aaaaaaaa", "k6aaaaaaaaaa"]
     assert complete("abort_job k7")[0].meta == "hello-pt-tb RUNNING 14.2 s"
     assert complete("abort_job k7")[0].offset == -2

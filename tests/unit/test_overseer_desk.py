@@ -199,7 +199,7 @@ class TestACrash:
         led.activate("server2")
         last = led.desk.history()[-1]
         assert (last.cause, last.previous, last.gap_s) == ("exit status -9", "server1", 0.25)
-        assert "failover server1 -> server2  epoch 2" in led.texts()
+        assert led.texts()[-1] == "failover server1 -> server2  epoch 2  gap 0.2 s  (exit status -9)"
 
     def test_brings_the_old_server_back_as_a_standby(self, led):
         led.release("server1")
@@ -404,7 +404,7 @@ class TestASwitchover:
         assert (led.row.epoch, led.row.holder.name, led.row.cause) == (2, "server2", "switchover")
         led.activate("server2")
         assert led.row.intent is None
-        assert "switchover server1 -> server2  epoch 2" in led.texts()
+        assert led.texts()[-1] == "switchover server1 -> server2  epoch 2  gap 0.0 s"
 
     def test_asked_twice_is_one(self, led):
         first = self.ask(led)

@@ -19,7 +19,9 @@ NAMES = [
     "get_active_sp",
     "promote_sp",
     "history",
+    "events",
     "help",
+    "clear",
     "bye",
 ]
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from fedhelm.admin.models import Event, Failover, Job, JobDetail, Server, Site, SiteStatus, Status
+from fedhelm.admin.models import Event, Failover, Job, JobDetail, Server, SignedIn, Site, SiteStatus, Status
 from fedhelm_console import prompt, render
+from fedhelm_console.news import Item
 from fedhelm_console.render import Style
 from fedhelm_console.view import View
-from tests.fakes.admin_session import JOBS
+from tests.fakes.admin_session import FAILOVER, JOBS
 
 PLAIN = Style(80)
 ASCII = Style(80, ascii=True)
@@ -111,14 +112,14 @@ def test_prompt():
 
 def test_toolbar_loses_parts_in_order_and_never_primary_and_epoch():
     wide = prompt.toolbar(UP, Style(120))
-    assert wide == " ● server2 e4 │ standby server1 │ sites 3/3 │ jobs 1▶ 2… │ hello-pt-tb k7m3tq │ F1 help"
+    assert wide == " ● server2 e4 │ standby server1 │ sites 3/3 │ jobs 1▶ 2… │ hello-pt-tb k7m3tq │ F1 help  F3 events"
     lengths = {}
     for width in range(12, 120):
         text = prompt.toolbar(UP, Style(width))
         assert len(text) <= width
         assert "server2 e4" in text if width >= 13 else True
         lengths[width] = [part for part in ("F1", "hello", "standby", "jobs", "sites") if part in text]
-    assert lengths[85] == ["hello", "standby", "jobs", "sites"]
+    assert lengths[90] == ["hello", "standby", "jobs", "sites"]
     assert lengths[60] == ["standby", "jobs", "sites"]
     assert lengths[40] == ["jobs", "sites"]
     assert lengths[30] == ["sites"]
@@ -126,10 +127,58 @@ def test_toolbar_loses_parts_in_order_and_never_primary_and_epoch():
 
 
 def test_toolbar_without_primary_or_overseer():
-    assert prompt.toolbar(View(), Style(80)) == " ● no primary │ F1 help"
+    assert prompt.toolbar(View(), Style(80)) == " ● no primary │ F1 help  F3 events"
     assert "electing, last server2 e4" in prompt.toolbar(View("electing", "server2", 4), Style(80))
     assert "(no overseer)" in prompt.toolbar(View("up", "server2", 4), Style(80))
     assert prompt.toolbar(UP, Style(120, ascii=True)).isascii()
+
+
+def test_news_lines():
+    item = Item("2026-11-22T12:03:41.120Z", "good", "failover server1 → server2  epoch 4", "(child exited)", moved=True)
+    assert prompt.news_line(item, PLAIN, "2 jobs resumed")[8:] == (
+        " ▲ failover server1 → server2  epoch 4  2 jobs resumed  (child exited)"
+    )
+    narrow = prompt.news_line(item, Style(60), "2 jobs resumed").splitlines()
+    assert narrow[0][8:] == " ▲ failover server1 → server2  epoch 4  2 jobs resumed"
+    assert narrow[1] == "           (child exited)"
+    assert prompt.news_line(item, ASCII).isascii()
+    assert prompt.news_line(Item("now", "bad", "\x1b]2;owned\x07"), PLAIN) == "--:--:-- ▼  ]2;owned "
+
+
+@pytest.mark.parametrize(("jobs", "text"), [(0, ""), (1, "1 job resumed"), (2, "2 jobs resumed")])
+def test_how_many_jobs_go_on(jobs, text):
+    assert prompt.resumed(jobs) == text
+
+
+def test_the_summary_of_a_login():
+    found = SignedIn("admin@nvidia.com", "project_admin", "demo", "server1", 4, 1, 2, 2, 0)
+    assert prompt.signed_in(found, 1, Style(200)) == (
+        "Signed in as admin@nvidia.com (project_admin) · project demo · server1 primary, epoch 4, 1 standby, "
+        "2/2 sites up · 0 jobs running"
+    )
+    lines = prompt.signed_in(found, 0, PLAIN).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1] == "server1 primary, epoch 4, no standby, 2/2 sites up · 0 jobs running"
+    assert prompt.signed_in(found, 2, ASCII).isascii()
+
+
+def test_one_live_line_of_a_job():
+    sites = tuple(SiteStatus(f"site-{k}", word) for k, word in enumerate(("DONE", "TRAINING", "TRAINING"), 1))
+    state = JobDetail(JOBS[0], 3, 5, sites, "", "", '{"loss": 0.25}')
+    line = "round 3 of 5  site-1 ✓ DONE, site-2 ▶ TRAINING, site-3 ▶ TRAINING  loss 0.25"
+    assert render.job_line(state, PLAIN) == line
+    assert render.job_line(state, Style(40)) == line[:38] + "…"
+    many = JobDetail(JOBS[0], 3, 5, sites * 2, "", "", "")
+    assert render.job_line(many, PLAIN) == "round 3 of 5  2 ✓ DONE, 4 ▶ TRAINING"
+    waits = JobDetail(Job("k7m3tq4w2zpx", "n", "SUBMITTED", "", 0.0), 0, 5, (), "waits for site-2\nto come", "", "")
+    assert render.job_line(waits, ASCII) == ". SUBMITTED  waits for site-2 to come"
+
+
+def test_events_in_a_table():
+    text = render.events(FAILOVER, PLAIN)
+    assert text.splitlines()[0].split() == ["ID", "TIME", "KIND", "WHAT"]
+    assert max(map(len, text.splitlines())) <= 80
+    assert render.events([], PLAIN) == "no events"
 
 
 def test_event_lines(monkeypatch):

@@ -87,6 +87,13 @@ def test_a_line_that_breaks_during_the_upload_uploads_under_the_same_owner(sessi
     assert len(cluster.jobs) == 1
 
 
+def test_an_upload_that_is_repeated_counts_from_the_beginning(session, cluster, tmp_path):
+    cluster.after.append(("upload", lambda: None))
+    seen = []
+    session.submit(tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(6, 6), (6, 6)]
+
+
 def test_two_submits_are_two_jobs(session, cluster, tmp_path):
     session.submit(tmp_path)
     session.submit(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +59,8 @@ def submit_job(
     console: Console, folder: Annotated[str, Arg("path", "the job's folder, here or in transfer/", metavar="DIR")]
 ) -> Result:
     """Upload a job's folder and make it a job."""
-    handle = console.session.submit(_folder(console, folder), timeout=console.limit(TIMEOUT))
+    place = _folder(console, folder)
+    handle = console.session.submit(place, timeout=console.limit(TIMEOUT), progress=console.progress)
     console.remember(handle.job_id)
     return Result({"job_id": handle.job_id}, f"Submitted job: {handle.job_id}")
 
@@ -96,17 +98,30 @@ def list_jobs(
     return Result([_summary(job) for job in found], lambda: render.jobs(found, console.style, details=details))
 
 
-def show_job(console: Console, job: Annotated[str, Arg("job", "id, prefix or @last")]) -> Result:
+def show_job(console: Console, job: Annotated[str, Arg("job", "id, prefix, @last, @running or @failed")]) -> Result:
     """Show one job: rounds, sites, why it waits, why it ended."""
     found = console.session.job(console.job(job), timeout=console.limit(TIMEOUT))
     return Result(_detail(found), lambda: render.job_detail(found, console.style))
 
 
-def wait(console: Console, job: Annotated[str, Arg("running", "id, prefix or @last")]) -> Result:
+def _shown_live(console: Console) -> Callable[[JobDetail], None] | None:
+    """Return what shows each new state of a job in one line; None where nobody watches."""
+    live = console.live
+    if live is None:
+        return None
+
+    def show(state: JobDetail) -> None:
+        if not state.finished:
+            live(render.job_line(state, console.style))
+
+    return show
+
+
+def wait(console: Console, job: Annotated[str, Arg("running", "id, prefix, @last, @running or @failed")]) -> Result:
     """Wait until a job has finished; the exit status is the job's."""
     target = console.job(job)
     try:
-        ended = console.session.wait(target, timeout=console.limit(None))
+        ended = console.session.wait(target, timeout=console.limit(None), changed=_shown_live(console))
     except KeyboardInterrupt:
         if not console.interactive:
             raise
@@ -118,7 +133,7 @@ def wait(console: Console, job: Annotated[str, Arg("running", "id, prefix or @la
 
 def abort_job(
     console: Console,
-    *jobs: Annotated[str, Arg("running", "at least one id, prefix or @last", metavar="JOB")],
+    *jobs: Annotated[str, Arg("running", "at least one id, prefix, @last, @running or @failed", metavar="JOB")],
     reason: Annotated[str, Arg("text", "stands in show_job", ("--reason",), "TEXT")] = "",
 ) -> Result:
     """Abort jobs that have not finished."""
@@ -134,7 +149,7 @@ def abort_job(
 
 def download_job(
     console: Console,
-    job: Annotated[str, Arg("finished", "id, prefix or @last")],
+    job: Annotated[str, Arg("finished", "id, prefix, @last, @running or @failed")],
     folder: Annotated[str | None, Arg("path", "where (default: transfer/)", metavar="DIR")] = None,
 ) -> Result:
     """Fetch a job's models, logs and curves; an interrupted download goes on where it stopped."""

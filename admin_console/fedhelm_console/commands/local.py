@@ -61,6 +61,13 @@ def show_help(console: Console, command: Annotated[str | None, Arg("command", "a
     return Result([_entry(one) for one in console.registry], "\n".join(lines))
 
 
+def clear(console: Console) -> Result:
+    """Empty the screen; off a terminal nothing happens."""
+    if console.clear is not None:
+        console.clear()
+    return Result()
+
+
 def bye(console: Console) -> Result:
     """Leave the console; jobs go on."""
     del console
@@ -69,5 +76,6 @@ def bye(console: Console) -> Result:
 
 LOCAL_COMMANDS = (
     Command("help", show_help, "list the commands, or show the usage of one", ("help", "help submit_job"), ("?",)),
+    Command("clear", clear, "empty the screen", ("clear", "cls"), ("cls",)),
     Command("bye", bye, "leave the console; jobs go on", ("bye", "quit"), ("quit", "exit")),
 )

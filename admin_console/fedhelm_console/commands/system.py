@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fedhelm.admin.models import Primary, Site, Status
-from fedhelm.errors import NotFound, Refused
+from fedhelm.errors import NotFound, Refused, UsageError
 from fedhelm_console import render
 from fedhelm_console.context import Console
 from fedhelm_console.registry import Arg, Command, Result
@@ -13,6 +13,8 @@ from fedhelm_console.registry import Arg, Command, Result
 __all__ = ["SYSTEM_COMMANDS"]
 
 TIMEOUT = 60.0
+SHOWN = 20
+MOST = 1000
 
 
 def _server(status: Status) -> dict[str, Any]:
@@ -119,6 +121,20 @@ def history(console: Console) -> Result:
     return Result(data, lambda: render.failovers(found, console.style))
 
 
+def events(
+    console: Console,
+    limit: Annotated[int, Arg("number", f"how many (default {SHOWN}, at most {MOST})", metavar="N")] = SHOWN,
+) -> Result:
+    """Show the last events of the overseer, oldest first: who came, went, was granted the lease, leads."""
+    if limit > MOST:
+        raise UsageError(f"the overseer keeps the last {MOST} events, not {limit}", hint=f"events {MOST}")
+    found = console.session.recent_events(limit, timeout=console.timeout)
+    data = [
+        {"id": one.id, "time": one.time, "kind": one.kind, "text": one.text, "data": dict(one.data)} for one in found
+    ]
+    return Result(data, lambda: render.events(found, console.style))
+
+
 SYSTEM_COMMANDS = (
     Command(
         "check_status",
@@ -155,6 +171,13 @@ SYSTEM_COMMANDS = (
         history,
         "every epoch: who led, why it began, the gap before it",
         ("history", "history -o json"),
+        errors=("UNREACHABLE",),
+    ),
+    Command(
+        "events",
+        events,
+        "the last events of the overseer, with ids and times",
+        ("events", "events 50 -o json"),
         errors=("UNREACHABLE",),
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -87,8 +87,10 @@ class Network(Protocol):
     def overseer(self) -> OverseerCalls:
         """Return the one client of the overseers."""
 
-    def upload(self, stub: AdminCalls, owner: str, path: Path) -> common_pb2.BlobRef:
-        """Send what the server does not have yet of a file."""
+    def upload(
+        self, stub: AdminCalls, owner: str, path: Path, moved: Callable[[int], None] | None = None
+    ) -> common_pb2.BlobRef:
+        """Send what the server does not have yet of a file; ``moved`` is told the bytes of each message."""
 
     def pack(self, folder: Path, target: Path) -> None:
         """Check a job's folder and write its archive; BadInput names file, line and key."""
@@ -125,11 +127,13 @@ class WireNetwork:
             self._overseer = OverseerConsoleClient(self._kit)
         return self._overseer
 
-    def upload(self, stub: AdminCalls, owner: str, path: Path) -> common_pb2.BlobRef:
+    def upload(
+        self, stub: AdminCalls, owner: str, path: Path, moved: Callable[[int], None] | None = None
+    ) -> common_pb2.BlobRef:
         """Send the chunks that the server does not have."""
         from fedhelm.wire.bulk import ref_to_proto, upload_sync
 
-        return ref_to_proto(upload_sync(stub, owner, path))
+        return ref_to_proto(upload_sync(stub, owner, path, moved))
 
     def pack(self, folder: Path, target: Path) -> None:
         """Validate, then pack."""

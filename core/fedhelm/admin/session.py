@@ -119,12 +119,20 @@ class Session:
 
     # Jobs
 
-    def submit(self, folder: str | Path, *, timeout: float | None = TIMEOUT) -> JobHandle:
+    def submit(
+        self, folder: str | Path, *, timeout: float | None = TIMEOUT, progress: Progress | None = None
+    ) -> JobHandle:
         """Check a job's folder, upload it and make it a job: one job, however often the line breaks.
+
+        Args:
+            folder: the one that holds ``job.yaml``.
+            timeout: seconds.
+            progress: is told (bytes done, bytes in all); may be called from another thread.
 
         Raises:
             BadInput: the folder or its ``job.yaml`` is wrong; nothing was sent.
         """
+        from fedhelm.admin.transfer import Meter
         from fedhelm.v1 import admin_pb2
 
         deadline = Deadline(self._clock, timeout)
@@ -134,7 +142,9 @@ class Session:
             self._network.pack(Path(folder), bundle)
 
             def write(stub: AdminCalls, limit: float) -> str:
-                ref = self._network.upload(stub, f"jobs/{job}/bundle", bundle)
+                meter = Meter(bundle.stat().st_size, progress)
+                meter.missing(bundle.stat().st_size)
+                ref = self._network.upload(stub, f"jobs/{job}/bundle", bundle, meter.moved)
                 request = admin_pb2.SubmitJobRequest(request_id=request_id, job=job, bundle=ref)
                 return stub.submit_job(request, timeout=limit).job
 

@@ -46,7 +46,7 @@ def _digest(path: Path) -> str:
 
 
 class Meter:
-    """Counts the bytes of a download for whoever shows its progress.
+    """Counts the bytes of a transfer for whoever shows its progress.
 
     Args:
         total: bytes in all.
@@ -63,7 +63,7 @@ class Meter:
         self._done = self._total - size
 
     def moved(self, size: int) -> None:
-        """Say that so many bytes have arrived."""
+        """Say that so many bytes have passed."""
         self._done += size
         if self._progress is not None:
             self._progress(self._done, self._total)
