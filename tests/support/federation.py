@@ -75,6 +75,7 @@ class Federation:
         self.servers = [f"server{k}" for k in range(1, servers + 1)]
         self.base_port = free_base_port(2 * servers + 1)
         self.steps = []
+        self.begun = []
         self.poc("prepare", "-n", str(sites), "--servers", str(servers), "--base-port", str(self.base_port)).data  # noqa: B018
 
     # -- commands -------------------------------------------------------------------------------------------------
@@ -94,11 +95,13 @@ class Federation:
         return Answer(completed)
 
     def begin(self, *words):
-        """Start a command and leave it running; the caller ends it."""
+        """Start a command and leave it running; what is still there at the end is killed."""
         self.steps.append(" ".join(words) + " &")
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*FEDHELM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder
         )
+        self.begun.append(process)
+        return process
 
     def script(self, name, which):
         """Run one of a participant's own scripts, such as ``start.sh``."""
@@ -234,6 +237,9 @@ class Federation:
         return "\n".join([*self.steps, *(f"--- {name}\n" + self.log(name)[-1500:] for name in names)])
 
     def close(self):
+        for process in self.begun:
+            with process:  # closes its pipes, and waits for it
+                process.kill()
         self.run("poc", "stop", "-w", str(self.root))
         if self.root.exists():
             self._check_left()
