@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput
 from fedhelm.ids import check_job_id
 
-__all__ = ["JobFolder", "make_runtime_dir", "outbox_dir", "protected_paths"]
+__all__ = ["JobFolder", "code_roots", "make_runtime_dir", "outbox_dir", "protected_paths"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,18 @@ def protected_paths(kit: Kit) -> list[Path]:
     if kit.store is not None:
         found.append(kit.store)
     return found
+
+
+def code_roots() -> list[Path]:
+    """Return the folders from which this process runs its own code, each once: a job process may read them only.
+
+    The interpreter's, and every folder of the module path that has packages of this project (a development install has
+    several): what is written there would be run by the next agent, which can read the key.
+    """
+    found = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
+    found |= {Path(entry).resolve() for entry in sys.path if any(Path(entry).glob("fedhelm*/__init__.py"))}
+    found = {path for path in found if path.is_dir()}
+    return sorted(path for path in found if found.isdisjoint(path.parents))
 
 
 def make_runtime_dir(kit: Kit) -> Path:

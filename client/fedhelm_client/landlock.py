@@ -1,7 +1,8 @@
 """Landlock: the kernel keeps a job process from the keys of the participant that runs it.
 
 File modes do not protect against code that runs as the same user, so the job process gives up, before the user's
-script runs, everything below the *protected* folders (kits, store), and keeps everything else. Landlock grants whole
+script runs, everything below the *protected* folders (kits, store), and the right to write below those of the agent's
+own code; it keeps everything else. Landlock grants whole
 hierarchies and cannot take anything back, so the rules name the siblings along the path from ``/`` to each protected
 folder, never a folder above one. Consequences, all of them harmless to ordinary scripts:
 
@@ -95,6 +96,16 @@ def allow_list(protected: Iterable[Path]) -> Iterator[Path]:
                 yield path
 
 
+def _readable(path: Path, protected: Iterable[Path]) -> Iterator[Path]:
+    """Yield what may be granted so that ``path`` is readable but for what is protected inside it."""
+    path = path.resolve()
+    inside = [one for one in (other.resolve() for other in protected) if one != path and one.is_relative_to(path)]
+    if inside:
+        yield from (one for one in allow_list(inside) if one.is_relative_to(path))
+    else:
+        yield path
+
+
 def _grant(ruleset: int, path: Path, access: int) -> None:
     try:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -134,7 +145,8 @@ def restrict(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterab
 
     Args:
         protected: files and folders to close.
-        read: folders inside them that may be read.
+        read: folders inside them that may be read. One that is itself protected may be read but for what else is
+            protected in it.
         write: folders inside them that may be read and written.
 
     Returns:
@@ -146,6 +158,7 @@ def restrict(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterab
     version = abi()
     if version < 1:
         return 0
+    protected = list(protected)
     everything = _WRITE_FILE | _READ_FILE | _REMOVE_AND_MAKE
     everything |= (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
     ruleset = _ruleset(everything, version)
@@ -153,7 +166,8 @@ def restrict(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterab
         for path in allow_list(protected):
             _grant(ruleset, path, everything)
         for path in read:
-            _grant(ruleset, path, _READ_FILE)
+            for part in _readable(path, protected):
+                _grant(ruleset, part, _READ_FILE)
         for path in write:
             _grant(ruleset, path, everything)
         _enter(ruleset)

@@ -2,7 +2,8 @@
 
 Landlock alone cannot close a folder without closing the folders above it to new files; an empty file system mounted
 over the folder can. Only root may mount, so this is used where it can be, and Landlock's rules where it cannot. The job
-process gives up ``CAP_SYS_ADMIN`` afterwards, and Landlock forbids it any change of mounts.
+process gives up ``CAP_SYS_ADMIN`` afterwards, and Landlock forbids it any change of mounts. The kernel's settings are
+read-only for it too: who may write ``core_pattern`` has a program run outside, as root.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 __all__ = ["hide"]
 
 _CLONE_NEWNS = 0x20000
-_RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+_KERNEL_SETTINGS = Path("/proc/sys")
 _REFUSED = (errno.EPERM, errno.ENOSYS, errno.EACCES)
 
 
@@ -56,6 +58,20 @@ def _own_namespace() -> bool:
     return True
 
 
+def _mounts_below(path: Path) -> list[Path]:
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    places = (line.split(b" ")[4].decode("unicode_escape").encode("latin-1") for line in lines)
+    return sorted({place for place in map(Path, map(os.fsdecode, places)) if place.is_relative_to(path)})
+
+
+def _make_read_only(path: Path) -> None:
+    """Put a folder over itself, read-only with all that is mounted in it."""
+    _mount(str(path), path, None, _BIND | _REC)
+    for place in filter(os.path.lexists, _mounts_below(path)):  # what another mount hides is out of reach
+        kept = os.statvfs(place).f_flag & (_NOSUID | _NODEV | _NOEXEC)
+        _mount(None, place, None, _REMOUNT | _BIND | _RDONLY | kept)
+
+
 def _cover(folder: Path, kept: dict[Path, int], read_only: set[Path]) -> None:
     _mount("fedhelm", folder, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=0755")
     for path, fd in kept.items():
@@ -72,7 +88,8 @@ def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[P
 
     Args:
         protected: files and folders to hide; those that do not exist are left alone.
-        read: folders inside them that stay readable.
+        read: folders inside them that stay readable. One that is itself protected is not hidden, only read-only, but
+            for what else is protected in it.
         write: folders inside them that stay readable and writable.
 
     Returns:
@@ -83,11 +100,14 @@ def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[P
     """
     if os.geteuid() != 0 or not _own_namespace():
         return False
-    covered = _outermost(protected)
     read_only = {path.resolve() for path in read}
+    closed = {path.resolve() for path in protected}
+    covered = _outermost(closed - read_only)
     wanted = sorted(read_only | {path.resolve() for path in write})
     kept = {path: os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in wanted if path.is_dir()}
     try:
+        for path in _outermost([*(closed & read_only), _KERNEL_SETTINGS]):
+            _make_read_only(path)
         for path in covered:
             if path.is_dir():
                 _cover(path, kept, read_only)

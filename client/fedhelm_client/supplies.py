@@ -9,7 +9,7 @@ from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput, Refused
 from fedhelm.v1 import fleet_pb2
 from fedhelm.wire.bulk import fetch_blob
-from fedhelm_client.folders import JobFolder, protected_paths
+from fedhelm_client.folders import JobFolder, code_roots, protected_paths
 from fedhelm_client.job_process import JobPlan
 from fedhelm_client.links import Links
 
@@ -37,12 +37,13 @@ async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2
         await asyncio.to_thread(unpack, archive, folder.bundle)
         archive.unlink()
     app, script = folder.script(assigned.app, assigned.script)
+    code = await asyncio.to_thread(code_roots)
     return JobPlan(
         script=script,
         app=app,
         work=folder.work,
-        protect=tuple(protected_paths(kit)),
-        read=(folder.bundle, folder.models),
+        protect=(*protected_paths(kit), *code),
+        read=(folder.bundle, folder.models, *code),
         write=(folder.work, folder.results),
     )
 

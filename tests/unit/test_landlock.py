@@ -4,12 +4,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import fedhelm_client
 from fedhelm.process import child_env
 from fedhelm_client import landlock
-from fedhelm_client.folders import make_runtime_dir, protected_paths
+from fedhelm_client.folders import code_roots, make_runtime_dir, protected_paths
 from tests.support.kits import make_kits
 
 needs_landlock = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has no Landlock")
@@ -85,8 +88,9 @@ import errno, json, os, sys
 from pathlib import Path
 from fedhelm_client import capabilities, landlock, mounts
 kit, job, agent = Path({str(kit.root)!r}), Path({str(job)!r}), {agent_pid}
-protect = [Path(p) for p in {[str(path) for path in protected_paths(kit)]!r}]
-plan = protect, [job / "bundle", job / "models"], [job / "work", job / "results"]
+code = [Path(p) for p in {[str(path) for path in code_roots()]!r}]
+protect = [Path(p) for p in {[str(path) for path in protected_paths(kit)]!r}] + code
+plan = protect, [job / "bundle", job / "models", *code], [job / "work", job / "results"]
 {way}
 capabilities.give_up()
 os.chdir(job / "work")
@@ -191,6 +195,70 @@ def test_everything_else_works_as_usual(kit, tmp_path, way):
         "listing": True,
         "shared_memory": True,
     }
+
+
+@needs_landlock
+def test_the_agent_s_own_code_is_read_only(kit, way):
+    own = {Path(sys.prefix).resolve(), Path(fedhelm_client.__file__).resolve().parents[1]}
+    assert all(any(path.is_relative_to(root) for root in code_roots()) for path in own)
+    name = f"written-by-a-script-{os.getpid()}"
+    targets = [*code_roots(), Path(fedhelm_client.__file__).parent, Path(np.__file__).parent]
+    try:
+        out = shut_in(
+            kit,
+            f"""
+            import fedhelm_client.courier, numpy
+            for place in {[str(path) for path in targets]!r}:
+                out[place] = refused(lambda: (Path(place) / {name!r}).write_text("x"))
+                out[f"folder in {{place}}"] = refused(lambda: (Path(place) / {name!r}).mkdir())
+            module = Path(fedhelm_client.courier.__file__)
+            out["append"] = refused(lambda: module.open("ab"))
+            out["rename"] = refused(lambda: module.rename(module.with_name({name!r})))
+            out["library"] = refused(lambda: open(os.__file__, "ab"))
+            out["readable"] = "class Courier" in module.read_text()
+            """,
+            way,
+        )
+        assert out == dict.fromkeys(out, True)
+    finally:
+        for place in targets:
+            if (place / name).is_dir():
+                (place / name).rmdir()
+            (place / name).unlink(missing_ok=True)
+
+
+@needs_landlock
+def test_a_kit_below_the_agent_s_code_stays_closed(kit, tmp_path, way):
+    (tmp_path / "module.py").write_text("VALUE = 1")
+    out = shut_in(
+        kit,
+        f"""
+        out["key"] = refused((kit / "startup/client.key").read_bytes)
+        out["store"] = refused((kit.parent / "store/log/0").read_bytes)
+        out["code"] = refused(lambda: Path({str(tmp_path / "module.py")!r}).write_text("x"))
+        out["readable"] = Path({str(tmp_path / "module.py")!r}).read_text() == "VALUE = 1"
+        Path("mine").write_text("x")
+        out["bundle"] = (job / "bundle/module_of_the_job.py").read_text() == "VALUE = 42\\n"
+        """,
+        f"plan = protect + [Path({str(tmp_path)!r})], plan[1] + [Path({str(tmp_path)!r})], plan[2]\n{way}",
+    )
+    assert out == dict.fromkeys(out, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+@needs_landlock
+def test_with_mounts_the_kernel_s_settings_are_read_only(kit):
+    out = shut_in(
+        kit,
+        """
+        def opened(flags):
+            os.close(os.open("/proc/sys/kernel/core_pattern", flags))
+        opened(os.O_RDONLY)
+        out["core_pattern"] = refused(lambda: opened(os.O_WRONLY))
+        """,
+        WAYS["mounts"],
+    )
+    assert out == {"core_pattern": True}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
