@@ -151,6 +151,7 @@ class JobExecution:
         finally:
             await self.shut_down()
         shutil.rmtree(outbox_dir(self._site.kit) / self.job, ignore_errors=True)
+        shutil.rmtree(self._site.runtime / self.job, ignore_errors=True)
 
     async def shut_down(self) -> None:
         """End everything that runs for this job; what is on disk stays."""
@@ -233,8 +234,10 @@ class JobExecution:
 
     async def _start(self) -> None:
         try:
-            plan = await prepare(self._site.kit, self._site.links, self._folder, self._assigned)
-            self._door = Door(self._site.runtime / f"{self.job}.sock", self)
+            door = self._site.runtime / self.job  # a folder of its own: other jobs' scripts must not see it
+            door.mkdir(mode=0o700, exist_ok=True)
+            plan = await prepare(self._site.kit, self._site.links, self._folder, self._assigned, door)
+            self._door = Door(door / "door", self)
             self._door.open()
             self._process = JobProcess(self._site.kit.root, self.job, self._take_output, self._process_ended)
             env = {**self._door.env, "TMPDIR": str(self._folder.work / "tmp")}

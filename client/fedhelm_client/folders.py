@@ -93,16 +93,19 @@ def outbox_dir(kit: Kit) -> Path:
 
 
 def protected_paths(kit: Kit) -> list[Path]:
-    """Return what a job process must not open: every kit of this workspace, the root's key, and the shared store."""
+    """Return what a job process must not open: every kit of this workspace, the root's key, and the shared store.
+
+    ``run/runtime`` leads to the folder in which an agent has the sockets of all its jobs.
+    """
     workspace = kit.root.parent
     try:
         kits = [entry for entry in sorted(workspace.iterdir()) if (entry / "startup").is_dir()]
     except OSError:
         kits = []
-    found = [kit.root / name for name in ("startup", "local", "run", "log.txt")]
+    found = [kit.root / name for name in ("startup", "local", "run", "run/runtime", "log.txt")]
     for other in kits:
         if other != kit.root:
-            found += [other / name for name in ("startup", "local", "run", "transfer", "log.txt")]
+            found += [other / name for name in ("startup", "local", "run", "run/runtime", "transfer", "log.txt")]
     # ``state`` has the project's root key where the site runs on the machine that provisioned it: who reads that key
     # is everybody.
     found += [workspace / "store", workspace / "state"]

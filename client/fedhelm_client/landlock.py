@@ -6,7 +6,8 @@ own code; it keeps everything else. Landlock grants whole
 hierarchies and cannot take anything back, so the rules name the siblings along the path from ``/`` to each protected
 folder, never a folder above one. Consequences, all of them harmless to ordinary scripts:
 
-* a folder above a protected one cannot take new files (``TMPDIR`` points into the job's work folder);
+* a folder above a protected one cannot take new files, nor can ``/tmp``, where the agent's sockets are (``TMPDIR``
+  points into the job's work folder);
 * listing stays free everywhere (Python's importer lists folders above, where people keep their projects), so names in
   a protected folder can be seen, contents cannot;
 * files that appear in a folder above a protected one after the start cannot be opened.

@@ -19,8 +19,10 @@ MODELS_KEPT = 3
 """Models that stay on the site's disk; a script may still read the one before its task's."""
 
 
-async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob) -> JobPlan:
+async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob, door: Path) -> JobPlan:
     """Fetch and unpack the bundle, unless it is here already; return what the job process is to run.
+
+    ``door`` is the folder of the job's socket, the only one of those that its script reaches.
 
     Raises:
         Refused: the job brings its own code and this site does not allow that.
@@ -43,7 +45,7 @@ async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2
         app=app,
         work=folder.work,
         protect=(*protected_paths(kit), *code),
-        read=(folder.bundle, folder.models, *code),
+        read=(folder.bundle, folder.models, door, *code),
         write=(folder.work, folder.results),
     )
 

@@ -1,9 +1,13 @@
+import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +249,39 @@ def test_a_kit_below_the_agent_s_code_stays_closed(kit, tmp_path, way):
     assert out == dict.fromkeys(out, True)
 
 
+@needs_landlock
+def test_a_script_reaches_its_own_socket_and_cannot_replace_any(kit, tmp_path, way):
+    (tmp_path / "site-2" / "run").mkdir()
+    doors = {}
+    with contextlib.ExitStack() as stack:
+        for name, root in (("own", kit), ("other", kit), ("neighbour", replace(kit, root=tmp_path / "site-2"))):
+            runtime = root.run / "runtime"
+            folder = (runtime.resolve() if runtime.exists() else make_runtime_dir(root)) / name
+            stack.callback(shutil.rmtree, folder.parent, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            doors[name] = str(folder / "door")
+            listener.bind(doors[name])
+            listener.listen(1)
+        out = shut_in(
+            kit,
+            f"""
+            import socket
+            doors = {doors!r}
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(doors["own"])
+            for name, door in doors.items():
+                with socket.socket(socket.AF_UNIX) as sock:
+                    out[f"bind {{name}}"] = refused(lambda: sock.bind(door + "2"))
+                out[f"unlink {{name}}"] = refused(lambda: os.unlink(door))
+                out[f"rename {{name}}"] = refused(lambda: os.rename(os.path.dirname(door), job / "work" / name))
+            """,
+            f"plan = plan[0], [*plan[1], Path({str(Path(doors['own']).parent)!r})], plan[2]\n{way}",
+        )
+        assert out == dict.fromkeys(out, True)
+        assert all(Path(door).is_socket() for door in doors.values())
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 @needs_landlock
 def test_with_mounts_the_kernel_s_settings_are_read_only(kit):
@@ -308,7 +345,7 @@ def test_the_runtime_folder_is_private_short_and_replaced(tmp_path):
     kit.run.mkdir()
     first = make_runtime_dir(kit)
     assert first.stat().st_mode & 0o777 == 0o700
-    assert len(os.fsencode(first / "a23456723456.sock")) < 100
+    assert len(os.fsencode(first / "a23456723456" / "door")) < 100
     second = make_runtime_dir(kit)
     assert not first.exists()
     second.rmdir()
