@@ -20,6 +20,9 @@ MAX_BATCH_LINES = 500
 MAX_BATCH_SIZE = 1024 * 1024
 """Bounds of one push: lines, and characters of their JSON. A server takes no more."""
 
+LINE_COST = 96
+"""Bytes of a line in the log that are not its text, about: a million empty lines are not nothing."""
+
 
 def batch(lines: Sequence[str]) -> int:
     """Return how many of these lines, from the first, make one push. Pure."""
@@ -50,11 +53,11 @@ class Throttle:
     """Which of a script's output lines are streamed, so that one that prints in a loop does not fill the log. Pure.
 
     Args:
-        burst: lines that may come at once.
-        rate: lines a second after that.
+        burst: bytes that may come at once; each line counts with what the log writes around it.
+        rate: bytes a second after that.
     """
 
-    def __init__(self, burst: float = 100_000.0, rate: float = 1000.0) -> None:
+    def __init__(self, burst: float = 16 * 1024 * 1024.0, rate: float = 256 * 1024.0) -> None:
         self._burst, self._rate = burst, rate
         self._allowance = burst
         self._last: float | None = None
@@ -65,8 +68,13 @@ class Throttle:
         if self._last is not None:
             self._allowance = min(self._burst, self._allowance + (now - self._last) * self._rate)
         self._last = now
-        count = min(len(lines), int(self._allowance))
-        self._allowance -= count
+        count = 0
+        for line in lines:
+            cost = LINE_COST + len(line.encode(errors="replace"))
+            if cost > self._allowance:
+                break
+            self._allowance -= cost
+            count += 1
         taken = list(lines[:count])
         if taken and self._dropped:
             taken.insert(0, f"({self._dropped} lines are in the site's log only)")

@@ -6,6 +6,7 @@ answer in the book, so nothing is recorded twice.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,8 +191,21 @@ def _is_closed(job: JobState, key: ContributionKey) -> bool:
     return job.is_closed(key[1:4])
 
 
+MAX_SOURCE_BYTES = 256 * 1024 * 1024
+"""Bytes of lines (as JSON) that one site may record for one job; the batch that reaches it is still taken."""
+
+_QUOTA = "quota reached: later lines are in the site's log only"
+
+
 def lines(job_id: str, source: str, first: int, new: Sequence[Mapping[str, Any]]) -> Decision:
-    """Record numbered lines of a source; those already in the log are left out. Answers the last number in the log."""
+    """Record numbered lines of a source; those already in the log are left out. Answers the last number in the log.
+
+    The batch with which the source has used up :data:`MAX_SOURCE_BYTES` is followed by a line that says so. Every
+    server counts the same, from the log.
+
+    Raises:
+        Conflict: the source had used it up before; the site keeps the rest to itself.
+    """
 
     def decide(book: JobBook) -> Item | Answer:
         job = _find(book, job_id)
@@ -199,8 +213,16 @@ def lines(job_id: str, source: str, first: int, new: Sequence[Mapping[str, Any]]
             raise NotAuthorised(f"{source} is no member of job {job_id}")
         acknowledged = job.lines.get(source, 0)
         fresh = list(new[max(0, acknowledged + 1 - first) :])
-        if first > acknowledged + 1 or not fresh:
+        if not fresh:
+            return Answer(acknowledged)
+        used = job.line_bytes.get(source, 0)
+        if used >= MAX_SOURCE_BYTES:
+            raise Conflict(f"{_QUOTA}: job {job_id} has had {used} bytes of lines from {source}")
+        if first > acknowledged + 1:
             return Answer(acknowledged)  # a gap: the site sends again from the next number
+        if used + len(json.dumps(fresh)) >= MAX_SOURCE_BYTES:
+            stamp = str(fresh[-1].get("time", "-"))[:40]
+            fresh.append({"kind": "log", "tag": "server", "value": _QUOTA, "step": None, "time": stamp})
         return {"job": job_id, "source": source, "first": acknowledged + 1, "lines": fresh}
 
     return decide

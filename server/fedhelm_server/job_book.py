@@ -6,6 +6,7 @@ books. ``apply`` checks what no correct writer can violate (docs/ha.md section 6
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,7 @@ class JobState:
     closed: list[Mapping[str, Any]] = field(default_factory=list)
     placed: dict[ContributionKey, Placed] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
+    line_bytes: dict[str, int] = field(default_factory=dict)
     line_slots: list[int] = field(default_factory=list)
     end_time: str | None = None
 
@@ -232,6 +234,8 @@ class JobBook:
             if item["first"] != acknowledged + 1:
                 raise Corrupt(f"slot {record.seq}: lines of {item['source']} do not follow line {acknowledged}")
             job.lines[item["source"]] = acknowledged + len(item["lines"])
+            size = len(json.dumps(item["lines"]))
+            job.line_bytes[item["source"]] = job.line_bytes.get(item["source"], 0) + size
             if not job.line_slots or job.line_slots[-1] != record.seq:
                 job.line_slots.append(record.seq)
         return {item["job"] for item in record.body["items"]}

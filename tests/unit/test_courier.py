@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from fedhelm.errors import BadInput, NotAuthorised
+from fedhelm.errors import BadInput, Conflict, NotAuthorised
 from fedhelm.v1 import common_pb2, fleet_pb2
 from fedhelm_client.courier import Courier
 from fedhelm_client.journal import Journal
@@ -92,3 +92,21 @@ async def test_a_refusal_that_an_operator_can_cure_costs_no_result(bench):
     await asyncio.wait_for(bench.courier.settled(), 5)
     assert bench.refusals == []
     assert bench.outbox.to_offer() != []
+
+
+async def test_a_used_up_quota_of_lines_is_met_once_and_holds_back_no_result(bench):
+    pushed = []
+
+    async def push_lines(batch, timeout):
+        pushed.append([line.number for line in batch.lines])
+        raise Conflict("quota reached: later lines are in the site's log only")
+
+    bench.links.push_lines = push_lines
+    bench.courier.start()
+    bench.courier.add_lines([{"kind": "log", "value": "one"}])
+    await eventually(lambda: pushed)
+    bench.courier.add_lines([{"kind": "log", "value": "two"}])
+    await bench.courier.add_result(Saved(ONE, None, "", 1.0, {"m": 1.0}, 2), None)
+    await eventually(lambda: bench.outbox.to_offer() == [])
+    await asyncio.wait_for(bench.courier.settled(), 5)
+    assert pushed == [[1]]

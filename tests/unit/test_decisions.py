@@ -264,6 +264,26 @@ def test_lines_follow_one_another_without_gap_or_repetition():
     assert lines(4, 4.0)(book) == Answer(2)  # a gap: nothing is recorded
 
 
+def test_a_site_that_used_up_its_bytes_is_told_once_in_the_log_and_refused_from_then_on():
+    large = line("x" * (decisions.MAX_SOURCE_BYTES // 2), "log")
+
+    def push(first, *new, source="site-1"):
+        return decisions.lines(JOB, source, first, new)
+
+    one = push(1, large)(book_of(*OPEN))
+    assert one["lines"] == [large]
+    two = push(2, large, line("last", "log"))(book_of(*OPEN, ("metrics", batch(one))))
+    assert two["lines"][:2] == [large, line("last", "log")]
+    assert (two["first"], len(two["lines"])) == (2, 3)
+    assert two["lines"][2] == line("quota reached: later lines are in the site's log only", "log", "server", None)
+    full = book_of(*OPEN, ("metrics", batch(one, two)))
+    assert push(2, large, line("last", "log"))(full) == Answer(4)  # its answer was lost: it is in the log
+    for first in (4, 5, 9):
+        with pytest.raises(Conflict, match="quota reached"):
+            push(first, line(1.0), line(2.0))(full)
+    assert push(1, line(1.0), source="site-2")(full)["lines"] == [line(1.0)]
+
+
 def test_only_a_member_has_lines_and_failures():
     for decide in (decisions.lines(JOB, "site-9", 1, [line(1.0)]), decisions.fail_site(failure("site-9"))):
         with pytest.raises(NotAuthorised):

@@ -5,7 +5,7 @@ import pytest
 
 from fedhelm.errors import BadInput, ProtocolError
 from fedhelm.v1 import fleet_pb2
-from fedhelm_client.journal import MAX_BATCH_SIZE, Journal, Throttle, batch
+from fedhelm_client.journal import LINE_COST, MAX_BATCH_SIZE, Journal, Throttle, batch
 from fedhelm_client.outbox import ContributionId, Outbox, Saved, id_of, is_closed, load_jobs
 
 FIRST = ContributionId(attempt=0, step=0, round=1, kind="train", sequence=0)
@@ -230,7 +230,16 @@ def test_batches_are_bounded():
 
 
 def test_a_script_that_prints_in_a_loop_is_throttled_and_it_is_said():
-    throttle = Throttle(burst=3, rate=1)
+    line = LINE_COST + 1
+    throttle = Throttle(burst=3 * line, rate=line)
     assert throttle.take(["a", "b", "c", "d", "e"], now=0.0) == ["a", "b", "c"]
     assert throttle.take(["f"], now=0.5) == []
     assert throttle.take(["g", "h"], now=2.0) == ["(3 lines are in the site's log only)", "g", "h"]
+
+
+def test_long_lines_cost_more_and_empty_ones_are_not_free():
+    throttle = Throttle()
+    long = throttle.take(["x" * 4096] * 10_000, now=0.0)
+    assert 16 * 1024 * 1024 - 8192 < sum(map(len, long)) + LINE_COST * len(long) <= 16 * 1024 * 1024
+    assert len(Throttle().take([""] * 1_000_000, now=0.0)) == 16 * 1024 * 1024 // LINE_COST
+    assert throttle.take(["\udcff" * 4096] * 1000, now=1.0)[0] == "(5998 lines are in the site's log only)"
