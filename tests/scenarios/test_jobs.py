@@ -17,6 +17,7 @@ from tests.support.waiting import eventually_sync
 pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("jobs")]
 
 RAISES = """
+    import pathlib, select
     import numpy as np
     import fedhelm.script as fl
 
@@ -27,6 +28,8 @@ RAISES = """
         for task in site.tasks():
             if site.name == "site-2" and task.round == 2:
                 deep(1)
+            while site.name == "site-1" and task.round == 2 and not pathlib.Path(site.options["folder"], "go").exists():
+                select.select([], [], [], 0.02)
             task.submit({"w": np.ones(1)})
 """
 
@@ -74,7 +77,7 @@ def _no_process_of_a_job(federation):
 
 
 def test_a_script_that_raises_fails_the_job_with_its_traceback(standing, tmp_path):
-    folder, _ = make_job(tmp_path / "raises", RAISES)
+    folder, _ = make_job(tmp_path / "raises", RAISES)  # site-1 waits in round 2: the other's failure ends the job
     job = standing.submit(folder)
     answer = standing.console(f"wait {job}")
     assert (answer.rc, answer.data) == (1, {"job_id": job, "status": "FINISHED:FAILED"})
@@ -121,8 +124,17 @@ def test_a_killed_job_process_is_named(standing, tmp_path):
 
 
 def test_with_min_responses_a_job_outlives_a_site_that_fails(standing, tmp_path):
-    folder, _ = make_job(tmp_path / "outlives", RAISES, rounds=3, min_responses=1)
+    folder, shared = make_job(tmp_path / "outlives", RAISES, rounds=3, min_responses=2)
     job = standing.submit(folder)
+    assert standing.wait(job) == "FINISHED:FAILED", "two answers were wanted"
+    folder, shared = make_job(tmp_path / "goes-on", RAISES, rounds=3, min_responses=1)
+    job = standing.submit(folder)
+    eventually_sync(
+        lambda: _sites(standing.show(job)).get("site-2") == "FAILED" and standing.show(job)["round"] == 2,
+        30,
+        standing.tails(),
+    )
+    (shared / "go").touch()
     assert standing.wait(job) == "FINISHED:COMPLETED"
     assert _sites(standing.show(job))["site-2"] == "FAILED"
     rounds = json.loads((standing.download(job) / "summary.json").read_text())["rounds"]

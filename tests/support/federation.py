@@ -97,9 +97,14 @@ class Federation:
     def begin(self, *words):
         """Start a command and leave it running; what is still there at the end is killed."""
         self.steps.append(" ".join(words) + " &")
-        process = subprocess.Popen(
-            [*FEDHELM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder
-        )
+        # Tests that run in the background of a shell ignore Ctrl-C, and their children would inherit that.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = subprocess.Popen(
+                [*FEDHELM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
         self.begun.append(process)
         return process
 
