@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,28 @@ def test_stop_ends_stopped_deaf_and_orphaned_processes(workspace):
     assert [process.mark for process in marked_processes(orphaned.root)] == ["child"]
     assert set(stop_all(workspace.participants, grace=1)) == {"server1", "server2", "site-1"}
     assert not any(marked_processes(home.root) for home in workspace.homes)
+
+
+@pytest.mark.processes
+def test_stop_passes_nobody_over_whose_role_changes_meanwhile(workspace):
+    primary, standby, slow = (workspace.kit(name) for name in ("server1", "server2", "site-1"))
+    behave(slow, deaf=True)  # so that the first turn lasts for the whole grace
+    start_all([primary, standby, slow], 30, FAKE)
+    state = primary.run / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "role": "ACTIVE"}))
+
+    def fall_back():
+        eventually_sync(lambda: ParticipantLock.holder(standby.run) is None, 20)
+        state.write_text(json.dumps({**json.loads(state.read_text()), "role": "STANDBY"}))
+
+    falling = threading.Thread(target=fall_back)
+    falling.start()
+    try:
+        stop_all(workspace.participants, grace=2)
+    finally:
+        falling.join()
+    assert json.loads(state.read_text())["role"] == "STANDBY", "it fell back while the first turn still ran"
+    assert marked_processes(primary.root) == []
 
 
 @pytest.mark.processes

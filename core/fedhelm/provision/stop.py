@@ -140,8 +140,10 @@ def stop_all(kits: Iterable[Runs], grace: float = STOP_GRACE) -> list[str]:
     """
     kits = list(kits)
     alive = [kit.name for kit in kits if live_processes(kit)]
+    # Asked once: a primary that falls back to a standby meanwhile must not be passed over by both turns.
+    turns = [(kit, _turn(kit)) for kit in kits]
     for turn in range(3):
-        _terminate([kit for kit in kits if _turn(kit) == turn], grace)
+        _terminate([kit for kit, its in turns if its == turn], grace)
     for kit in kits:
         _remove_runtime(kit)
     return alive
