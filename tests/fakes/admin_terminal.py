@@ -40,7 +40,8 @@ class Terminal:
         self._lock = threading.Lock()
         self.raw = bytearray()
         environment = {**os.environ, "TERM": "xterm-256color", "TZ": "UTC", "PYTHONUTF8": "1", **(env or {})}
-        environment.pop("NO_COLOR", None)
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):  # a size in the environment goes before the terminal's own
+            environment.pop(name, None)
         environment.update(env or {})
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
