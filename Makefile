@@ -27,7 +27,7 @@ check: install
 	$(BIN)/python -m docs.generate --check
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 format: install
 	$(BIN)/ruff check --fix-only .
