@@ -32,6 +32,7 @@ from fedhelm_console.commands.local import help_of
 from fedhelm_console.completion import suggest
 from fedhelm_console.context import Console
 from fedhelm_console.grammar import split
+from fedhelm_console.interrupts import Interrupts
 from fedhelm_console.news import Item, News
 from fedhelm_console.notify import Notifier
 from fedhelm_console.refresh import Refresher
@@ -101,6 +102,7 @@ class _Prompt:
     def __init__(self, console: Console, talk: Talk, clock: Clock) -> None:
         self._talk = talk
         self._clock = clock
+        self._interrupts = Interrupts(clock)
         self._title = ""
         self._known = News()
         self._asking: PromptSession[str] = PromptSession()
@@ -221,8 +223,13 @@ class _Prompt:
 
     def run(self, fmt: Format) -> int:
         """Sign in, then read and run lines until the person leaves."""
+        with self._interrupts.installed():
+            return self._run(fmt)
+
+    def _run(self, fmt: Format) -> int:
         try:
-            self._sign_in()
+            with self._interrupts.allowed():
+                self._sign_in()
         except NotAuthorised as refused:
             return emit_error(refused, fmt)
         self._refresher.start()
@@ -249,7 +256,8 @@ class _Prompt:
         except EOFError:
             return False
         began, self._asked = self._clock.boottime(), 0.0
-        outcome = run_line(replace(self._console, style=self._style()), line, fmt)
+        with self._interrupts.allowed():
+            outcome = run_line(replace(self._console, style=self._style()), line, fmt)
         self._talk.finish()
         # A person who thinks about a question is not what the command takes.
         took = self._clock.boottime() - began - self._asked

@@ -137,7 +137,9 @@ class Session:
 
         deadline = Deadline(self._clock, timeout)
         job, request_id = new_job_id(), new_request_id()
-        with tempfile.TemporaryDirectory(prefix="fedhelm-submit-") as scratch:
+        # In the kit, so that what an interrupt leaves behind goes when the kit does.
+        self.kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="submit-", dir=self.kit.run) as scratch:
             bundle = Path(scratch) / "bundle"
             self._network.pack(Path(folder), bundle)
 
