@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.clock import iso
-from fedhelm.errors import Ambiguous, BadCertificate, BadInput, JobNotFound, NotAuthorised, ProtocolError
+from fedhelm.errors import (
+    Ambiguous,
+    BadCertificate,
+    BadInput,
+    JobNotFound,
+    NotAuthorised,
+    NotSupportedYet,
+    ProtocolError,
+)
 from fedhelm.ids import check_job_id
 from fedhelm.persist.blobs import BlobReader, BlobRef
 from fedhelm.v1 import admin_pb2 as admin
@@ -240,6 +248,14 @@ class AdminService:
             raise BadInput(f"log position {request.seq} has not been reached")
         async for piece in self._downloads.stream(job, request.seq, request.path, request.offset):
             yield piece
+
+    async def delete_job(self, request: admin.DeleteJobRequest, _: Call) -> common.Empty:
+        """Delete an ended job's results and blobs."""
+        raise NotSupportedYet(f"job {request.job} cannot be deleted yet")
+
+    async def operate(self, request: admin.OperateRequest, _: Call) -> admin.OperateReply:
+        """Shut down or restart sites, or restart this server."""
+        raise NotSupportedYet(f"{request.action} is not supported yet")
 
     async def check_status(self, _: common.Empty, __: Call) -> admin.StatusReply:
         """Return this server's state and the sites connected to it."""

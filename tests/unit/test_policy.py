@@ -16,6 +16,7 @@ ALLOWED = {
         "job.manage",
         "job.download",
         "system.view",
+        "system.operate",
         "lease.promote",
     },
     "server": {"lease.hold"},

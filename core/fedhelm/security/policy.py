@@ -27,6 +27,7 @@ PERMISSIONS: Mapping[str, frozenset[str]] = MappingProxyType(
         "job.manage": _ADMIN,
         "job.download": _ADMIN,
         "system.view": _ADMIN,
+        "system.operate": _ADMIN,
         "overseer.health": _ALL,
         "overseer.view": _ALL,
         "lease.hold": _SERVER,

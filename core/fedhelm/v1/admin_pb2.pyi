@@ -359,6 +359,92 @@ class AbortJobRequest(_message.Message):
 Global___AbortJobRequest: _TypeAlias = AbortJobRequest  # noqa: Y015
 
 @_typing.final
+class DeleteJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    job: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobRequest: _TypeAlias = DeleteJobRequest  # noqa: Y015
+
+@_typing.final
+class OperateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    SITES_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    action: _builtins.str
+    """shutdown | restart"""
+    server: _builtins.bool
+    """restart: this server too (its jobs go on at a standby, or after the restart)"""
+    reason: _builtins.str
+    @_builtins.property
+    def sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """which sites; "@ALL" for all"""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        action: _builtins.str = ...,
+        sites: _abc.Iterable[_builtins.str] | None = ...,
+        server: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "reason", b"reason", "request_id", b"request_id", "server", b"server", "sites", b"sites"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperateRequest: _TypeAlias = OperateRequest  # noqa: Y015
+
+@_typing.final
+class OperateReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITES_FIELD_NUMBER: _builtins.int
+    DISCONNECTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """those that were told"""
+
+    @_builtins.property
+    def disconnected(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """those that could not be"""
+
+    def __init__(
+        self,
+        *,
+        sites: _abc.Iterable[_builtins.str] | None = ...,
+        disconnected: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disconnected", b"disconnected", "sites", b"sites"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperateReply: _TypeAlias = OperateReply  # noqa: Y015
+
+@_typing.final
 class DownloadManifest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -451,14 +537,28 @@ class StatusReply(_message.Message):
     SITES_FIELD_NUMBER: _builtins.int
     JOBS_RUNNING_FIELD_NUMBER: _builtins.int
     JOBS_WAITING_FIELD_NUMBER: _builtins.int
+    LOW_WATER_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    LOG_VERSION_FIELD_NUMBER: _builtins.int
+    STORE_FREE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     role: _builtins.str
     epoch: _builtins.int
     log_seq: _builtins.int
     jobs_running: _builtins.int
     jobs_waiting: _builtins.int
+    low_water: _builtins.int
+    """first slot of the log that is kept"""
+    checkpoint: _builtins.int
+    """slot of the newest checkpoint record; 0: none"""
+    log_version: _builtins.int
+    store_free: _builtins.float
+    """bytes free on the store's disk; 0: unknown"""
     @_builtins.property
     def sites(self) -> _containers.RepeatedCompositeFieldContainer[Global___SiteConnection]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -469,10 +569,15 @@ class StatusReply(_message.Message):
         sites: _abc.Iterable[Global___SiteConnection] | None = ...,
         jobs_running: _builtins.int = ...,
         jobs_waiting: _builtins.int = ...,
+        low_water: _builtins.int = ...,
+        checkpoint: _builtins.int = ...,
+        log_version: _builtins.int = ...,
+        store_free: _builtins.float = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_waiting", b"jobs_waiting", "log_seq", b"log_seq", "role", b"role", "server", b"server", "sites", b"sites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_waiting", b"jobs_waiting", "log_seq", b"log_seq", "log_version", b"log_version", "low_water", b"low_water", "role", b"role", "server", b"server", "sites", b"sites", "store_free", b"store_free", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -221,6 +221,7 @@ class Receipt(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SUPERSEDED_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     index: _builtins.int
     epoch: _builtins.int
@@ -228,6 +229,10 @@ class Receipt(_message.Message):
     """the id was already recorded with another digest: the log wins"""
     gone: _builtins.bool
     """the round was closed without it: delete the copy, nothing was recorded"""
+    held: _builtins.bool
+    """An ephemeral job's: taken for the round, but not in the log. Keep the copy, and offer it again to a new primary or
+    when asked, until the round is closed. Only to sites of wire version 2.
+    """
     def __init__(
         self,
         *,
@@ -236,10 +241,11 @@ class Receipt(_message.Message):
         epoch: _builtins.int = ...,
         superseded: _builtins.bool = ...,
         gone: _builtins.bool = ...,
+        held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "gone", b"gone", "index", b"index", "seq", b"seq", "superseded", b"superseded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "gone", b"gone", "held", b"held", "index", b"index", "seq", b"seq", "superseded", b"superseded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

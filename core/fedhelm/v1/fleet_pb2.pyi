@@ -139,28 +139,62 @@ class ServerMessage(_message.Message):
     WELCOME_FIELD_NUMBER: _builtins.int
     ANNOUNCE_FIELD_NUMBER: _builtins.int
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
     def announce(self) -> Global___Announce: ...
     @_builtins.property
     def assignment(self) -> Global___Assignment: ...
+    @_builtins.property
+    def order(self) -> Global___Order:
+        """only to sites of wire version 2"""
+
     def __init__(
         self,
         *,
         welcome: Global___Welcome | None = ...,
         announce: Global___Announce | None = ...,
         assignment: Global___Assignment | None = ...,
+        order: Global___Order | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "assignment", b"assignment", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "assignment", b"assignment", "message", b"message", "order", b"order", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "assignment", b"assignment", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "assignment", b"assignment", "message", b"message", "order", b"order", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "announce", "assignment"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "announce", "assignment", "order"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___ServerMessage: _TypeAlias = ServerMessage  # noqa: Y015
+
+@_typing.final
+class Order(_message.Message):
+    """An admin's word to the agent itself. `id` is that of the request: an agent obeys each once, even across a restart."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    action: _builtins.str
+    """shutdown | restart"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        action: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Order: _TypeAlias = Order  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):
@@ -267,6 +301,7 @@ class AssignedJob(_message.Message):
     LINES_ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     CUSTOM_CODE_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     name: _builtins.str
     attempt: _builtins.int
@@ -281,6 +316,8 @@ class AssignedJob(_message.Message):
     """highest line number of this site in the log"""
     custom_code: _builtins.bool
     """the bundle brings its own code: the site must allow byoc"""
+    durability: _builtins.str
+    """durable | ephemeral"""
     @_builtins.property
     def bundle(self) -> _common_pb2.BlobRef: ...
     @_builtins.property
@@ -311,10 +348,11 @@ class AssignedJob(_message.Message):
         lines_acknowledged: _builtins.int = ...,
         custom_code: _builtins.bool = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
+        durability: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "attempt", b"attempt", "bundle", b"bundle", "closed", b"closed", "custom_code", b"custom_code", "job", b"job", "lines_acknowledged", b"lines_acknowledged", "members", b"members", "name", b"name", "options_json", b"options_json", "script", b"script", "status", b"status", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "attempt", b"attempt", "bundle", b"bundle", "closed", b"closed", "custom_code", b"custom_code", "durability", b"durability", "job", b"job", "lines_acknowledged", b"lines_acknowledged", "members", b"members", "name", b"name", "options_json", b"options_json", "script", b"script", "status", b"status", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

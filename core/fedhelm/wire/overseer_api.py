@@ -13,15 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "API_ROOT",
     "ActivateRequest",
+    "Announcement",
     "BeatRequest",
+    "Check",
     "ErrorBody",
     "Event",
     "EventKind",
+    "ExplainView",
     "Health",
     "HistoryEntry",
     "Intent",
     "LeaseState",
     "LeaseView",
+    "OperateRequest",
     "PrimaryView",
     "PromoteReply",
     "PromoteRequest",
@@ -41,7 +45,21 @@ API_ROOT = "/api/v1"
 LeaseState = Literal["never", "granted", "active", "released"]
 Role = Literal["STANDBY", "PROMOTING", "ACTIVE", "DRAINING", "FENCED", "UNLEASED", "READONLY"]
 ServerState = Literal["STANDBY", "PROMOTING", "ACTIVE", "DRAINING", "FENCED", "UNLEASED", "READONLY", "DOWN"]
-EventKind = Literal["grant", "active", "release", "failover", "promote", "member_up", "member_down"]
+EventKind = Literal[
+    "grant",
+    "active",
+    "release",
+    "failover",
+    "promote",
+    "member_up",
+    "member_down",
+    "member_added",
+    "member_removed",
+    "pause",
+    "resume",
+    "shutdown",
+    "alarm",
+]
 
 _Id = Annotated[str, Field(pattern=r"^[0-9A-Za-z._-]{1,64}$")]
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,252}$")]
@@ -82,6 +100,11 @@ class LeaseView(_Body):
 
     ``version`` changes with every decision (grant, activate, release, intent), not with renewals; it is what
     ``wait_lease`` compares. ``log_seq`` is the last slot a holder reported: who promotes with a shorter log refuses.
+
+    ``shutdown`` is the request id of the newest shutdown that an admin asked for. The last three say what the answering
+    overseer sees of the servers, and do not change ``version``: ``log_version`` is the highest version of the log that
+    all registered servers read; ``store_tokens`` the name that each live server made in the store (each of the others
+    must see it there); ``standby_store_ok`` whether a live standby's write probe of the store succeeds.
     """
 
     version: int
@@ -94,6 +117,22 @@ class LeaseView(_Body):
     paused: bool = False
     log_seq: int = -1
     cause: str | None = None
+    shutdown: str | None = None
+    log_version: int = 1
+    store_tokens: dict[str, str] = Field(default_factory=dict)
+    standby_store_ok: bool = False
+
+
+class Announcement(_Body):
+    """What a server's signed kit says of it: the signed manifest, its signature, and the configuration file it covers.
+
+    An overseer whose own kit does not list the server takes name and addresses from here, once the signature is
+    verified against the project's root; never from the body itself.
+    """
+
+    manifest: Annotated[str, Field(max_length=100_000)]
+    signature: Annotated[str, Field(max_length=1_000)]
+    config: Annotated[str, Field(max_length=1_000_000)]
 
 
 class RegisterRequest(_Body):
@@ -101,7 +140,7 @@ class RegisterRequest(_Body):
 
     ``replaces`` is the incarnation whose process the supervisor has reaped: it may be taken for dead at once.
     ``cluster`` is the id in the genesis record it read, None while it could not read one. ``reason`` says why it is not
-    ready, for people.
+    ready, for people. ``log_versions`` are the versions of the log that its software reads.
     """
 
     incarnation: _Id
@@ -114,6 +153,10 @@ class RegisterRequest(_Body):
     ready: bool = False
     role: Role = "STANDBY"
     reason: _Reason | None = None
+    store_token: _Id | None = None
+    log_versions: Annotated[tuple[int, ...], Field(min_length=1, max_length=8)] = (1,)
+    software: Annotated[str, Field(max_length=64)] = ""
+    announcement: Announcement | None = None
 
 
 class RegisterReply(_Body):
@@ -129,7 +172,10 @@ class RegisterReply(_Body):
 
 
 class BeatRequest(_Body):
-    """Sign of life of a registered incarnation, every R. ``ready``: tails the log and may be granted the lease."""
+    """Sign of life of a registered incarnation, every R. ``ready``: tails the log and may be granted the lease.
+
+    ``reason`` says why not, or why ``store_ok`` is False.
+    """
 
     incarnation: _Id
     role: Role
@@ -138,6 +184,8 @@ class BeatRequest(_Body):
     ready: bool
     store_ok: bool = True
     unleased: bool = False
+    reason: _Reason | None = None
+    store_token: _Id | None = None
 
 
 class RenewRequest(_Body):
@@ -158,11 +206,12 @@ class RenewReply(_Body):
 
 
 class ActivateRequest(_Body):
-    """The holder's fence is in the log, at or before slot ``log_seq``."""
+    """The holder's fence is in the log, at or before slot ``log_seq``; ``jobs`` had begun before it and go on."""
 
     epoch: _Epoch
     incarnation: _Id
     log_seq: _Slot
+    jobs: Annotated[int, Field(ge=0)] = 0
 
 
 class ReleaseRequest(_Body):
@@ -186,6 +235,16 @@ class PromoteRequest(_Body):
     request_id: _Id
 
 
+class OperateRequest(_Body):
+    """An admin pauses or resumes failover, shuts servers down, or removes one; repeating a ``request_id`` is harmless.
+
+    Who asks is taken from the certificate, ``reason`` is for the history and the events.
+    """
+
+    request_id: _Id
+    reason: _Reason = ""
+
+
 class PromoteReply(_Body):
     """The intent is in the row. ``epoch`` and ``primary`` are those before the switchover."""
 
@@ -199,10 +258,16 @@ class ServerView(_Body):
     """One server of the project as this overseer sees it.
 
     ``state`` is the role it last reported, DOWN without a beat for T. ``epoch`` is the lease's, for its holder only.
+    ``candidate``: it could be granted the lease now; ``note`` says why not. ``lag`` counts the records it has not read.
     """
 
     name: str
     state: ServerState
+    host: str = ""
+    candidate: bool = False
+    lag: int | None = None
+    log_versions: tuple[int, ...] = ()
+    software: str = ""
     epoch: int | None = None
     incarnation: str | None = None
     log_epoch: int | None = None
@@ -211,6 +276,27 @@ class ServerView(_Body):
     admin_port: int
     beat_age_s: float | None = None
     note: str | None = None
+
+
+class Check(_Body):
+    """One condition of being granted the lease; ``text`` is the finding, for people."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+class ExplainView(_Body):
+    """Why a server is or is not a candidate, and what would happen now if the primary died.
+
+    ``verdict`` is one sentence; ``next`` the server that would be granted the lease, None if nobody could.
+    """
+
+    name: str
+    candidate: bool
+    verdict: str
+    checks: tuple[Check, ...]
+    next: str | None = None
 
 
 class PrimaryView(_Body):
@@ -228,7 +314,8 @@ class HistoryEntry(_Body):
     """One epoch.
 
     ``gap_s`` runs from the last renewal (or the release) of the epoch before, as this overseer saw it, to this one's
-    activation; None for the first epoch and before activation. ``previous`` is the holder before.
+    activation; None for the first epoch and before activation. ``previous`` is the holder before. ``by`` is the admin
+    who asked for it, ``jobs`` how many running jobs went on in it.
     """
 
     epoch: int
@@ -239,6 +326,8 @@ class HistoryEntry(_Body):
     active_at: str | None = None
     gap_s: float | None = None
     previous: str | None = None
+    by: str | None = None
+    jobs: int | None = None
 
 
 class Event(_Body):
