@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard proto/fedhelm/v1/*.proto)
 
-.PHONY: install demo check test format proto docs bench clean
+.PHONY: install demo check test test-long format proto docs bench faults clean
 
 install: $(STAMP)
 
@@ -29,6 +29,10 @@ check: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# What takes over a minute: thousands of simulated seeds, an hour of load. Not part of CI.
+test-long: install
+	$(BIN)/python -m pytest -m long --timeout 0
+
 format: install
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -41,6 +45,12 @@ docs: install
 
 bench: install
 	$(BIN)/python -m bench
+
+# N trials of the fault laboratory, beginning with this seed; trials done already are skipped.
+N ?= 200
+SEED ?= 1
+faults: install
+	$(BIN)/python -m bench.faults --n $(N) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
