@@ -37,6 +37,7 @@ __all__ = [
     "Role",
     "ServerState",
     "ServerView",
+    "SystemView",
 ]
 
 API_ROOT = "/api/v1"
@@ -243,6 +244,22 @@ class OperateRequest(_Body):
 
     request_id: _Id
     reason: _Reason = ""
+
+
+class SystemView(_Body):
+    """What admins decided of the whole system, at ``GET /system``; also the answer to pause, resume and shutdown.
+
+    ``paused``: nothing is granted but what an admin asks for; ``paused_by`` and ``reason`` where they are known.
+    ``shutdown`` is the request id of the newest shutdown; ``down``: servers were told, and none has registered since.
+    The calls: ``POST /failover/pause``, ``/failover/resume``, ``/shutdown`` and ``/servers/{name}/remove`` take an
+    :class:`OperateRequest`; ``GET /servers/{name}/explain`` gives an :class:`ExplainView`.
+    """
+
+    paused: bool = False
+    paused_by: str | None = None
+    reason: str | None = None
+    shutdown: str | None = None
+    down: bool = False
 
 
 class PromoteReply(_Body):
