@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Self
 
 from bench.federation import Federation, federation, now, until
@@ -23,7 +24,7 @@ from bench.report import Figure
 from fedhelm.persist import Log, open_store
 from fedhelm.process import read_state
 
-__all__ = ["failover", "switchover"]
+__all__ = ["LogProbe", "failover", "probing_job", "switchover"]
 
 _POLL = 0.005
 _LIMIT = 30.0
@@ -91,6 +92,10 @@ class LogProbe:
     def _first(self, epoch: int, kinds: tuple[str, ...]) -> Seen | None:
         return next((one for one in tuple(self._seen) if one.epoch > epoch and one.kind in kinds), None)
 
+    def since(self, moment: float) -> list[Seen]:
+        """Return the records first seen at ``moment`` or later."""
+        return [one for one in tuple(self._seen) if one.at >= moment]
+
     def last(self, epoch: int, *kinds: str) -> Seen:
         """Return the last record of these kinds under this epoch."""
         return max(
@@ -108,11 +113,15 @@ class Gap:
     silent: float
 
 
+def probing_job(made: Federation) -> Path:
+    """Write the folder of a job that never ends by itself, and in which each site sends a line every 20 ms."""
+    return made.job("probing", _PROBING, "workflow: [{type: fedavg, rounds: 1000000}]")
+
+
 @contextlib.contextmanager
 def _probed() -> Iterator[tuple[Federation, LogProbe]]:
     with federation() as made:
-        folder = made.job("probing", _PROBING, "workflow: [{type: fedavg, rounds: 1000000}]")
-        job = made.session.submit(folder)
+        job = made.session.submit(probing_job(made))
         kit = made.workspace.kit("server1")
         assert kit.store is not None
         with LogProbe(open_store(kit.store, kit.cluster).log) as probe:
