@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from fedhelm.wire.overseer_api import Intent, LeaseState, LeaseView
 
-__all__ = ["HANDOFF", "Holder", "LeaseRow", "LeaseStore", "MemberRow", "Term"]
+__all__ = [
+    "HANDOFF",
+    "Holder",
+    "LeaseRow",
+    "LeaseStore",
+    "MemberRow",
+    "Operation",
+    "OperationKind",
+    "ServerEntry",
+    "Term",
+]
+
+OperationKind = Literal["pause", "resume", "shutdown", "remove"]
 
 HANDOFF = "handoff"
 """Cause in the row after a release for a planned switchover."""
@@ -23,7 +35,11 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRow:
-    """The lease row; ``version`` rises with every change but a renewal, ``renew_seq`` with renewals."""
+    """The lease row; ``version`` rises with every change but a renewal, ``renew_seq`` with renewals.
+
+    ``intent_by`` is the admin who asked for the switchover, ``paused_by`` the one who paused failover, and why.
+    ``shutdown`` is the request id of the newest shutdown.
+    """
 
     version: int = 0
     epoch: int = 0
@@ -34,6 +50,10 @@ class LeaseRow:
     paused: bool = False
     log_seq: int = -1
     cause: str | None = None
+    intent_by: str | None = None
+    paused_by: str | None = None
+    pause_reason: str | None = None
+    shutdown: str | None = None
 
     def view(self) -> LeaseView:
         """Return the row as the API shows it."""
@@ -48,6 +68,7 @@ class LeaseRow:
             paused=self.paused,
             log_seq=self.log_seq,
             cause=self.cause,
+            shutdown=self.shutdown,
         )
 
 
@@ -67,7 +88,11 @@ class MemberRow:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One epoch of the history; ``request_id`` is that of the switchover that led to it."""
+    """One epoch of the history.
+
+    ``request_id`` is that of the switchover that led to it, ``by`` the admin who asked for that; ``jobs`` had begun
+    before and went on in this epoch.
+    """
 
     epoch: int
     holder: Holder
@@ -77,6 +102,38 @@ class Term:
     request_id: str | None = None
     active_at: str | None = None
     gap_s: float | None = None
+    by: str | None = None
+    jobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What an admin asked for, once for each ``request_id``; ``target`` is the server of a removal."""
+
+    request_id: str
+    kind: OperationKind
+    by: str
+    at: str
+    target: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEntry:
+    """A server that announced itself with its signed kit, or that was removed.
+
+    ``kit_date`` (when the kit was issued) and ``removed_at`` are times as :func:`fedhelm.clock.iso` writes them, which
+    compare as text. A removed server keeps its line, so that a kit from before the removal stays out; what was never
+    announced has no addresses then.
+    """
+
+    name: str
+    host: str = ""
+    fed_learn_port: int = 0
+    admin_port: int = 0
+    org: str = ""
+    kit_date: str = ""
+    removed_at: str | None = None
 
 
 class LeaseStore(Protocol):
@@ -94,7 +151,9 @@ class LeaseStore(Protocol):
         """Count a renewal, if ``holder`` holds ``epoch`` and has not released it. ``log_seq`` never goes back."""
         ...
 
-    def activate(self, epoch: int, holder: Holder, log_seq: int, at: str, gap_s: float | None) -> LeaseRow | None:
+    def activate(
+        self, epoch: int, holder: Holder, log_seq: int, at: str, gap_s: float | None, *, jobs: int | None = None
+    ) -> LeaseRow | None:
         """Turn ``granted`` into ``active``, clear the intent, and write history."""
         ...
 
@@ -108,7 +167,7 @@ class LeaseStore(Protocol):
         """Give a higher ``epoch`` to ``holder`` if epoch, renewals and state are still those of ``row``.
 
         The holder before is spent unless it was refused. History is written in the same transaction, with the intent's
-        request id if the intent is kept.
+        request id and admin if the intent is kept.
         """
         ...
 
@@ -116,8 +175,43 @@ class LeaseStore(Protocol):
         """Take a live writer's higher epoch over, as ``active``, if the row is still ``row``."""
         ...
 
-    def set_intent(self, row: LeaseRow, intent: Intent | None) -> LeaseRow | None:
-        """Set or clear the intent if the version is still that of ``row``."""
+    def set_intent(self, row: LeaseRow, intent: Intent | None, *, by: str | None = None) -> LeaseRow | None:
+        """Set (asked for by the admin ``by``) or clear the intent if the version is still that of ``row``."""
+        ...
+
+    def set_paused(
+        self, row: LeaseRow, paused: bool, by: str, *, request_id: str, at: str, reason: str = ""
+    ) -> LeaseRow | None:
+        """Pause or resume failover if the version is still that of ``row``.
+
+        A request id that was used before changes nothing; the row is returned as it is.
+        """
+        ...
+
+    def set_shutdown(self, request_id: str, by: str, *, at: str, reason: str = "") -> LeaseRow:
+        """Write a shutdown into the row; a request id that was used before changes nothing."""
+        ...
+
+    def operations(self) -> tuple[Operation, ...]:
+        """Return what admins asked for, oldest first."""
+        ...
+
+    def servers(self) -> tuple[ServerEntry, ...]:
+        """Return the servers that announced themselves, and those that were removed, by name."""
+        ...
+
+    def announce(self, entry: ServerEntry) -> ServerEntry:
+        """Write a server down, and return the line that is in force.
+
+        That is ``entry``, unless a newer kit announced this name before, or it was removed after the kit was issued.
+        """
+        ...
+
+    def remove(self, name: str, by: str, *, request_id: str, at: str, reason: str = "") -> ServerEntry:
+        """Take a server and its registration out; return its line with ``removed_at``.
+
+        A request id that was used before changes nothing.
+        """
         ...
 
     def register(self, holder: Holder) -> MemberRow:

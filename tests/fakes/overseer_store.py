@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 
 from fedhelm.errors import StoreUnavailable
-from fedhelm_overseer.lease import LeaseRow, MemberRow, Term
+from fedhelm_overseer.lease import LeaseRow, MemberRow, Operation, ServerEntry, Term
 
 
 class MemoryLeaseStore:
@@ -15,6 +15,8 @@ class MemoryLeaseStore:
         self._row = LeaseRow()
         self._members = {}
         self._history = {}
+        self._operations = {}
+        self._servers = {}
         self._starts = 0
         self.broken = False
 
@@ -49,13 +51,13 @@ class MemoryLeaseStore:
             highest = max(self._row.log_seq, log_seq)
             return self._set(decision=False, renew_seq=self._row.renew_seq + 1, log_seq=highest)
 
-    def activate(self, epoch, holder, log_seq, at, gap_s):
+    def activate(self, epoch, holder, log_seq, at, gap_s, *, jobs=None):
         self._check()
         with self._lock:
             if not self._held(epoch, holder) or self._row.state != "granted":
                 return None
-            self._history[epoch] = replace(self._history[epoch], active_at=at, gap_s=gap_s)
-            return self._set(state="active", intent=None, log_seq=max(self._row.log_seq, log_seq))
+            self._history[epoch] = replace(self._history[epoch], active_at=at, gap_s=gap_s, jobs=jobs)
+            return self._set(state="active", intent=None, intent_by=None, log_seq=max(self._row.log_seq, log_seq))
 
     def release(self, epoch, holder, cause, *, refused):
         self._check()
@@ -75,7 +77,8 @@ class MemoryLeaseStore:
             assert epoch not in self._history
             request = row.intent.request_id if keep_intent and row.intent else None
             previous = row.holder.name if row.holder else None
-            self._history[epoch] = Term(epoch, holder, cause, at, previous, request)
+            by = row.intent_by if request else None
+            self._history[epoch] = Term(epoch, holder, cause, at, previous, request, by=by)
             if row.holder is not None and row.state in {"granted", "active"}:
                 self._mark(row.holder, spent=True)
             intent = self._row.intent if keep_intent else None
@@ -85,6 +88,7 @@ class MemoryLeaseStore:
                 state="granted",
                 cause=cause,
                 intent=intent,
+                intent_by=self._row.intent_by if intent else None,
                 renew_seq=self._row.renew_seq + 1,
             )
 
@@ -103,14 +107,67 @@ class MemoryLeaseStore:
                 state="active",
                 cause="adopted",
                 intent=None,
+                intent_by=None,
                 log_seq=log_seq,
                 renew_seq=self._row.renew_seq + 1,
             )
 
-    def set_intent(self, row, intent):
+    def set_intent(self, row, intent, *, by=None):
         self._check()
         with self._lock:
-            return self._set(intent=intent) if self._row.version == row.version else None
+            if self._row.version != row.version:
+                return None
+            return self._set(intent=intent, intent_by=by if intent else None)
+
+    def _once(self, operation):
+        fresh = operation.request_id not in self._operations
+        self._operations.setdefault(operation.request_id, operation)
+        return fresh
+
+    def set_paused(self, row, paused, by, *, request_id, at, reason=""):
+        self._check()
+        with self._lock:
+            if request_id in self._operations:
+                return self._row
+            if self._row.version != row.version:
+                return None
+            self._once(Operation(request_id, "pause" if paused else "resume", by, at, reason=reason))
+            told = {"paused_by": by, "pause_reason": reason} if paused else {"paused_by": None, "pause_reason": None}
+            return self._set(paused=paused, **told)
+
+    def set_shutdown(self, request_id, by, *, at, reason=""):
+        self._check()
+        with self._lock:
+            fresh = self._once(Operation(request_id, "shutdown", by, at, reason=reason))
+            return self._set(shutdown=request_id) if fresh else self._row
+
+    def operations(self):
+        self._check()
+        return tuple(sorted(self._operations.values(), key=lambda one: one.at))
+
+    def servers(self):
+        self._check()
+        return tuple(self._servers[name] for name in sorted(self._servers))
+
+    def announce(self, entry):
+        self._check()
+        with self._lock:
+            known = self._servers.get(entry.name)
+            if known is not None:
+                older = entry.kit_date < known.kit_date
+                if older or (known.removed_at is not None and entry.kit_date <= known.removed_at):
+                    return known
+            self._servers[entry.name] = entry
+            return self._servers[entry.name]
+
+    def remove(self, name, by, *, request_id, at, reason=""):
+        self._check()
+        with self._lock:
+            known = self._servers.get(name, ServerEntry(name))
+            if self._once(Operation(request_id, "remove", by, at, name, reason)):
+                self._servers[name] = known = replace(known, removed_at=at)
+                self._members.pop(name, None)
+            return known
 
     def register(self, holder):
         self._check()
