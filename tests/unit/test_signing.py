@@ -6,7 +6,7 @@ import pytest
 
 from fedhelm.errors import KitError
 from fedhelm.security.pki import CertificateAuthority
-from fedhelm.security.signing import make_manifest, verify_startup
+from fedhelm.security.signing import make_manifest, parse_manifest, verify_startup
 
 
 @pytest.fixture
@@ -90,3 +90,16 @@ def test_a_manifest_cannot_point_out_of_the_folder(startup, authority, tmp_path)
     manifest = make_manifest({"../outside": b"x", "rootCA.pem": authority.cert_pem}, authority)
     (startup / "signature.json").write_bytes(manifest)
     assert "startup/" in refused(startup)
+
+
+def test_the_time_of_signing_is_signed_and_may_be_missing(tmp_path, startup, authority):
+    files = {path.name: path.read_bytes() for path in startup.iterdir() if path.name != "signature.json"}
+    data = make_manifest(files, authority, created="2026-11-22T15:04:05.123Z")
+    (startup / "signature.json").write_bytes(data)
+    assert verify_startup(startup) == 1
+    assert parse_manifest(data, "x").created == "2026-11-22T15:04:05.123Z"
+    edit(startup, created="2027-11-22T15:04:05.123Z")
+    assert "not signed" in refused(startup)
+    edit(startup, created="later")
+    assert "not a time" in refused(startup)
+    assert parse_manifest(make_manifest(files, authority), "x").created == ""

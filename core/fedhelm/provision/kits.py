@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from fedhelm.clock import SystemClock, iso
 from fedhelm.config.kit import CERT_STEM, CONFIG_FILE, Kit, kit_to_json
 from fedhelm.errors import WorkspaceExists
 from fedhelm.provision import templates
@@ -48,7 +49,7 @@ def startup_files(project: Project, participant: Participant, authority: Certifi
         f"{CERT_STEM[role]}.key": issued.key,
         **{name: text.encode() for name, text in templates.startup_texts(project, participant).items()},
     }
-    files[SIGNATURE_FILE] = make_manifest(files, authority)
+    files[SIGNATURE_FILE] = make_manifest(files, authority, created=iso(SystemClock().utcnow()))
     return files
 
 

@@ -1,11 +1,13 @@
-"""The signed manifest of ``startup/``: the sha256 of every file and a version, signed with the project's root key."""
+"""The signed manifest of ``startup/``: sha256 of every file, version and time, signed with the project's root key."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,35 +15,79 @@ from typing import Any
 from fedhelm.errors import KitError
 from fedhelm.security.pki import CertificateAuthority, verify
 
-__all__ = ["SIGNATURE_FILE", "make_manifest", "verify_startup"]
+__all__ = ["SIGNATURE_FILE", "Manifest", "make_manifest", "parse_manifest", "verify_startup"]
 
 SIGNATURE_FILE = "signature.json"
 _FORMAT = 1
+_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z")
 _DOMAIN = b"fedhelm startup manifest\n"  # a signature over anything else cannot be passed off as one of these
 
 
-def _signed_bytes(version: int, files: Mapping[str, str]) -> bytes:
-    body = {"format": _FORMAT, "version": version, "files": dict(files)}
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a manifest says, before or after its signature was checked.
+
+    ``created`` is the time of signing, ISO 8601 UTC with milliseconds, so that later ones sort behind; empty in kits of
+    before this was written.
+    """
+
+    version: int
+    created: str
+    files: Mapping[str, str]
+    signature: bytes
+
+    def signed_by(self, authority_pem: bytes) -> bool:
+        """Return whether the root certificate ``authority_pem`` (PEM) signed exactly this."""
+        return verify(authority_pem, self.signature, _signed_bytes(self.version, self.files, self.created))
+
+
+def _signed_bytes(version: int, files: Mapping[str, str], created: str) -> bytes:
+    body: dict[str, Any] = {"format": _FORMAT, "version": version, "files": dict(files)}
+    if created:
+        body["created"] = created
     return _DOMAIN + json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
-def make_manifest(files: Mapping[str, bytes], authority: CertificateAuthority, version: int = 1) -> bytes:
+def make_manifest(
+    files: Mapping[str, bytes], authority: CertificateAuthority, version: int = 1, *, created: str = ""
+) -> bytes:
     """Return the content of ``signature.json``.
 
     Args:
         files: name -> content of every other file in ``startup/``.
         authority: signs.
         version: of the kit; a re-issued kit has a higher one.
+        created: the time, as :func:`fedhelm.clock.iso` gives it.
     """
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    signature = authority.sign(_signed_bytes(version, digests))
+    signature = authority.sign(_signed_bytes(version, digests, created))
     body = {
         "format": _FORMAT,
         "version": version,
+        **({"created": created} if created else {}),
         "files": digests,
         "signature": base64.b64encode(signature).decode(),
     }
     return json.dumps(body, indent=2).encode() + b"\n"
+
+
+def parse_manifest(data: bytes | str, where: str) -> Manifest:
+    """Read the content of a ``signature.json``, whose signature is **not** checked yet.
+
+    Raises:
+        KitError: it is none; the message begins with ``where``.
+    """
+    try:
+        body: Any = json.loads(data)
+        version, files, created = body["version"], body["files"], body.get("created", "")
+        signature = base64.b64decode(body["signature"], validate=True)
+        if body["format"] != _FORMAT or not isinstance(version, int) or not isinstance(files, dict):
+            raise KitError(f"{where}: not a manifest of format {_FORMAT}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+        raise KitError(f"{where}: not a signed manifest") from error
+    if not isinstance(created, str) or (created and not _TIME.fullmatch(created)):
+        raise KitError(f"{where}: created is not a time")
+    return Manifest(version, created, {str(name): str(digest) for name, digest in files.items()}, signature)
 
 
 def _read(path: Path) -> bytes:
@@ -51,18 +97,6 @@ def _read(path: Path) -> bytes:
         raise KitError(f"{path} is missing", hint="unpack the kit again") from None
     except OSError as error:
         raise KitError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _parse(path: Path) -> tuple[int, dict[str, str], bytes]:
-    try:
-        body: Any = json.loads(_read(path))
-        version, files = body["version"], body["files"]
-        signature = base64.b64decode(body["signature"], validate=True)
-        if body["format"] != _FORMAT or not isinstance(version, int) or not isinstance(files, dict):
-            raise KitError(f"{path}: not a manifest of format {_FORMAT}")
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
-        raise KitError(f"{path}: not a signed manifest") from error
-    return version, {str(name): str(digest) for name, digest in files.items()}, signature
 
 
 def verify_startup(startup: Path) -> int:
@@ -76,7 +110,8 @@ def verify_startup(startup: Path) -> int:
             this kit; the message names the file.
     """
     path = startup / SIGNATURE_FILE
-    version, files, signature = _parse(path)
+    manifest = parse_manifest(_read(path), str(path))
+    files = manifest.files
     hint = "the kit is not what was provisioned: unpack it again"
     for name in sorted(files):
         data = _read(startup / Path(name).name)
@@ -85,6 +120,6 @@ def verify_startup(startup: Path) -> int:
     for entry in sorted(startup.iterdir()):
         if entry.name not in files and entry.name != SIGNATURE_FILE:
             raise KitError(f"{entry} does not belong to the kit", hint=hint)
-    if "rootCA.pem" not in files or not verify(_read(startup / "rootCA.pem"), signature, _signed_bytes(version, files)):
+    if "rootCA.pem" not in files or not manifest.signed_by(_read(startup / "rootCA.pem")):
         raise KitError(f"{path} was not signed by this project's root", hint=hint)
-    return version
+    return manifest.version
