@@ -4,14 +4,16 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from fedhelm.config.kit import OverseerAddress
-from fedhelm.errors import BadCertificate, NoPrimary, Unreachable
+from fedhelm.errors import BadCertificate, NoPrimary, NotFound, Unreachable
 from fedhelm.security.tls import server_context
+from fedhelm.wire.overseer_api import OperateRequest
 from fedhelm.wire.overseer_console import OverseerConsoleClient
 from tests.support.kits import ADMIN, make_kits
 from tests.support.waiting import eventually_sync
@@ -47,6 +49,10 @@ class Overseer(ThreadingHTTPServer):
         self.asked = []
         self.rude = False
         self.streams = []
+        self.events = [(9, "t")]
+        self.resumed = []
+        self.bodies = []
+        self.gone = False
         super().__init__(("127.0.0.1", 0), Handler)
         self._tls = server_context(kit)
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
@@ -61,6 +67,10 @@ class Overseer(ThreadingHTTPServer):
     def handle_error(self, request, client_address):
         """A client that goes away is no news."""
 
+    def drop_streams(self):
+        for stream in self.streams:
+            socket.socket.shutdown(stream, socket.SHUT_RDWR)
+
     def close(self):
         self.shutdown()
         self.thread.join()
@@ -72,17 +82,29 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.asked.append(self.path)
+        if self.server.gone:
+            self.close_connection = True
+            return
         if self.path == "/api/v1/events":
+            self.server.resumed.append(self.headers["last-event-id"])
             self.send_response(200)
             self.send_header("transfer-encoding", "chunked")
             self.end_headers()
-            body = json.dumps({"id": 9, "time": "t", "kind": "grant", "text": "x", "data": {"epoch": 1}})
-            line = f"data: {body}\n\n".encode()
-            self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            for number, moment in self.server.events:
+                body = json.dumps({"id": number, "time": moment, "kind": "grant", "text": "x", "data": {"epoch": 1}})
+                line = f"data: {body}\n\n".encode()
+                self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
             self.server.streams.append(self.connection)
             with contextlib.suppress(OSError):
                 self.connection.recv(1)
             return
+        self._answer()
+
+    def do_POST(self):
+        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self._answer()
+
+    def _answer(self):
         status, body = self.server.answers[self.path]
         text = json.dumps(body).encode()
         self.send_response(status)
@@ -177,7 +199,8 @@ def test_an_overseer_without_its_store_is_passed_over_and_an_election_is_an_answ
             connect(away.socket).primary()
         away.answers["/api/v1/primary"] = (503, {"code": "NO_PRIMARY", "message": "nobody leads"})
         with pytest.raises(NoPrimary, match="nobody leads"):
-            connect(away.socket, overseer.socket).primary()
+            connect(away.socket, away.socket).primary()
+        assert connect(away.socket, overseer.socket).primary().epoch == 3, "somebody knows better"
     finally:
         away.close()
 
@@ -206,3 +229,71 @@ def test_a_closed_client_calls_nobody(connect, overseer):
         client.primary()
     assert list(client.events()) == []
     assert overseer.asked == []
+
+
+def test_a_hanging_overseer_is_not_waited_for(connect, overseer, frozen):
+    """The time-out of one overseer is 2 s; the answer of the next one is there long before."""
+    client = connect(frozen, frozen, overseer.socket)
+    began = time.monotonic()
+    assert client.primary().epoch == 3
+    assert time.monotonic() - began < 1.9
+
+
+def test_nobody_waits_long_for_somebody_who_knows_better(connect, frozen, kits):
+    starting = Overseer(kits["overseer"])
+    try:
+        starting.answers["/api/v1/primary"] = (503, {"code": "NO_PRIMARY", "message": "nobody leads"})
+        began = time.monotonic()
+        with pytest.raises(NoPrimary):
+            connect(starting.socket, frozen).primary()
+        assert time.monotonic() - began < 1.9
+    finally:
+        starting.close()
+
+
+def test_an_answer_that_refuses_is_an_answer(connect, overseer, kits):
+    other = Overseer(kits["overseer"])
+    try:
+        other.answers["/api/v1/servers/server9/explain"] = (404, {"code": "NOT_FOUND", "message": "no server9"})
+        with pytest.raises(NotFound, match="no server9"):
+            connect(other.socket, overseer.socket).explain("server9")
+        assert overseer.asked == []
+    finally:
+        other.close()
+
+
+def test_a_bad_certificate_of_one_overseer_does_not_matter_while_another_answers(connect, overseer, strangers, kits):
+    false = Overseer(strangers["overseer"])
+    try:
+        assert connect(false.socket, overseer.socket).primary().epoch == 3
+        with pytest.raises(BadCertificate):
+            connect(false.socket).primary()
+    finally:
+        false.close()
+
+
+def test_writes_carry_their_request_id_to_whoever_answers(connect, overseer, frozen):
+    overseer.answers["/api/v1/failover/pause"] = (200, {"paused": True})
+    connect(frozen, overseer.socket).pause(OperateRequest(request_id="r1", reason="maintenance"))
+    assert overseer.bodies == [{"request_id": "r1", "reason": "maintenance"}]
+
+
+def test_events_go_on_at_another_overseer_with_what_is_newer(connect, overseer, kits):
+    other = Overseer(kits["overseer"])
+    other.events = [(3, "2026-11-22T12:00:00.000Z"), (4, "2026-11-22T12:00:02.000Z")]
+    overseer.events = [(900, "2026-11-22T12:00:00.000Z")]
+    client = connect(overseer.socket, other.socket)
+    seen = []
+    follower = threading.Thread(target=lambda: seen.extend(client.events()))
+    follower.start()
+    try:
+        eventually_sync(lambda: [one.id for one in seen] == [900])
+        overseer.drop_streams()
+        overseer.gone = True
+        eventually_sync(lambda: [one.id for one in seen] == [900, 4])
+        assert other.resumed == ["0"]
+    finally:
+        client.close()
+        follower.join(5)
+        other.close()
+    assert not follower.is_alive()

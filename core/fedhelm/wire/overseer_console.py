@@ -1,4 +1,8 @@
-"""Blocking calls to the overseers of a kit, for commands: the standard library alone, so that a command starts fast."""
+"""Blocking calls to the overseers of a kit, for commands: the standard library alone, so that a command starts fast.
+
+Overseers are asked one after the other, each 0.3 s after the one before if nobody has answered, and the first good
+answer counts. So one that is dead, hangs, or is cut off costs that much, once: it is asked last from then on.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
+from urllib.parse import quote
 
 from pydantic import BaseModel
 
 from fedhelm.config.kit import Kit, OverseerAddress
-from fedhelm.errors import Unreachable
+from fedhelm.errors import BadCertificate, FedhelmError, Unreachable
 from fedhelm.security.tls import client_context
 from fedhelm.wire.overseer_answers import (
     EVENTS,
@@ -28,18 +33,21 @@ from fedhelm.wire.overseer_answers import (
     parse_all,
     path_of,
     unable,
-    unreachable,
     who,
 )
 from fedhelm.wire.overseer_api import (
     Event,
+    ExplainView,
     Health,
     HistoryEntry,
+    OperateRequest,
     PrimaryView,
     PromoteReply,
     PromoteRequest,
     ServerView,
+    SystemView,
 )
+from fedhelm.wire.overseer_race import Race
 
 __all__ = ["OverseerConsoleClient"]
 
@@ -47,7 +55,7 @@ _LOOK = 2.0
 """Seconds that one overseer may take to say what it knows: one that is stopped must not hold up a person."""
 _WORK = 5.0
 """The same where it reads or writes its store."""
-_EVENT_SILENCE = 15.0
+_EVENT_SILENCE = 12.0
 """Longest silence on an event stream; the overseer pings every 5 s."""
 _RECONNECT = (0.1, 0.25, 0.5, 1.0, 2.0)
 
@@ -105,10 +113,10 @@ class _Line(http.client.HTTPConnection):
 class OverseerConsoleClient:
     """Blocking client; its methods may be called from several threads at once.
 
-    Every overseer of the kit is tried, beginning with the one that answered last. Errors are those of
-    :mod:`fedhelm.errors`: what the overseer answered, ``Unreachable`` when none answered, and ``BadCertificate`` when
-    TLS failed over a certificate. Each call takes at most ``timeout`` seconds (None: no limit of the caller's), and one
-    overseer at most about 2 s of them, 5 s where it needs its store.
+    Every overseer of the kit is asked, beginning with the one that answered last. A call may reach more than one, so
+    writes carry a request id. Errors are those of :mod:`fedhelm.errors`: what the overseer answered, ``Unreachable``
+    when none answered, and ``BadCertificate`` when TLS failed over a certificate. Each call takes at most ``timeout``
+    seconds (None: no limit of the caller's), and one overseer at most about 2 s of them, 5 s where it needs its store.
 
     Args:
         kit: an opened kit of any participant.
@@ -171,6 +179,39 @@ class OverseerConsoleClient:
         request = PromoteRequest(target=target, request_id=request_id)
         return parse(PromoteReply, self._call(_Asked("POST", "/promote", request), timeout, _WORK))
 
+    def explain(self, server: str, timeout: float | None = None) -> ExplainView:
+        """Return why a server is or is not a candidate.
+
+        Raises:
+            NotFound: no such server.
+        """
+        return parse(ExplainView, self._call(_Asked("GET", f"/servers/{quote(server, safe='')}/explain"), timeout))
+
+    def system(self, timeout: float | None = None) -> SystemView:
+        """Return what admins decided of the whole system."""
+        return parse(SystemView, self._call(_Asked("GET", "/system"), timeout))
+
+    def pause(self, request: OperateRequest, timeout: float | None = None) -> None:
+        """Have nothing granted but what an admin asks for."""
+        self._call(_Asked("POST", "/failover/pause", request), timeout, _WORK)
+
+    def resume(self, request: OperateRequest, timeout: float | None = None) -> None:
+        """End a pause."""
+        self._call(_Asked("POST", "/failover/resume", request), timeout, _WORK)
+
+    def shutdown(self, request: OperateRequest, timeout: float | None = None) -> None:
+        """Have every server shut down, the primary last."""
+        self._call(_Asked("POST", "/shutdown", request), timeout, _WORK)
+
+    def remove(self, server: str, request: OperateRequest, timeout: float | None = None) -> None:
+        """Forget a server that is down.
+
+        Raises:
+            NotFound: no such server.
+            Refused: it is not down.
+        """
+        self._call(_Asked("POST", f"/servers/{quote(server, safe='')}/remove", request), timeout, _WORK)
+
     def health(self, timeout: float | None = None) -> Health:
         """Return what ``/healthz`` says."""
         return parse(Health, self._call(_Asked("GET", "/healthz"), timeout))
@@ -185,12 +226,18 @@ class OverseerConsoleClient:
             NotAuthorised: the certificate is not accepted; other losses are tried again.
         """
         failed = 0
+        source: OverseerAddress | None = None
+        newest = ""
         while not self._closed.is_set():
             for address in tuple(self._order):
+                # Each overseer numbers its own events: from another one what is newer is taken.
+                moved = source is not None and address != source
                 try:
-                    for event in self._stream(address, after):
+                    for event in self._stream(address, 0 if moved else after):
                         failed = 0
-                        after = event.id
+                        if moved and event.time <= newest:
+                            continue
+                        source, after, newest, moved = address, event.id, max(newest, event.time), False
                         yield event
                 except (*_LOST, ValueError) as exc:
                     # ValueError: the connection was cut in the middle of a chunk's length.
@@ -203,7 +250,7 @@ class OverseerConsoleClient:
             failed += 1
 
     def _stream(self, address: OverseerAddress, after: int | None) -> Iterator[Event]:
-        line = self._dial(address, _WORK)
+        line = self._dial(address, _LOOK)
         with self._lock:
             self._streams.add(line)
         try:
@@ -225,25 +272,33 @@ class OverseerConsoleClient:
             line.close()
 
     def _call(self, asked: _Asked, timeout: float | None, each: float = _LOOK) -> bytes:
-        end = None if timeout is None else time.monotonic() + timeout
-        failures: list[tuple[str, str]] = []
-        for address in tuple(self._order):
-            left = each if end is None else min(each, end - time.monotonic())
-            if left <= 0 and failures:
-                failures.append((who(address), "not asked, the time is over"))
-                continue
-            try:
-                answer = self._exchange(address, asked, left)
-            except _LOST as exc:
-                failures.append(failure(exc, address))
-                continue
+        with self._lock:
+            order = tuple(self._order)
+            if self._closed.is_set():
+                raise Unreachable("this client is closed")
+        race = Race(order, timeout, each)
+        while (place := race.next_to_ask()) is not None:
+            threading.Thread(
+                target=self._ask, args=(race, place, order[place], asked), name="overseer", daemon=True
+            ).start()
+            race.wait()
+        if race.winner is not None:
+            self._prefer(order[race.winner])
+        return race.result()
+
+    def _ask(self, race: Race, place: int, address: OverseerAddress, asked: _Asked) -> None:
+        """Ask one overseer, in a thread of its own: one that hangs holds up nobody."""
+        try:
+            answer = self._exchange(address, asked, race.limits[place])
             told = unable(answer)
-            if told is not None:
-                failures.append((who(address), told))
-                continue
-            self._prefer(address)
-            return checked(answer, address)
-        raise unreachable(failures)
+            race.answers.put((place, checked(answer, address) if told is None else (who(address), told)))
+        except FedhelmError as error:
+            race.answers.put((place, error))
+        except Exception as error:  # noqa: BLE001 - whatever happened in this thread belongs to the caller's
+            try:
+                race.answers.put((place, failure(error, address)))
+            except BadCertificate as ours:
+                race.answers.put((place, ours))
 
     def _exchange(self, address: OverseerAddress, asked: _Asked, limit: float) -> _Answered:
         idle = self._take(address)
