@@ -81,7 +81,7 @@ class LogProbe:
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL):
-            records = self._log.read_new()
+            records = self._log.read_new().records
             moment = now()
             self._seen += [Seen(moment, record.kind, record.epoch) for record in records]
 

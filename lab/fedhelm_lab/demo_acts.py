@@ -305,7 +305,7 @@ class Acts:
         assert self.workspace is not None
         kit = self.workspace.kit("server1")
         assert kit.store is not None
-        return story.count_contributions(open_store(kit.store, kit.cluster).log.read_new(), self._job)
+        return story.count_contributions(open_store(kit.store, kit.cluster).log.read_new().records, self._job)
 
     def _tell(self, outcome: Outcome) -> None:
         say = self._stage.say

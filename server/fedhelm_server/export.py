@@ -122,7 +122,7 @@ def export(store: Store, job_id: str, seq: int, target: Path) -> list[dict[str, 
 
     book, fences = JobBook(), dict[int, str]()
     events, logs = LiveProjection(target / "tensorboard", job_id), _Logs(target / "logs", job_id)
-    for record in store.log.read_new():
+    for record in store.log.read_new().records:
         if record.seq > seq:
             break
         book.apply(record)

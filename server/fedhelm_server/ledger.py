@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fedhelm.clock import Clock
+from fedhelm.clock import Clock, iso
 from fedhelm.errors import BadInput, Conflict, Corrupt, Fenced, NotPrimary, SlotTaken, StoreUnavailable
-from fedhelm.persist.log import Log
+from fedhelm.persist.chain import Tip
+from fedhelm.persist.log import Batch, Log
 from fedhelm.persist.record import By, Draft, Record
 from fedhelm_server.job_book import CONTRIBUTION_KEY, JobBook
 
@@ -80,6 +81,8 @@ class Ledger:
         self.store_ok = True
         self.breathing_space = 0.0
         """Seconds the next slot is left free after an append: an unleased writer must not starve a fence."""
+        self.on_replaced: Callable[[], None] = lambda: None
+        """Called after the book was replaced by a checkpoint and what follows it: every job may have changed."""
         self._log = log
         self._me = me
         self._clock = clock
@@ -123,7 +126,7 @@ class Ledger:
     async def _read_on(self) -> list[Record]:
         if self._broken is not None:
             raise self._broken
-        records = await self._in_thread(self._log.read_new)
+        records = (await self._in_thread(self._log.read_new)).records
         self._fold(records)
         return records
 
@@ -168,10 +171,17 @@ class Ledger:
                         break
                     self.epoch = None
                     raise Conflict(f"the log has epoch {self.book.max_epoch}, the grant is for epoch {epoch}")
+                body = {"cause": cause}
+                if self._log.version > 1:
+                    body["time"] = iso(self._clock.utcnow())
                 try:
-                    draft = Draft(kind="fence", epoch=epoch, by=self._me, body={"cause": cause})
+                    draft = Draft(kind="fence", epoch=epoch, by=self._me, body=body)
                     record = await self._in_thread(self._log.append, draft)
                 except SlotTaken:
+                    continue
+                except Fenced:  # it landed in a slot that was compacted away: start again from the checkpoint
+                    if not await self._moved_on():
+                        raise
                     continue
                 self.epoch = epoch
                 self._fold([record])
@@ -265,6 +275,10 @@ class Ledger:
             except SlotTaken:
                 await self._read_on()  # `applied` fences this server if the slot is a newer primary's
                 continue
+            except Fenced:  # below the mark: after the reload the fence found there says who leads
+                if not await self._moved_on():
+                    raise
+                continue
             except BadInput:
                 if len(decided) == 1:
                     raise
@@ -277,6 +291,23 @@ class Ledger:
                 if not proposal.future.done():
                     proposal.future.set_result(Placement(record.seq, index, record.epoch))
             batch = later
+
+    async def _moved_on(self) -> bool:
+        before, seq = self.book, self.book.seq
+        await self._read_on()
+        return self.book is not before or self.book.seq != seq
+
+    async def raise_log_version(self, version: int) -> None:
+        """Have what is appended from now on be of ``version``, for good: every server of the project reads it.
+
+        Raises:
+            FedhelmError: it could not be recorded; try again.
+        """
+
+        def decide(book: JobBook) -> dict[str, Any] | Answer:
+            return Answer(None) if book.log_version >= version else {"log_version": version}
+
+        await self.propose("config", decide)
 
     async def _commit_halves(self, batch: Sequence[_Proposal]) -> None:
         middle = len(batch) // 2

@@ -120,7 +120,7 @@ class Runner:
     def _read_on(self) -> None:
         while True:
             try:
-                records = self._store.log.read_new()
+                records = self._store.log.read_new().records
                 break
             except StoreUnavailable:  # a job outlives an outage of the store, however long
                 self._wait(STORE_RETRY_S)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from fedhelm.errors import BadInput, Corrupt, NotFound, SlotTaken, StoreUnavailable
-from fedhelm.persist.base import BytesLike
+from fedhelm.persist.base import BytesLike, Usage
 from fedhelm.persist.blobs import BlobRef, Manifest, blake3_hex, check_digest, check_owner
 
 # What the next `create` does instead of working:
@@ -20,7 +20,8 @@ class MemoryLogStore:
     """Slots in a dict.
 
     Attributes:
-        slots: What is there.
+        contents: The slots that are there.
+        marks: The marks that are there.
         faults: Consumed one per `create`: UNAVAILABLE, LOST, REPEATED, or None for none.
         before_create: Called with the slot before each `create`: another writer's chance to be first.
         down: While True every call raises StoreUnavailable.
@@ -28,7 +29,8 @@ class MemoryLogStore:
     """
 
     def __init__(self) -> None:
-        self.slots: dict[int, bytes] = {}
+        self.contents: dict[int, bytes] = {}
+        self.marks: dict[int, bytes] = {}
         self.faults: deque[str | None] = deque()
         self.before_create: Callable[[int], None] | None = None
         self.down = False
@@ -43,9 +45,9 @@ class MemoryLogStore:
         if fault == UNAVAILABLE:
             raise StoreUnavailable("memory: no answer")
         with self._lock:
-            if seq in self.slots:
+            if seq in self.contents:
                 raise SlotTaken(f"slot {seq} is taken")
-            self.slots[seq] = bytes(data)
+            self.contents[seq] = bytes(data)
         if fault == LOST:
             raise StoreUnavailable("memory: the answer was lost")
         if fault == REPEATED:
@@ -53,11 +55,33 @@ class MemoryLogStore:
 
     def read(self, seq: int) -> bytes | None:
         self._require()
-        return self.slots.get(seq)
+        return self.contents.get(seq)
 
     def highest(self) -> int | None:
         self._require()
-        return max(self.slots, default=None)
+        return max(self.contents, default=None)
+
+    def slots(self) -> list[int]:
+        return sorted(self.contents)
+
+    def delete(self, seq: int) -> None:
+        self._require()
+        self.contents.pop(seq, None)
+
+    def create_mark(self, number: int, data: bytes) -> None:
+        self._require()
+        with self._lock:
+            if number in self.marks:
+                raise SlotTaken(f"mark {number} is taken")
+            self.marks[number] = bytes(data)
+
+    def read_mark(self, number: int) -> bytes | None:
+        self._require()
+        return self.marks.get(number)
+
+    def highest_mark(self) -> int:
+        self._require()
+        return max(self.marks, default=0)
 
     def sync(self) -> None:
         self._require()
@@ -75,12 +99,14 @@ class MemoryBlobStore:
         chunks: By owner and digest.
         manifests: By owner and digest.
         down: While True every call raises StoreUnavailable.
+        room: What `usage` returns.
     """
 
     def __init__(self, chunk_size: int = 1024) -> None:
         self.chunks: dict[tuple[str, str], bytes] = {}
         self.manifests: dict[tuple[str, str], Manifest] = {}
         self.down = False
+        self.room = Usage(10**9, 10**9)
         self._chunk_size = chunk_size
 
     @property
@@ -140,6 +166,24 @@ class MemoryBlobStore:
         if chunk is None or len(chunk) < offset + len(view):
             raise Corrupt(f"chunk {digest} is missing or too short")
         view[:] = chunk[offset : offset + len(view)]
+
+    def owners(self, prefix: str) -> list[str]:
+        self._require(prefix or "x")
+        found = {owner for owner, _ in (*self.chunks, *self.manifests)}
+        return sorted(one for one in found if not prefix or one == prefix or one.startswith(f"{prefix}/"))
+
+    def delete_owner(self, owner: str) -> int:
+        self._require(owner)
+        freed = 0
+        for key in [key for key in self.manifests if key[0] == owner]:
+            freed += len(self.manifests.pop(key).canonical())
+        for key in [key for key in self.chunks if key[0] == owner]:
+            freed += len(self.chunks.pop(key))
+        return freed
+
+    def usage(self) -> Usage:
+        self._require("x")
+        return self.room
 
     def _require(self, owner: str) -> None:
         check_owner(owner)

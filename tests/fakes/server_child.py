@@ -68,7 +68,7 @@ class Child:
         self._fold()
 
     def _fold(self):
-        for record in self.store.log.read_new():
+        for record in self.store.log.read_new().records:
             self.book.apply(record)
 
     @property

@@ -157,7 +157,7 @@ class Writer:
 def fold(store):
     """Fold the whole log; raises where an invariant is broken. Return book and records."""
     log, book = Log(store), JobBook()
-    records = log.read_new()
+    records = log.read_new().records
     for record in records:
         book.apply(record)
     return book, records

@@ -97,7 +97,7 @@ def test_the_store_is_founded_for_the_cluster_of_the_kits(workspace):
 
     kit = workspace.kit("server1")
     store = open_store(kit.store, kit.cluster)
-    assert [record.kind for record in store.log.read_new()] == ["genesis"]
+    assert [record.kind for record in store.log.read_new().records] == ["genesis"]
 
 
 def test_default_ports_are_those_of_the_walk_through():

@@ -207,7 +207,7 @@ class Federation:
     def records(self):
         """Every record of the log, its chain verified."""
         kit = open_kit(self.kit(self.servers[0]))
-        return open_store(kit.store, kit.cluster).log.read_new()
+        return open_store(kit.store, kit.cluster).log.read_new().records
 
     def check_log(self):
         """The invariants of the protocol that the log itself can show (I1, I3, I4, I8, I9)."""

@@ -140,7 +140,7 @@ def test_who_wrote_and_who_read_tell_the_same_bytes(writer):
     body["config"]["options"] = {"z": 1, "a": {"y": 2.5, "b": [1, 2]}}
     own = JobBook()
     log = Log(writer.log._store)
-    for record in log.read_new():
+    for record in log.read_new().records:
         own.apply(record)
     own.apply(writer.append("job_submitted", body))  # as the writer got it back
     own.apply(writer.append("job_state", state()))

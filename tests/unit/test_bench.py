@@ -12,6 +12,7 @@ from bench.failover import LogProbe
 from bench.machine import describe, load
 from bench.measures import MEASURES
 from bench.report import Figure, append, markdown
+from fedhelm.persist.log import Batch
 from fedhelm.persist.record import By, Record
 from tests.support.waiting import eventually_sync
 
@@ -84,7 +85,7 @@ class LogOf:
 
     def read_new(self):
         found, self._records = self._records, []
-        return found
+        return Batch(None, found)
 
 
 def record(kind, epoch):

@@ -130,7 +130,7 @@ def test_two_servers_make_the_same_files_from_the_same_position(finished, tmp_pa
 def test_an_earlier_position_shows_the_job_as_it_was(finished, tmp_path):
     root, _ = finished
     store = open_store(root, CLUSTER)
-    first_close = next(r.seq for r in store.log.read_new() if r.kind == "round_close")
+    first_close = next(r.seq for r in store.log.read_new().records if r.kind == "round_close")
     files = export(open_store(root, CLUSTER), JOB, first_close, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["status"], len(summary["rounds"]), summary["best_round"]) == ("RUNNING", 1, 1)

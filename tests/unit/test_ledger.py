@@ -97,10 +97,10 @@ async def test_before_its_fence_and_after_close_a_ledger_takes_nothing(store):
             await offer(ledger, contribution())
         await ledger.fence(2, "start")
         ledger.close("over")
-        before = dict(store.slots)
+        before = dict(store.contents)
         with pytest.raises(NotPrimary, match="over"):
             await offer(ledger, contribution())
-        assert store.slots == before
+        assert store.contents == before
         ledger.reopen()
         assert isinstance(await offer(ledger, contribution()), Placement)
 
@@ -484,7 +484,7 @@ async def test_a_log_that_cannot_be_folded_stops_the_ledger_for_good(store):
         rogue = Writer(store, epoch=2, fence=False)
         rogue.contribute(contribution())
         rogue.contribute(contribution())  # the same id once more: no correct writer does that
-        before = len(store.slots)
+        before = len(store.contents)
         with pytest.raises((Corrupt, NotPrimary)):
             await offer(ledger, contribution("site-2"))
         for _ in range(2):
@@ -494,16 +494,16 @@ async def test_a_log_that_cannot_be_folded_stops_the_ledger_for_good(store):
             await offer(ledger, contribution("site-2"))
         with pytest.raises(Corrupt):
             await ledger.fence(3, "again")
-    assert len(store.slots) == before
+    assert len(store.contents) == before
 
 
 async def test_an_answer_needs_no_append(store):
     ledger = new_ledger(store)
     async with serving(ledger):
         await ledger.fence(2, "start")
-        before = len(store.slots)
+        before = len(store.contents)
         assert await ledger.propose("job_state", lambda book: Answer(len(book.jobs))) == 1
-    assert len(store.slots) == before
+    assert len(store.contents) == before
 
 
 async def test_breathing_space_lets_a_rival_in_between(store):

@@ -72,14 +72,14 @@ acknowledged = [store.log.append(put(0)).seq]
 fill()
 refusals = [attempt(lambda: store.log.append(put(1))), attempt(lambda: store.log.append(put(1))),
             attempt(write_blob), attempt(lambda: probe(root))]
-readable = len(open_store(root, CLUSTER).log.read_new())
+readable = len(open_store(root, CLUSTER).log.read_new().records)
 litter = os.listdir(root / "tmp")
 make_room()
 probe(root)
 acknowledged.append(store.log.append(put(1)).seq)
 ref = write_blob()
 fresh = open_store(root, CLUSTER)
-items = [record.body["items"][1] for record in fresh.log.read_new() if record.kind == "contribution"]
+items = [record.body["items"][1] for record in fresh.log.read_new().records if record.kind == "contribution"]
 sys.stdout.write(json.dumps({"refusals": refusals, "readable": readable, "litter": litter, "items": items,
     "acknowledged": acknowledged, "blob": BlobReader(fresh.blobs, ref).size}))
 """

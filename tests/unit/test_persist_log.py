@@ -46,25 +46,25 @@ def opened(store) -> Log:
 
 def force(store, draft, seq=None):
     """Write a slot that fits the chain, past all rules."""
-    last = max(store.slots)
-    prev = decode(store.slots[last], last).sha256
+    last = max(store.contents)
+    prev = decode(store.contents[last], last).sha256
     seq = last + 1 if seq is None else seq
-    store.slots[seq] = seal(draft, seq=seq, prev=prev, nonce="forced")[1]
+    store.contents[seq] = seal(draft, seq=seq, prev=prev, nonce="forced")[1]
 
 
 def test_a_fresh_log_has_read_nothing_and_loads_everything(store):
     log = Log(store)
     assert (log.next_seq, log.last, log.epoch) == (0, None, 0)
-    assert [record.kind for record in log.read_new()] == ["genesis", "fence"]
+    assert [record.kind for record in log.read_new().records] == ["genesis", "fence"]
     assert (log.next_seq, log.epoch) == (2, 1)
     assert log.last == log.fence == log.at(1)
-    assert log.read_new() == []
+    assert log.read_new().records == []
 
 
 def test_what_one_appends_another_reads(store):
     writer, reader = opened(store), opened(store)
     written = [writer.append(put(1, site)) for site in "abc"]
-    assert reader.read_new() == written
+    assert reader.read_new().records == written
     assert [record.seq for record in written] == [2, 3, 4]
     assert [record.prev for record in written] == [writer.at(seq).sha256 for seq in (1, 2, 3)]
     assert reader.tip == writer.tip
@@ -77,7 +77,7 @@ def test_only_a_passed_slot_can_be_looked_at(store):
     for seq in (-1, 2, 3):
         with pytest.raises(NotFound):
             log.at(seq)
-    del store.slots[0]
+    del store.contents[0]
     with pytest.raises(Corrupt, match="slot 0"):
         log.at(0)
 
@@ -88,7 +88,7 @@ def test_who_loses_the_slot_reads_on_and_decides_again(store):
     with pytest.raises(SlotTaken):
         second.append(put(1, "b"))
     assert second.next_seq == 2
-    assert second.read_new() == [won]
+    assert second.read_new().records == [won]
     assert second.append(put(1, "b")).seq == 3
 
 
@@ -125,7 +125,7 @@ class TestAuthority:
         with pytest.raises(Fenced):
             other.append(fence(1, TWO))
         assert other.next_seq == 2
-        assert max(store.slots) == 1
+        assert max(store.contents) == 1
 
     def test_another_life_of_the_same_server_is_another_writer(self, store):
         with pytest.raises(Fenced):
@@ -169,7 +169,7 @@ class TestDamage:
         log = opened(store)
         for site in "abc":
             log.append(put(1, site))
-        store.slots[3] = store.slots[3].replace(b'"b"', b'"x"')
+        store.contents[3] = store.contents[3].replace(b'"b"', b'"x"')
         reader = Log(store)
         for _ in range(2):
             with pytest.raises(Corrupt, match="slot 3"):
@@ -182,7 +182,7 @@ class TestDamage:
         log = opened(store)
         for site in "abc":
             log.append(put(1, site))
-        del store.slots[3]
+        del store.contents[3]
         with pytest.raises(Corrupt, match="slot 3 is missing, slot 4 is there"):
             Log(store).read_new()
 
@@ -199,11 +199,11 @@ class TestDamage:
                 return store.read(seq)
 
         log = Log(Busy())
-        assert [record.seq for record in log.read_new()] == list(range(6))
+        assert [record.seq for record in log.read_new().records] == list(range(6))
 
     def test_a_record_that_does_not_continue_the_chain_is_named(self, store):
         opened(store).append(put(1, "a"))
-        store.slots[2] = seal(put(1, "b"), seq=2, prev="ab" * 32, nonce="n")[1]
+        store.contents[2] = seal(put(1, "b"), seq=2, prev="ab" * 32, nonce="n")[1]
         with pytest.raises(Corrupt, match="slot 2: does not continue"):
             Log(store).read_new()
 
@@ -211,7 +211,7 @@ class TestDamage:
         log = opened(store)
         log.append(put(1, "a"))
         log.append(put(1, "b"))
-        store.slots[2] = seal(put(1, "x"), seq=2, prev=log.at(1).sha256, nonce="n")[1]
+        store.contents[2] = seal(put(1, "x"), seq=2, prev=log.at(1).sha256, nonce="n")[1]
         with pytest.raises(Corrupt, match="slot 3: does not continue"):
             Log(store).read_new()
 
@@ -227,7 +227,7 @@ class TestDamage:
 
     def test_a_log_without_genesis_is_refused(self):
         store = MemoryLogStore()
-        store.slots[0] = seal(fence(1), seq=0, prev="0" * 64, nonce="n")[1]
+        store.contents[0] = seal(fence(1), seq=0, prev="0" * 64, nonce="n")[1]
         with pytest.raises(Corrupt, match="slot 0"):
             Log(store).read_new()
 
@@ -250,7 +250,7 @@ class TestUnknownOutcome:
             assert log.next_seq == 2
         record = log.append(put(1, "a"))
         assert record.seq == 2
-        assert opened(store).read_new() == []
+        assert opened(store).read_new().records == []
         assert opened(store).last == record
 
     def test_another_draft_after_a_lost_answer_loses_the_slot(self, store):
@@ -260,7 +260,7 @@ class TestUnknownOutcome:
             log.append(put(1, "a"))
         with pytest.raises(SlotTaken):
             log.append(put(1, "b"))
-        assert [record.body["items"][0]["site"] for record in log.read_new()] == ["a"]
+        assert [record.body["items"][0]["site"] for record in log.read_new().records] == ["a"]
         assert log.append(put(1, "b")).seq == 3
 
     def test_another_draft_after_a_failed_append_takes_the_slot(self, store):
@@ -278,10 +278,10 @@ class TestUnknownOutcome:
         with pytest.raises(StoreUnavailable):
             log.append(put(1, "a"))
         late = log._attempt[1]
-        store.before_create = lambda seq: store.slots.setdefault(seq, late)
+        store.before_create = lambda seq: store.contents.setdefault(seq, late)
         record = log.append(put(1, "a"))
         assert sent == [2]
-        assert store.slots[record.seq] == late
+        assert store.contents[record.seq] == late
 
     def test_an_append_told_as_failed_is_durable_before_it_is_read(self, store):
         log = opened(store)
@@ -289,7 +289,7 @@ class TestUnknownOutcome:
         with pytest.raises(StoreUnavailable):
             log.append(put(1, "a"))
         assert store.synced == 0
-        assert len(log.read_new()) == 1
+        assert len(log.read_new().records) == 1
         assert store.synced == 1
         log.append(put(1, "b"))
         opened(store)
@@ -305,7 +305,7 @@ class TestUnknownOutcome:
             log.read_new()
         assert log.next_seq == 2
         store.sync = works
-        assert len(log.read_new()) == 1
+        assert len(log.read_new().records) == 1
 
     def test_a_fence_whose_answer_was_lost_is_mine(self, store):
         log = opened(store)
@@ -346,7 +346,7 @@ class TestUnknownOutcome:
             with pytest.raises(StoreUnavailable):
                 call()
         store.down = False
-        assert len(fresh.read_new()) == 2
+        assert len(fresh.read_new().records) == 2
         assert log.append(put(1, "a")).seq == 2
 
 
@@ -355,7 +355,7 @@ def test_an_idle_look_is_one_read(store):
     looks = []
     works, store.read = store.read, lambda seq: looks.append(seq) or works(seq)
     store.highest = None  # not to be asked
-    assert log.read_new() == []
+    assert log.read_new().records == []
     assert looks == [2]
 
 

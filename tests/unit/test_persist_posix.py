@@ -136,7 +136,7 @@ class TestFailures:
         record = log.append(FENCE)
         assert record.seq == 1
         reader = Log(PosixLogStore(root))
-        assert reader.read_new()[1:] == [record]
+        assert reader.read_new().records[1:] == [record]
 
     @pytest.mark.parametrize("step", ["linked", "sync_directory"])
     def test_of_an_append_that_did_land(self, root, files, step):
@@ -147,8 +147,8 @@ class TestFailures:
             log.append(FENCE)
         files.fail.clear()
         files.steps.clear()
-        assert [record.kind for record in log.read_new()] == ["fence"]
-        assert files.steps == [("sync_directory", "log")]
+        assert [record.kind for record in log.read_new().records] == ["fence"]
+        assert files.steps == [("sync_directory", "log"), ("sync_directory", "marks")]
         assert log.leads(1, FENCE.by)
 
     def test_a_taken_slot_is_durable_before_it_is_said_to_be_taken(self, root, files):
@@ -387,7 +387,7 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(root):
                 seq, sha256 = line.split()
                 acknowledged[int(seq)] = sha256
         log = Log(PosixLogStore(root))
-        found = {record.seq: record.sha256 for record in log.read_new()}
+        found = {record.seq: record.sha256 for record in log.read_new().records}
         assert acknowledged.items() <= found.items()
         assert log.epoch == epoch
     assert len(acknowledged) >= 75

@@ -24,7 +24,7 @@ class Server:
         self.records = []
 
     def read(self):
-        self.records += self.log.read_new()
+        self.records += self.log.read_new().records
 
     def append(self, kind, body):
         record = self.log.append(Draft(kind, self.epoch, self.by, body))
@@ -106,13 +106,13 @@ class Federation(RuleBasedStateMachine):
     def arrive_late(self):
         if self.late:
             seq, data = self.late.pop()
-            if seq == max(self.store.slots) + 1:
-                self.store.slots[seq] = data
+            if seq == max(self.store.contents) + 1:
+                self.store.contents[seq] = data
 
     @invariant()
     def the_log_is_whole(self):
         log = Log(self.store)
-        records = log.read_new()
+        records = log.read_new().records
         contributions = {}
         for record in records:
             if record.kind == "contribution":

@@ -32,7 +32,7 @@ def test_a_founded_store_opens_with_its_genesis(root):
     store = open_store(root, CLUSTER)
     assert (store.root, store.cluster, store.project) == (root, CLUSTER, "poc")
     assert store.log.next_seq == 0
-    (genesis,) = store.log.read_new()
+    (genesis,) = store.log.read_new().records
     assert (genesis.seq, genesis.epoch, genesis.kind) == (0, 0, "genesis")
     assert genesis.body == {"cluster": CLUSTER, "project": "poc"}
 
@@ -44,7 +44,7 @@ def test_two_members_share_log_and_blobs(root):
     ref = writer.finish()
     one.log.read_new()
     one.log.append(Draft("fence", 1, By("server1", "a"), {"cause": "start", "blob": ref.to_json()}))
-    fence = two.log.read_new()[-1]
+    fence = two.log.read_new().records[-1]
     assert BlobReader(two.blobs, type(ref).from_json(fence.body["blob"])).read() == b"bundle"
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedhelm.errors import BadInput, Corrupt
 from fedhelm.persist.record import (
+    KINDS,
     MAX_DEPTH,
     MAX_RECORD_BYTES,
     NO_RECORD,
@@ -60,17 +61,18 @@ def forged(change, seq=5):
     return canonical(value) + b"\n"
 
 
-def test_the_format_on_disk_is_this_one():
-    record, data = seal(
-        Draft("fence", 1, By("server1", "00ff"), {"cause": "start \u00e9"}), seq=1, prev=NO_RECORD, nonce="aa"
-    )
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_format_on_disk_is_this_one(version):
+    draft = Draft("fence", 1, By("server1", "00ff"), {"cause": "start \u00e9"})
+    record, data = seal(draft, seq=1, prev=NO_RECORD, nonce="aa", version=version)
     plain = (
         '{"body":{"cause":"start é"},"by":{"incarnation":"00ff","name":"server1"},"epoch":1,"kind":"fence",'
-        f'"nonce":"aa","prev":"{"0" * 64}","seq":1,"v":1}}'
+        f'"nonce":"aa","prev":"{"0" * 64}","seq":1,"v":{version}}}'
     ).encode()
     digest = hashlib.sha256(plain).hexdigest()
     assert record.sha256 == digest
-    assert data == plain.replace(b'"v":1', b'"sha256":"' + digest.encode() + b'","v":1') + b"\n"
+    assert data == plain.replace(b'"v":', b'"sha256":"' + digest.encode() + b'","v":') + b"\n"
+    assert record.v == version
     assert data == canonical(json.loads(data)) + b"\n"
 
 
@@ -200,14 +202,41 @@ def test_other_forms_of_the_same_json_are_corrupt():
             decode(other, 5)
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, -1, True, None, "1", 1.0])
+@pytest.mark.parametrize("version", [0, 3, 99, -1, True, None, "1", 1.0])
 def test_another_version_is_refused_by_name(version):
     with pytest.raises(Corrupt, match="version"):
         decode(forged(lambda value: value.update(v=version)), 5)
 
 
 def test_this_version_and_the_one_before_are_read():
-    assert {version for version in (VERSION, VERSION - 1) if version >= 1} == READABLE_VERSIONS
+    assert {VERSION, VERSION - 1} == READABLE_VERSIONS
+    for version in READABLE_VERSIONS:
+        decode(forged(lambda value: value.update(v=version)), 5)  # noqa: B023 - called at once
+
+
+@pytest.mark.parametrize("kind", ["", "Fence", "hologram", "fence\n", None, 1, []])
+def test_an_unknown_kind_is_refused_by_its_slot(kind):
+    with pytest.raises(Corrupt, match=r"slot 5.*kind"):
+        decode(forged(lambda value: value.update(kind=kind)), 5)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_kind_is_read_and_written_in_the_versions_that_have_it(kind):
+    draft = Draft(kind, 3, BY, {})
+    for version in READABLE_VERSIONS:
+        if version >= KINDS[kind]:
+            data = seal(draft, seq=5, prev="ab" * 32, nonce="n", version=version)[1]
+            assert (decode(data, 5).kind, decode(data, 5).v) == (kind, version)
+        else:
+            with pytest.raises(BadInput, match=kind):
+                seal(draft, seq=5, prev="ab" * 32, nonce="n", version=version)
+            with pytest.raises(Corrupt, match=rf"slot 5.*{kind}.*version {version}"):
+                decode(forged(lambda value: value.update(kind=kind, v=version)), 5)  # noqa: B023 - called at once
+
+
+def test_a_version_that_nobody_reads_is_not_written():
+    with pytest.raises(BadInput, match="version 3"):
+        seal(Draft("fence", 3, BY, {}), seq=5, prev="ab" * 32, nonce="n", version=3)
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from fedhelm.persist.base import BlobStore, LogStore
+from fedhelm.persist.base import BlobStore, LogStore, Usage
 from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter, Manifest
-from fedhelm.persist.chain import Tip
-from fedhelm.persist.log import Log
+from fedhelm.persist.chain import Checkpoint, Tip, checkpoint_owner
+from fedhelm.persist.checkpoint import Base
+from fedhelm.persist.compaction import Compaction
+from fedhelm.persist.log import Batch, Log
 from fedhelm.persist.posix import PosixBlobStore, PosixLogStore
-from fedhelm.persist.record import MAX_RECORD_BYTES, By, Draft, Record, decode, encode
+from fedhelm.persist.record import MAX_RECORD_BYTES, VERSION, By, Draft, Record, decode, encode
 from fedhelm.persist.store import Store, init_store, open_store, probe
 
 __all__ = [
     "MAX_RECORD_BYTES",
+    "VERSION",
+    "Base",
+    "Batch",
     "BlobReader",
     "BlobRef",
     "BlobStore",
     "BlobWriter",
     "By",
+    "Checkpoint",
+    "Compaction",
     "Draft",
     "Log",
     "LogStore",
@@ -26,6 +33,8 @@ __all__ = [
     "Record",
     "Store",
     "Tip",
+    "Usage",
+    "checkpoint_owner",
     "decode",
     "encode",
     "init_store",

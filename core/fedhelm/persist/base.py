@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from fedhelm.persist.blobs import BlobRef, Manifest
 
-__all__ = ["BlobStore", "BytesLike", "LogStore"]
+__all__ = ["BlobStore", "BytesLike", "LogStore", "Usage"]
 
 BytesLike = bytes | bytearray | memoryview
 
 
+@dataclass(frozen=True)
+class Usage:
+    """The disk below a store, in bytes.
+
+    Attributes:
+        total: Its size.
+        free: What this user may still write.
+    """
+
+    total: int
+    free: int
+
+
 class LogStore(Protocol):
-    """Numbered slots, each created once, never changed."""
+    """Numbered slots, each created once, never changed; and numbered marks, which are never deleted either.
+
+    May be used by several threads at once.
+    """
 
     def create(self, seq: int, data: bytes) -> None:
         """Create slot ``seq`` with ``data``; durable when this returns.
@@ -41,8 +58,36 @@ class LogStore(Protocol):
         """
         ...
 
+    def slots(self) -> list[int]:
+        """Return the slots that exist, ascending, by a listing.
+
+        Raises:
+            StoreUnavailable: the store cannot be listed.
+        """
+        ...
+
+    def delete(self, seq: int) -> None:
+        """Delete slot ``seq``; one that is not there is fine. Only a slot below a durable mark may be deleted.
+
+        Raises:
+            StoreUnavailable: it may or may not have been deleted.
+        """
+        ...
+
+    def create_mark(self, number: int, data: bytes) -> None:
+        """Create mark ``number`` with ``data``; raises, and is durable, as `create`."""
+        ...
+
+    def read_mark(self, number: int) -> bytes | None:
+        """Return the bytes of mark ``number``, None if there is none; raises as `read`."""
+        ...
+
+    def highest_mark(self) -> int:
+        """Return the highest mark that exists, by a listing; 0 if there is none; raises as `highest`."""
+        ...
+
     def sync(self) -> None:
-        """Make every slot that can be read durable.
+        """Make every slot and every mark that can be read durable.
 
         Raises:
             StoreUnavailable: it cannot be known.
@@ -113,5 +158,34 @@ class BlobStore(Protocol):
         Raises:
             Corrupt: the chunk is missing or shorter.
             StoreUnavailable: the store cannot be read.
+        """
+        ...
+
+    def owners(self, prefix: str) -> list[str]:
+        """Return the owners at or below ``prefix`` ("" is all) that hold chunks or manifests, sorted, by a listing.
+
+        Raises:
+            BadInput: the prefix cannot own blobs.
+            StoreUnavailable: the store cannot be listed.
+        """
+        ...
+
+    def delete_owner(self, owner: str) -> int:
+        """Delete all that ``owner`` holds, not what is below it; return the bytes freed. Nothing there is fine.
+
+        The owner must be closed: no record may name its blobs, now or later. What is written there meanwhile, or after,
+        may stay; another call deletes it.
+
+        Raises:
+            BadInput: the owner is not allowed.
+            StoreUnavailable: some of it may be left.
+        """
+        ...
+
+    def usage(self) -> Usage:
+        """Return the size of the disk, and what is free.
+
+        Raises:
+            StoreUnavailable: the store is not there.
         """
         ...

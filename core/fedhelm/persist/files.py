@@ -15,7 +15,7 @@ __all__ = ["Files", "create_exclusively", "make_directory", "naming", "read_file
 
 
 class Files:
-    """Write, link and sync; the seam at which tests make one of them fail."""
+    """Write, link, unlink and sync; the seam at which tests make one of them fail."""
 
     def write(self, path: Path, data: BytesLike) -> None:
         """Make the new file ``path`` (mode 0600) with ``data``, fsynced.
@@ -40,6 +40,15 @@ class Files:
             OSError: as the system says.
         """
         os.link(source, target)
+
+    def unlink(self, path: Path) -> None:
+        """Take the name ``path`` away.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: as the system says.
+        """
+        path.unlink()
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in ``path`` durable.

@@ -3,13 +3,15 @@
 ::
 
     <root>/log/<16 digits>             one record each
+    <root>/marks/<16 digits>           low-water marks
     <root>/blobs/<owner>/c-<digest>    chunks
     <root>/blobs/<owner>/m-<digest>    manifests
     <root>/tmp/                        files before they get their name
+    <root>/archive/                    if somebody made it: a second name for every file of log and blobs that goes
 
 A file is written and fsynced in ``tmp/``, gets its name by ``link(2)``, which fails if the name is taken, and the
 directory is fsynced. Files have mode 0600, directories 0700. ``log``, ``blobs`` and ``tmp`` are made by
-`make_layout` alone: where they are missing, the store is not there.
+`make_layout` alone: where they are missing, the store is not there. (Stores of the first version lack ``marks``.)
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from fedhelm.errors import BadInput, Corrupt, NotFound, SlotTaken, StoreUnavailable
-from fedhelm.persist.base import BytesLike
+from fedhelm.persist.base import BytesLike, Usage
 from fedhelm.persist.blobs import (
     CHUNK_SIZE,
     MAX_CHUNKS,
@@ -36,6 +39,7 @@ from fedhelm.persist.record import MAX_RECORD_BYTES
 __all__ = ["PosixBlobStore", "PosixLogStore", "make_layout"]
 
 _SLOT = re.compile(r"[0-9]{16}")
+_CONTENT_NAME = len("c-") + 64
 _MAX_MANIFEST_BYTES = MAX_CHUNKS * 67 + 1024
 
 
@@ -48,49 +52,110 @@ def make_layout(root: Path, files: Files | None = None) -> None:
     files = files or Files()
     with naming(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("log", "blobs", "tmp"):
+        for name in ("log", "marks", "blobs", "tmp"):
             make_directory(root / name)
         files.sync_directory(root)
         files.sync_directory(root.parent)
 
 
 class PosixLogStore:
-    """Slots as files. An append costs two fsyncs: of the file and of the directory."""
+    """Slots and marks as files. An append costs two fsyncs: of the file and of the directory."""
 
     def __init__(self, root: Path, files: Files | None = None) -> None:
         self._files = files or Files()
+        self._root = root
         self._directory = root / "log"
+        self._marks = root / "marks"
         self._temporary = root / "tmp"
 
     def create(self, seq: int, data: bytes) -> None:
         """Create slot ``seq``; see `LogStore.create`."""
-        path = self._slot(seq)
-        created = create_exclusively(self._files, self._temporary, path, data)
-        # Also when it was taken: its creator may have died between the name and this, and it counts from now on.
-        self.sync()
-        if not created:
+        if not self._create(self._directory, seq, data):
             raise SlotTaken(f"slot {seq} is taken")
 
     def read(self, seq: int) -> bytes | None:
         """Return the bytes of slot ``seq``; see `LogStore.read`."""
-        data = read_file(self._slot(seq), MAX_RECORD_BYTES + 1)
-        if data is None:
-            with naming(self._directory):
-                self._directory.stat()  # not mounted is not the end of the log
-        return data
+        return self._read(self._directory, seq)
 
     def highest(self) -> int | None:
         """Return the highest slot; see `LogStore.highest`."""
-        with naming(self._directory), os.scandir(self._directory) as entries:
-            return max((int(entry.name) for entry in entries if _SLOT.fullmatch(entry.name)), default=None)
+        return max(_numbers(self._directory), default=None)
+
+    def slots(self) -> list[int]:
+        """Return the slots that exist; see `LogStore.slots`."""
+        return sorted(_numbers(self._directory))
+
+    def delete(self, seq: int) -> None:
+        """Unlink slot ``seq``; see `LogStore.delete`."""
+        _delete(self._files, self._root, self._directory / _name(seq))
+
+    def create_mark(self, number: int, data: bytes) -> None:
+        """Create mark ``number``; see `LogStore.create_mark`."""
+        with naming(self._marks):
+            self._require()
+            if make_directory(self._marks):  # a store of the first version
+                self._files.sync_directory(self._root)
+        if not self._create(self._marks, number, data):
+            raise SlotTaken(f"mark {number} is taken")
+
+    def read_mark(self, number: int) -> bytes | None:
+        """Return the bytes of mark ``number``; see `LogStore.read_mark`."""
+        return self._read(self._marks, number)
+
+    def highest_mark(self) -> int:
+        """Return the highest mark; see `LogStore.highest_mark`."""
+        with naming(self._directory):
+            self._require()
+        return max(_numbers(self._marks), default=0) if self._marks.is_dir() else 0
 
     def sync(self) -> None:
-        """Fsync the directory; see `LogStore.sync`."""
-        with naming(self._directory):
-            self._files.sync_directory(self._directory)
+        """Fsync the directories; see `LogStore.sync`."""
+        self._sync(self._directory)
+        if self._marks.is_dir():
+            self._sync(self._marks)
 
-    def _slot(self, seq: int) -> Path:
-        return self._directory / f"{seq:016d}"
+    def _create(self, directory: Path, number: int, data: bytes) -> bool:
+        created = create_exclusively(self._files, self._temporary, directory / _name(number), data)
+        # Also when it was taken: its creator may have died between the name and this, and it counts from now on.
+        self._sync(directory)
+        return created
+
+    def _read(self, directory: Path, number: int) -> bytes | None:
+        data = read_file(directory / _name(number), MAX_RECORD_BYTES + 1)
+        if data is None:
+            with naming(self._directory):
+                self._require()
+        return data
+
+    def _require(self) -> None:
+        self._directory.stat()  # not mounted is not the end of the log
+
+    def _sync(self, directory: Path) -> None:
+        with naming(directory):
+            self._files.sync_directory(directory)
+
+
+def _name(number: int) -> str:
+    return f"{number:016d}"
+
+
+def _numbers(directory: Path) -> list[int]:
+    with naming(directory), os.scandir(directory) as entries:
+        return [int(entry.name) for entry in entries if _SLOT.fullmatch(entry.name)]
+
+
+def _delete(files: Files, root: Path, path: Path) -> None:
+    """Unlink ``path``, under another name in the archive if there is one."""
+    archive = root / "archive"
+    with naming(path):
+        if archive.is_dir():
+            second = archive / path.relative_to(root)
+            second.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # There already: this deletion was tried before, or it is a ghost, whose slot was archived when it was real.
+            with suppress(FileExistsError, FileNotFoundError):
+                files.link(path, second)
+        with suppress(FileNotFoundError):
+            files.unlink(path)
 
 
 class PosixBlobStore:
@@ -193,6 +258,43 @@ class PosixBlobStore:
             finally:
                 os.close(descriptor)
 
+    def owners(self, prefix: str) -> list[str]:
+        """Return the folders that hold files; see `BlobStore.owners`."""
+        top = self._folder(prefix) if prefix else self._directory
+        self._require()
+        with naming(top):
+            found = [Path(at) for at, _, names in os.walk(top, onerror=_unless_gone) if any(map(_is_content, names))]
+        return sorted(str(one.relative_to(self._directory)) for one in found)
+
+    def delete_owner(self, owner: str) -> int:
+        """Unlink the files of ``owner``; see `BlobStore.delete_owner`."""
+        folder, freed = self._folder(owner), 0
+        self._require()
+        with naming(folder):
+            try:
+                with os.scandir(folder) as entries:
+                    sizes = {entry.name: entry.stat().st_size for entry in entries if _is_content(entry.name)}
+            except FileNotFoundError:
+                return 0
+        # Manifests first: no manifest is ever there whose chunks were deleted.
+        for name in sorted(sizes, reverse=True):
+            _delete(self._files, self._directory.parent, folder / name)
+            freed += sizes[name]
+        # Whatever is not empty stays. The first component is shared with owners that are still to come.
+        for one in reversed(self._above(folder)[1:]):
+            try:
+                one.rmdir()
+            except OSError:
+                break
+            self._durable.discard(one)
+        return freed
+
+    def usage(self) -> Usage:
+        """Return the room on the disk; see `BlobStore.usage`."""
+        with naming(self._directory):
+            disk = os.statvfs(self._directory)
+        return Usage(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)
+
     def _folder(self, owner: str) -> Path:
         return self._directory / check_owner(owner)
 
@@ -240,3 +342,12 @@ class PosixBlobStore:
                 if one not in self._durable:
                     self._files.sync_directory(one.parent)
                     self._durable.add(one)
+
+
+def _is_content(name: str) -> bool:
+    return name.startswith(("c-", "m-")) and len(name) == _CONTENT_NAME
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

@@ -1,8 +1,8 @@
 """The record: what one slot of the log holds, its canonical form and its hash.
 
 One slot is one line of canonical JSON (sorted keys, no spaces, UTF-8, no NaN) and a newline. ``sha256`` is over the
-canonical JSON without that key; ``prev`` is the ``sha256`` of the slot before. A reader takes the version it writes
-and the one before, and refuses every other by its number.
+canonical JSON without that key; ``prev`` is the ``sha256`` of the slot before. A reader takes the newest version and
+the one before, and refuses every other by its number.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from fedhelm.errors import BadInput, Corrupt
 
 __all__ = [
+    "KINDS",
     "MAX_DEPTH",
     "MAX_RECORD_BYTES",
     "NO_RECORD",
@@ -31,9 +33,30 @@ __all__ = [
     "seal",
 ]
 
-VERSION = 1
-# N and N-1. There was no version before the first.
-READABLE_VERSIONS = frozenset(version for version in (VERSION - 1, VERSION) if version >= 1)
+VERSION = 2
+# N and N-1.
+READABLE_VERSIONS = frozenset({VERSION - 1, VERSION})
+# Every kind, and the version that brought it.
+KINDS: Mapping[str, int] = MappingProxyType(
+    {
+        "genesis": 1,
+        "fence": 1,
+        "handoff": 1,
+        "job_submitted": 1,
+        "job_state": 1,
+        "site_failed": 1,
+        "round_open": 1,
+        "contribution": 1,
+        "metrics": 1,
+        "round_close": 1,
+        "job_done": 1,
+        "checkpoint": 2,
+        "config": 2,
+        "epoch_repair": 2,
+        "admin_action": 2,
+        "job_deleted": 2,
+    }
+)
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 # Levels of objects and lists in a body. Bounded so that no writer can make a record that a reader with a deeper stack
 # cannot parse.
@@ -42,7 +65,6 @@ NO_RECORD = "0" * 64
 
 _KEYS = frozenset({"v", "seq", "epoch", "by", "nonce", "prev", "kind", "body", "sha256"})
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-_KIND = re.compile(r"[a-z][a-z_]{0,31}")
 _MAX_NUMBER = 10**16 - 1
 _MAX_NAME = 256
 
@@ -136,19 +158,20 @@ def encode(record: Record) -> bytes:
     return _with_hash(_plain(record), record.sha256, record.v)
 
 
-def seal(draft: Draft, *, seq: int, prev: str, nonce: str) -> tuple[Record, bytes]:
-    """Return the record that ``draft`` becomes at slot ``seq``, and its bytes.
+def seal(draft: Draft, *, seq: int, prev: str, nonce: str, version: int = VERSION) -> tuple[Record, bytes]:
+    """Return the record of ``version`` that ``draft`` becomes at slot ``seq``, and its bytes.
 
     The record is the one every reader will decode from these bytes (tuples have become lists, and nothing is shared
     with the draft): what readers would refuse is never written.
 
     Raises:
-        BadInput: it is not JSON, too large, too deep, or a field does not have its form.
+        BadInput: it is not JSON, too large, too deep, of a kind that the version does not have, or a field does not
+            have its form.
     """
     body = dict(draft.body)
-    open_record = Record(seq, draft.epoch, draft.by, nonce, prev, draft.kind, body, sha256=NO_RECORD)
+    open_record = Record(seq, draft.epoch, draft.by, nonce, prev, draft.kind, body, sha256=NO_RECORD, v=version)
     plain = _plain(open_record)
-    data = _with_hash(plain, hashlib.sha256(plain).hexdigest(), VERSION)
+    data = _with_hash(plain, hashlib.sha256(plain).hexdigest(), version)
     try:
         return _parse(data, seq), data
     except _MalformedError as error:
@@ -211,13 +234,16 @@ def _shape(value: Any) -> Record:
     if not isinstance(body, dict):
         raise _MalformedError("body is not an object")
     _check_depth(body)
+    kind = value["kind"]
+    if not isinstance(kind, str) or KINDS.get(kind, VERSION + 1) > version:
+        raise _MalformedError(f"a record of unknown kind {kind!r:.40} in version {version}")
     return Record(
         seq=_number(value, "seq"),
         epoch=_number(value, "epoch"),
         by=By(_name(by, "name"), _name(by, "incarnation")),
         nonce=_name(value, "nonce"),
         prev=_matching(value, "prev", _HEX64),
-        kind=_matching(value, "kind", _KIND),
+        kind=kind,
         body=body,
         sha256=_matching(value, "sha256", _HEX64),
         v=version,

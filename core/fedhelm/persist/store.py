@@ -75,7 +75,8 @@ def open_store(root: Path, cluster: str) -> Store:
         StoreUnavailable: it cannot be read.
     """
     project = _require_cluster(root, cluster)
-    return Store(root, cluster, project, Log(PosixLogStore(root)), PosixBlobStore(root))
+    blobs = PosixBlobStore(root)
+    return Store(root, cluster, project, Log(PosixLogStore(root), blobs), blobs)
 
 
 def init_store(root: Path, cluster: str, project: str) -> None:
