@@ -7,16 +7,33 @@ that two overseers that decide at once change the row once. Times are boot time 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedhelm.config.timing import Timing
 from fedhelm.wire.overseer_api import Role
 from fedhelm_overseer.lease import HANDOFF, Holder, LeaseRow
 
-__all__ = ["HOLD_DOWN", "Action", "Adopt", "DropIntent", "Grant", "Seen", "Server", "Wait", "decide", "unfit"]
+__all__ = [
+    "EXPIRED",
+    "HOLD_DOWN",
+    "Action",
+    "Adopt",
+    "DropIntent",
+    "Grant",
+    "Seen",
+    "Server",
+    "Wait",
+    "after_primary",
+    "decide",
+    "rank",
+    "unfit",
+]
 
 HOLD_DOWN = 30.0
 """Seconds for which a server that lost the lease by expiry is not preferred."""
+
+EXPIRED = "lease expired"
+"""Cause of a grant whose predecessor fell silent."""
 
 _WRITERS = frozenset({"ACTIVE", "DRAINING", "UNLEASED", "READONLY"})
 _ROLL_BACK = 2.0
@@ -51,7 +68,7 @@ class Seen:
     """What this observer knows.
 
     Attributes:
-        expected: number of servers in the kit.
+        expected: number of servers that the project has.
         servers: those registered, by name.
         unchanged_since: when (epoch, renewals, state) last changed, the observer started, or its view was interrupted.
         version_since: the same for the row's version.
@@ -94,10 +111,14 @@ class DropIntent:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do; ``alarm`` when the lease is free and nobody may have it."""
+    """Nothing to do.
+
+    ``alarm``: nobody leads, and nobody will before somebody does something. ``paused``: because an admin paused it.
+    """
 
     reason: str
     alarm: bool = False
+    paused: bool = False
 
 
 Action = Grant | Adopt | DropIntent | Wait
@@ -115,16 +136,16 @@ def decide(row: LeaseRow, seen: Seen, timing: Timing, now: float) -> Action:
     writer = _live_writer(row, seen, top)
     if writer is not None:
         return Adopt(top, writer.holder, writer.log_seq)
-    if row.paused:
-        return Wait("failover is paused")
     due = _due(row, seen, timing, now, top)
     if isinstance(due, Wait):
         return _intent_overdue(row, seen, timing, now) or due
+    if row.paused and not _asked_for(row):
+        return Wait(f"failover is paused: nothing is granted ({due.cause})", alarm=True, paused=True)
     fit = [server for server in seen.servers.values() if unfit(server, row) is None]
     if not fit:
         return Wait(_nobody(row, seen), alarm=True)
-    chosen = min(fit, key=lambda server: _rank(server, row, seen))
-    handed = row.state == "released" and row.cause == HANDOFF and row.intent is not None
+    chosen = min(fit, key=lambda server: rank(server, row, seen))
+    handed = row.state == "released" and row.cause == HANDOFF
     on_target = handed and row.intent is not None and chosen.name == row.intent.target
     cause = "switchover" if on_target else due.cause
     return Grant(max(row.epoch, top) + 1, chosen.holder, cause, expired=due.expired, keep_intent=on_target)
@@ -136,12 +157,36 @@ def unfit(server: Server, row: LeaseRow) -> str | None:
         (not server.live, "it is down"),
         (server.holder == row.holder and row.state in {"granted", "active"}, "it holds the lease"),
         (server.refused is not None, f"it refused: {server.refused}"),
-        (server.spent, "this incarnation held the lease before"),
+        (server.spent and not _never_led(server, row), "this incarnation held the lease before"),
         (server.role != "STANDBY", f"it is {server.role}"),
         (not server.store_ok, "its write probe of the store fails"),
         (not server.ready, "it is not ready"),
     )
     return next((why for obstructs, why in obstacles if obstructs), None)
+
+
+def after_primary(row: LeaseRow, seen: Seen, timing: Timing, now: float) -> Action:
+    """Return what would be done if the primary's machine died now, and a term had passed: ``decide`` itself says."""
+    silent = {
+        name: replace(server, live=server.live and server.holder != row.holder) for name, server in seen.servers.items()
+    }
+    past = now - timing.lease
+    return decide(row, replace(seen, servers=silent, unchanged_since=past, first_fit_since=past), timing, now)
+
+
+def _never_led(server: Server, row: LeaseRow) -> bool:
+    """Tell whether a spent incarnation may be trusted again: its grant came to nothing, and can come to nothing more.
+
+    It is a standby yet, though a child that led never is again; and it has read a fence above the epoch it was granted,
+    so that it cannot use that one any more. Else a standby that missed its grant would be out until it is restarted.
+    """
+    return server.holder != row.holder and row.state == "active" and server.log_epoch >= row.epoch
+
+
+def _asked_for(row: LeaseRow) -> bool:
+    """Tell whether an admin asked for what is due: the grant of a planned switchover, or the way back from it."""
+    handed = row.state == "released" and row.cause == HANDOFF
+    return row.intent is not None and (handed or row.state == "granted")
 
 
 def _live_writer(row: LeaseRow, seen: Seen, top: int) -> Server | None:
@@ -172,7 +217,7 @@ def _due(row: LeaseRow, seen: Seen, timing: Timing, now: float, top: int) -> _Du
 
 def _held(row: LeaseRow, seen: Seen, timing: Timing, now: float, *, stood_still: bool) -> _Due | Wait:
     if stood_still:
-        return _Due("lease expired", expired=True)
+        return _Due(EXPIRED, expired=True)
     handed_to_target = row.state == "granted" and row.intent is not None
     if handed_to_target and now - seen.version_since >= max(_ROLL_BACK, timing.promote):
         return _Due("switchover rolled back")
@@ -196,7 +241,7 @@ def _intent_overdue(row: LeaseRow, seen: Seen, timing: Timing, now: float) -> Dr
     return DropIntent() if pending and now - seen.version_since >= _INTENT_TERMS * timing.lease else None
 
 
-def _rank(server: Server, row: LeaseRow, seen: Seen) -> tuple[bool, bool, int, int, int]:
+def rank(server: Server, row: LeaseRow, seen: Seen) -> tuple[bool, bool, int, int, int]:
     """Smaller is better: the target asked for, not the one that just lost it, longest log, order of the project."""
     asked = row.intent is not None and server.name == row.intent.target
     lost = (row.holder is not None and server.name == row.holder.name) or server.name in seen.held_down
