@@ -18,6 +18,7 @@ from fedhelm.security.tls import server_context
 from fedhelm.tasks import cancel, spawn
 from fedhelm_overseer.app import create_app
 from fedhelm_overseer.desk import Desk
+from fedhelm_overseer.lease_engines import SqliteEngines
 from fedhelm_overseer.lease_store import SqlLeaseStore
 from fedhelm_overseer.listener import listen
 from fedhelm_overseer.observer import Observer
@@ -89,7 +90,7 @@ class Service:
         self._kit = kit
         self._listener = listener
         kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._store = SqlLeaseStore(kit.run / "overseer.db", kit.project)
+        self._store = SqlLeaseStore(SqliteEngines(kit.run / "overseer.db"), kit.project)
         try:
             self.desk = Desk(kit, self._store, clock or SystemClock())
             self._observer = Observer(self.desk, kit.timing.observe)

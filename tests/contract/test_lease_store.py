@@ -9,6 +9,7 @@ import pytest
 from fedhelm.errors import Corrupt, StoreUnavailable
 from fedhelm.wire.overseer_api import Intent
 from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow
+from fedhelm_overseer.lease_engines import SqliteEngines
 from fedhelm_overseer.lease_store import SqlLeaseStore
 from tests.fakes.overseer_store import MemoryLeaseStore
 
@@ -16,9 +17,13 @@ AT = "2026-11-22T15:00:00.000Z"
 ONE, TWO = Holder("server1", "aa"), Holder("server2", "bb")
 
 
+def sqlite(path, **options):
+    return SqlLeaseStore(SqliteEngines(path, **options), "poc")
+
+
 @pytest.fixture(params=["sql", "memory"])
 def store(request, tmp_path):
-    made = SqlLeaseStore(tmp_path / "overseer.db", "poc") if request.param == "sql" else MemoryLeaseStore()
+    made = sqlite(tmp_path / "overseer.db") if request.param == "sql" else MemoryLeaseStore()
     yield made
     made.close()
 
@@ -166,19 +171,19 @@ def test_starts_are_counted(store):
 
 class TestSqlite:
     def test_everything_survives_a_restart(self, tmp_path):
-        first = SqlLeaseStore(tmp_path / "o.db", "poc")
+        first = sqlite(tmp_path / "o.db")
         first.register(ONE)
         grant(first, ONE, 1)
         first.activate(1, ONE, 1, AT, None)
         first.renew(1, ONE, 44)
         row, members, history = first.read(), first.members(), first.history()
         first.close()
-        again = SqlLeaseStore(tmp_path / "o.db", "poc")
+        again = sqlite(tmp_path / "o.db")
         assert (again.read(), again.members(), again.history()) == (row, members, history)
         again.close()
 
     def test_two_processes_on_one_file_grant_once(self, tmp_path):
-        first, second = (SqlLeaseStore(tmp_path / "o.db", "poc") for _ in range(2))
+        first, second = (sqlite(tmp_path / "o.db") for _ in range(2))
         row = second.read()
         grant(first, ONE, 1)
         assert second.grant(row, 1, TWO, "race", AT, keep_intent=False) is None
@@ -190,15 +195,15 @@ class TestSqlite:
         path = tmp_path / "overseer.db"
         path.write_bytes(b"not a database, but long enough to have a header" * 100)
         with pytest.raises(Corrupt, match=r"overseer\.db"):
-            SqlLeaseStore(path, "poc")
+            sqlite(path)
 
     def test_a_missing_folder_is_an_error_not_a_new_store(self, tmp_path):
         with pytest.raises(StoreUnavailable):
-            SqlLeaseStore(tmp_path / "missing" / "overseer.db", "poc")
+            sqlite(tmp_path / "missing" / "overseer.db")
 
     def test_a_locked_database_is_unavailable_and_then_works_again(self, tmp_path):
-        store = SqlLeaseStore(tmp_path / "o.db", "poc", busy_s=0.05)
-        other = SqlLeaseStore(tmp_path / "o.db", "poc")
+        store = sqlite(tmp_path / "o.db", busy_s=0.05)
+        other = sqlite(tmp_path / "o.db")
         with other._transaction(), pytest.raises(StoreUnavailable):
             store.grant(LeaseRow(), 1, ONE, "first grant", AT, keep_intent=False)
         assert store.read().state == "never"
