@@ -1,33 +1,29 @@
-"""Calls of a daemon to the overseers of its kit, over mutual TLS, each with a time-out (asyncio, one pool kept open).
+"""Calls of a daemon to the overseers of its kit, over mutual TLS, each with a time-out (asyncio, pools kept open).
 
-Each overseer of the kit is tried, beginning with the one that answered last. Errors are those of
-:mod:`fedhelm.errors` alone: what the overseer answered, ``Unreachable`` when none answered, and ``BadCertificate`` when
-TLS failed over a certificate. Commands have :mod:`fedhelm.wire.overseer_console`.
+What a server tells (registration, beat, renewal, activation, release) goes to **all** overseers at once, and the first
+good answer counts: each keeps its own view of who lives, and one that hangs costs nothing. They decide on one row, so a
+refusal ("not yours", "unknown") counts too, once no other answered better within Q. What did not answer, or answered
+5xx, counts as nothing. A slower call runs on to its own time-out, and until then no other of its kind goes to that
+overseer. Reads go to the overseer that answered last, and to the next as well when it is slow.
+
+Errors are those of :mod:`fedhelm.errors` alone: what an overseer answered, ``Unreachable`` when none answered, and
+``BadCertificate`` when TLS failed over a certificate. Commands have :mod:`fedhelm.wire.overseer_console`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+import functools
+import time
+from collections.abc import Callable
+from typing import Generic, Self, TypeVar
 
 from pydantic import BaseModel
 
-from fedhelm.config.kit import Kit, OverseerAddress
+from fedhelm.config.kit import Kit
+from fedhelm.errors import NotFound, ProtocolError
 from fedhelm.security.tls import client_context
-from fedhelm.wire.overseer_answers import (
-    HISTORY,
-    SERVERS,
-    Answer,
-    checked,
-    failure,
-    headers,
-    parse,
-    parse_all,
-    path_of,
-    unable,
-    unreachable,
-    who,
-)
+from fedhelm.wire.overseer_answers import HISTORY, SERVERS, parse, parse_all
 from fedhelm.wire.overseer_api import (
     ActivateRequest,
     BeatRequest,
@@ -44,14 +40,15 @@ from fedhelm.wire.overseer_api import (
     RenewRequest,
     ServerView,
 )
-
-if TYPE_CHECKING:
-    import httpx
+from fedhelm.wire.overseer_lane import Outcome, OverseerLane, blame
+from fedhelm.wire.overseer_watch import LeaseWatch
 
 __all__ = ["OverseerClient"]
 
 _SLACK = 3.0
 """What a call may take beyond Q when no deadline of the lease hangs on it: only beats and renewals have to keep Q."""
+
+_M = TypeVar("_M", bound=BaseModel)
 
 
 class OverseerClient:
@@ -63,8 +60,10 @@ class OverseerClient:
 
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
-        self._order = list(kit.overseers)
-        self._http: httpx.AsyncClient | None = None
+        context = functools.cache(lambda: client_context(kit))
+        self._lanes = [OverseerLane(address, context) for address in kit.overseers]
+        self._registration: RegisterRequest | None = None
+        self._watch = LeaseWatch(self._lanes, kit.timing)
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,26 +72,32 @@ class OverseerClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        if self._http is not None:
-            http, self._http = self._http, None
-            await http.aclose()
+        """Break off what still runs, and close the connections."""
+        await asyncio.gather(*(lane.aclose() for lane in self._lanes))
+
+    # --- told to all
 
     async def register(self, request: RegisterRequest) -> RegisterReply:
         """Announce an incarnation; look at ``accepted`` in the answer."""
-        return parse(RegisterReply, await self._call("POST", "/servers/register", request, slack=_SLACK))
+        path, slack = "/servers/register", _SLACK
+        reply = await self._tell(RegisterReply, path, request, slack=slack, good=lambda answer: answer.accepted)
+        if reply.accepted:
+            self._registration = request
+        return reply
 
     async def beat(self, request: BeatRequest) -> LeaseView:
         """Send a sign of life; return the lease row.
 
+        An overseer that does not know this incarnation, while another does, is told the registration again.
+
         Raises:
-            NotFound: the overseer does not know this incarnation (it was restarted, say): register again.
+            NotFound: no overseer knows this incarnation (they were restarted, say): register again.
         """
-        return parse(LeaseView, await self._call("POST", "/servers/beat", request))
+        return await self._tell(LeaseView, "/servers/beat", request)
 
     async def renew(self, request: RenewRequest) -> RenewReply:
         """Renew the lease; ``held`` False means: demote now."""
-        return parse(RenewReply, await self._call("POST", "/lease/renew", request))
+        return await self._tell(RenewReply, "/lease/renew", request, good=lambda answer: answer.held)
 
     async def activate(self, request: ActivateRequest) -> LeaseView:
         """Tell that the fence is in the log; may be repeated.
@@ -100,7 +105,7 @@ class OverseerClient:
         Raises:
             Refused: this incarnation does not hold that epoch.
         """
-        return parse(LeaseView, await self._call("POST", "/lease/activate", request, slack=_SLACK))
+        return await self._tell(LeaseView, "/lease/activate", request, slack=_SLACK)
 
     async def release(self, request: ReleaseRequest) -> LeaseView:
         """Give the lease back; may be repeated.
@@ -108,15 +113,69 @@ class OverseerClient:
         Raises:
             Refused: this incarnation does not hold that epoch.
         """
-        return parse(LeaseView, await self._call("POST", "/lease/release", request, slack=_SLACK))
+        return await self._tell(LeaseView, "/lease/release", request, slack=_SLACK)
+
+    async def _tell(
+        self,
+        model: type[_M],
+        path: str,
+        body: BaseModel,
+        *,
+        slack: float = 0.0,
+        good: Callable[[_M], bool] = lambda _: True,
+    ) -> _M:
+        """Return the first good answer; without one, what was refused first; each is asked for Q + ``slack``."""
+        limit = self._kit.timing.request + slack
+        telling = _Telling(model, good)
+        pending = set()
+        for lane in self._lanes:
+            if lane.running(path) is not None:
+                telling.failures.append(Outcome(lane, why="still busy with the call before"))
+                continue
+            task = lane.start(path, "POST", path, body, limit)
+            task.add_done_callback(functools.partial(self._after, body, telling))
+            pending.add(task)
+        until: float | None = None
+        while pending:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            done, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                telling.hear(task.result())
+            if telling.answer is not None:
+                self._remind(body, telling)
+                return telling.answer
+            if not done:
+                break
+            if telling.refused and until is None:
+                until = time.monotonic() + self._kit.timing.request
+        return telling.result()
+
+    def _after(self, body: BaseModel, telling: _Telling[_M], task: asyncio.Task[Outcome]) -> None:
+        if not task.cancelled() and isinstance(task.result().error, NotFound):
+            telling.strangers.append(task.result().lane)
+            if telling.answer is not None:
+                self._remind(body, telling)
+
+    def _remind(self, beat: BaseModel, telling: _Telling[_M]) -> None:
+        """Register again with overseers that know nothing of an incarnation that another one knows."""
+        known = self._registration
+        if not isinstance(beat, BeatRequest) or known is None or known.incarnation != beat.incarnation:
+            return
+        path, limit = "/servers/register", self._kit.timing.request + _SLACK
+        now = known.model_copy(update=beat.model_dump())
+        while telling.strangers:
+            lane = telling.strangers.pop()
+            if lane.running(path) is None:
+                lane.start(path, "POST", path, now, limit)
 
     async def wait_lease(self, after: int, wait_s: float) -> LeaseView:
         """Return the row as soon as its version differs from ``after``, at the latest after ``wait_s`` seconds.
 
-        ``after=-1`` answers at once.
+        Every overseer is polled. ``after=-1`` answers at once.
         """
-        path = f"/lease?after={after}&wait={wait_s:.3f}"
-        return parse(LeaseView, await self._call("GET", path, slack=wait_s + _SLACK))
+        return await self._watch.wait(after, wait_s)
+
+    # --- reads
 
     async def primary(self) -> PrimaryView:
         """Return who leads.
@@ -124,15 +183,15 @@ class OverseerClient:
         Raises:
             NoPrimary: nobody does at the moment.
         """
-        return parse(PrimaryView, await self._call("GET", "/primary", slack=_SLACK))
+        return parse(PrimaryView, await self._ask("GET", "/primary"))
 
     async def servers(self) -> tuple[ServerView, ...]:
         """Return the project's servers, in the order of the kit."""
-        return parse_all(SERVERS, await self._call("GET", "/servers", slack=_SLACK))
+        return parse_all(SERVERS, await self._ask("GET", "/servers"))
 
     async def history(self) -> tuple[HistoryEntry, ...]:
         """Return the epochs, oldest first."""
-        return parse_all(HISTORY, await self._call("GET", "/history", slack=_SLACK))
+        return parse_all(HISTORY, await self._ask("GET", "/history"))
 
     async def promote(self, request: PromoteRequest) -> PromoteReply:
         """Ask for a planned switchover.
@@ -141,65 +200,71 @@ class OverseerClient:
             Refused: the target is not fit, or leads already.
             NotFound: no such server.
         """
-        return parse(PromoteReply, await self._call("POST", "/promote", request, slack=_SLACK))
+        return parse(PromoteReply, await self._ask("POST", "/promote", request))
 
     async def health(self) -> Health:
         """Return what ``/healthz`` says."""
-        return parse(Health, await self._call("GET", "/healthz", slack=_SLACK))
+        return parse(Health, await self._ask("GET", "/healthz"))
 
-    def _open(self) -> httpx.AsyncClient:
-        if self._http is None:
-            import httpx
-
-            limits = httpx.Limits(max_connections=8, max_keepalive_connections=8, keepalive_expiry=60.0)
-            self._http = httpx.AsyncClient(verify=client_context(self._kit), limits=limits, trust_env=False)
-        return self._http
-
-    async def _call(self, method: str, path: str, body: BaseModel | None = None, *, slack: float = 0.0) -> bytes:
-        """Return the body of the first overseer that answers, each asked for at most Q + ``slack`` seconds."""
-        import httpx
-
-        limit = self._kit.timing.request + slack
-        self._open()  # reading keys and certificates is not the overseer's delay
-        failures: list[tuple[str, str]] = []
-        for address in tuple(self._order):
-            try:
-                async with asyncio.timeout(limit):
-                    answer = await self._send(method, address, path, body)
-            except (httpx.TransportError, OSError, TimeoutError) as exc:
-                failures.append(failure(exc, address))
-                continue
-            told = unable(answer)
-            if told is not None:
-                failures.append((who(address), told))
-                continue
-            if address != self._order[0]:
-                self._order.remove(address)
-                self._order.insert(0, address)
-            return checked(answer, address)
-        raise unreachable(failures)
-
-    async def _send(self, method: str, address: OverseerAddress, path: str, body: BaseModel | None) -> Answer:
-        import httpx
-
-        http = self._open()
-        for attempt in (1, 2):
-            try:
-                return await http.request(
-                    method,
-                    _url(address, path),
-                    content=body.model_dump_json() if body is not None else None,
-                    headers=headers(body),
-                    extensions={"sni_hostname": address.name},
-                    timeout=None,  # the caller's asyncio.timeout bounds the whole call, handshake included
-                )
-            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                # The other side closed an idle connection as we used it. Every call may be repeated.
-                if attempt == 2:
-                    raise
-        raise AssertionError("unreachable")
+    async def _ask(self, method: str, path: str, body: BaseModel | None = None) -> bytes:
+        """Return the body of the first overseer that answers; the next is asked too when one is slow or fails."""
+        limit = self._kit.timing.request + _SLACK
+        waiting = list(self._lanes)
+        running: set[asyncio.Task[Outcome]] = set()
+        failures: list[Outcome] = []
+        while waiting or running:
+            if waiting:
+                running.add(waiting.pop(0).read(method, path, body, limit))
+            patience = self._kit.timing.request / 2 if waiting else None
+            done, running = await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                outcome = task.result()
+                if outcome.data is None and not outcome.definite:
+                    failures.append(outcome)
+                    continue
+                self._lanes.remove(outcome.lane)
+                self._lanes.insert(0, outcome.lane)
+                return outcome.result()
+        return blame(failures).result()
 
 
-def _url(address: OverseerAddress, path: str) -> str:
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"https://{host}:{address.port}{path_of(address, path)}"
+class _Telling(Generic[_M]):
+    """What came of one call to all overseers so far."""
+
+    def __init__(self, model: type[_M], good: Callable[[_M], bool]) -> None:
+        self._model = model
+        self._good = good
+        self.answer: _M | None = None
+        self.refusal: _M | None = None
+        self.denial: Outcome | None = None
+        self.failures: list[Outcome] = []
+        self.strangers: list[OverseerLane] = []
+
+    @property
+    def refused(self) -> bool:
+        """Whether an overseer refused."""
+        return self.refusal is not None or self.denial is not None
+
+    def hear(self, outcome: Outcome) -> None:
+        """Take note of one overseer's outcome; the first good one stays."""
+        if outcome.data is None:
+            if outcome.definite:
+                self.denial = self.denial or outcome
+            else:
+                self.failures.append(outcome)
+            return
+        try:
+            told = parse(self._model, outcome.data)
+        except ProtocolError as error:
+            self.failures.append(Outcome(outcome.lane, error=error))
+            return
+        if self._good(told):
+            self.answer = self.answer or told
+        else:
+            self.refusal = self.refusal or told
+
+    def result(self) -> _M:
+        """Return or raise what there is when nobody accepted."""
+        if self.refusal is not None:
+            return self.refusal
+        return parse(self._model, (self.denial or blame(self.failures)).result())

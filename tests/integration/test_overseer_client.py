@@ -1,0 +1,293 @@
+"""A server's calls to several overseers at once, over real sockets and TLS: what answers, hangs, refuses, is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from fedhelm.config.kit import OverseerAddress
+from fedhelm.errors import BadCertificate, NotFound, Refused, Unreachable
+from fedhelm.process import child_env, read_state
+from fedhelm.wire import overseer_api as api
+from fedhelm.wire.overseer_client import OverseerClient
+from tests.fakes.overseer_server import ScriptedOverseer, wrong
+from tests.support.kits import make_kits
+from tests.support.waiting import eventually
+
+# Closing a client breaks off handshakes with a black hole, and httpx leaves such sockets to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+RENEWAL = api.RenewRequest(epoch=1, incarnation="aa", log_epoch=1, log_seq=5, role="ACTIVE")
+BEAT = api.BeatRequest(incarnation="aa", role="STANDBY", log_epoch=1, log_seq=5, ready=True)
+RELEASE = api.ReleaseRequest(epoch=1, incarnation="aa", reason="exit status -9")
+ACTIVATE = api.ActivateRequest(epoch=1, incarnation="aa", log_seq=5)
+REGISTER = api.RegisterRequest(incarnation="aa", log_epoch=1, log_seq=4, ready=True)
+
+
+@pytest.fixture
+def kits(tmp_path):
+    # Profile wan: Q is 2 s, so that what comes much sooner was not waited for.
+    yield make_kits(tmp_path, timing="wan")
+    gc.collect()
+
+
+class Federation:
+    """Scripted overseers, and one client that knows them and whatever else listens at `ports`."""
+
+    def __init__(self, kits):
+        self.kits = kits
+        self.stack = contextlib.AsyncExitStack()
+        self.first = self.second = self.client = None
+
+    async def start(self, *ports, scripted=2):
+        found = [await self.stack.enter_async_context(ScriptedOverseer(self.kits["overseer"])) for _ in range(scripted)]
+        self.first, self.second = (*found, None, None)[:2]
+        where = [*ports, *(one.port for one in found)]
+        addresses = tuple(OverseerAddress("overseer", "127.0.0.1", port) for port in where)
+        self.client = await self.stack.enter_async_context(
+            OverseerClient(replace(self.kits["server1"], overseers=addresses))
+        )
+        return self
+
+
+@pytest.fixture
+async def federation(kits):
+    made = Federation(kits)
+    async with made.stack:
+        yield made
+
+
+@pytest.fixture
+def black_hole():
+    """A port that accepts connections and never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def within(seconds):
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < seconds
+
+
+async def tell_all(client):
+    await client.register(REGISTER)
+    assert (await client.renew(RENEWAL)).held
+    await client.beat(BEAT)
+    await client.activate(ACTIVATE)
+    await client.release(RELEASE)
+
+
+async def test_every_overseer_hears_what_a_server_tells(federation):
+    await federation.start()
+    await tell_all(federation.client)
+    for one in (federation.first, federation.second):
+        for kind in ("register", "renew", "beat", "activate", "release"):
+            await eventually(lambda one=one, kind=kind: len(one.of(kind)) == 1, what=kind)
+
+
+async def test_a_black_hole_costs_nothing(federation, black_hole):
+    await federation.start(black_hole, scripted=1)
+    await tell_all(federation.client)  # connections are made
+    with within(1):
+        for _ in range(20):
+            await tell_all(federation.client)
+            await federation.client.wait_lease(-1, 0)
+    assert await federation.client.servers() == ()
+    with within(1):  # it answered last, so it is asked first
+        await federation.client.servers()
+
+
+async def test_calls_to_one_that_hangs_do_not_pile_up(federation):
+    await federation.start()
+    federation.first.answers = dict.fromkeys(("renew", "beat", "release"), "hang")
+    for _ in range(10):
+        assert (await federation.client.renew(RENEWAL)).held
+        await federation.client.beat(BEAT)
+        await federation.client.release(RELEASE)
+    await eventually(lambda: all(federation.first.of(kind) for kind in ("renew", "beat", "release")))
+    assert [federation.first.most[kind] for kind in ("renew", "beat", "release")] == [1, 1, 1]
+    assert len(federation.second.of("renew")) == 10
+    federation.first.answers.clear()
+    federation.first.going.set()
+
+    async def heard():
+        await federation.client.renew(RENEWAL)
+        return len(federation.first.of("renew")) > 2
+
+    await eventually(heard)
+
+
+@pytest.mark.processes
+async def test_a_stopped_overseer_costs_nothing_before_and_after_connecting(federation, kits, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "real").mkdir()
+    real = make_kits(tmp_path / "real", base_port=port, timing="wan")["overseer"]
+    process = subprocess.Popen(  # noqa: ASYNC220 - to be stopped and killed by its id, from here
+        [sys.executable, "-m", "fedhelm.cli", "overseer", "--kit", str(real.root)], env=child_env(real.root, "overseer")
+    )
+    try:
+        await eventually(lambda: (read_state(real.run) or {}).get("ready"), timeout=30)
+        await federation.start(port, scripted=1)
+        os.kill(process.pid, signal.SIGSTOP)
+        with within(1.5):
+            for _ in range(10):
+                assert (await federation.client.renew(RENEWAL)).held
+                await federation.client.beat(BEAT)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_one_that_is_gone_and_one_that_fails_count_as_nothing(federation):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        await federation.start(closed.getsockname()[1])
+    federation.first.answers = dict.fromkeys(("renew", "beat", "lease"), wrong(503, "STORE_UNAVAILABLE"))
+    assert (await federation.client.renew(RENEWAL)).held
+    await federation.client.beat(BEAT)
+    assert (await federation.client.wait_lease(-1, 0)).epoch == 1
+    federation.second.answers = federation.first.answers
+    for call in (federation.client.renew(RENEWAL), federation.client.wait_lease(-1, 0)):
+        with within(1), pytest.raises(Unreachable) as silence:
+            await call
+        assert len(silence.value.tried) == 3
+
+
+async def test_held_wins_over_not_held_whoever_answers_first(federation):
+    await federation.start()
+    not_held = (200, api.RenewReply(held=False, lease=federation.first.row).model_dump_json())
+    federation.first.answers["renew"] = not_held
+    federation.second.answers["renew"] = "hang"
+    waiting = asyncio.ensure_future(federation.client.renew(RENEWAL))
+    await eventually(lambda: federation.first.of("renew") and federation.second.of("renew"))
+    federation.second.going.set()
+    assert (await waiting).held
+    federation.second.answers["renew"] = not_held
+    with within(1):
+        assert not (await federation.client.renew(RENEWAL)).held
+
+
+async def test_a_refusal_counts_when_nobody_answers_better_in_time(federation, black_hole):
+    await federation.start(black_hole, scripted=1)
+    federation.first.answers = {
+        "renew": (200, api.RenewReply(held=False, lease=federation.first.row).model_dump_json()),
+        "release": wrong(409, "REFUSED"),
+        "beat": wrong(404, "NOT_FOUND"),
+    }
+    q = federation.kits["server1"].timing.request
+    with within(q + 1):
+        assert not (await federation.client.renew(RENEWAL)).held
+    with within(q + 1), pytest.raises(Refused):
+        await federation.client.release(RELEASE)
+    with within(q + 1), pytest.raises(NotFound):
+        await federation.client.beat(BEAT)
+
+
+async def test_an_overseer_that_forgot_an_incarnation_is_told_again_by_the_client(federation):
+    await federation.start()
+    await federation.client.register(REGISTER)
+    await eventually(lambda: federation.first.of("register") and federation.second.of("register"))
+    federation.first.answers["beat"] = wrong(404, "NOT_FOUND")
+    await federation.client.beat(BEAT.model_copy(update={"log_seq": 9}))
+    again = await eventually(lambda: len(r := federation.first.of("register")) == 2 and r[1])
+    assert (again["incarnation"], again["log_seq"]) == ("aa", 9)
+    assert len(federation.second.of("register")) == 1
+    await federation.client.beat(BEAT.model_copy(update={"incarnation": "bb"}))  # not the one that was registered
+    await eventually(lambda: len(federation.first.of("beat")) == 2)
+    assert len(federation.first.of("register")) == 2
+
+
+async def test_all_deny_is_denied(federation):
+    await federation.start()
+    for one in (federation.first, federation.second):
+        one.answers = {"beat": wrong(404, "NOT_FOUND"), "activate": wrong(409, "REFUSED")}
+    with pytest.raises(NotFound):
+        await federation.client.beat(BEAT)
+    with pytest.raises(Refused):
+        await federation.client.activate(ACTIVATE)
+    assert federation.first.of("register") == []
+
+
+async def test_the_row_is_followed_at_every_overseer_and_old_news_is_none(federation):
+    await federation.start()
+    first, second, client = federation.first, federation.second, federation.client
+    assert (await client.wait_lease(-1, 5)).version == 1
+    waiting = asyncio.ensure_future(client.wait_lease(1, 60))
+    await eventually(lambda: first.polls[-1:] == [1] and second.polls[-1:] == [1])
+    second.change(version=2, epoch=2)
+    assert (await waiting).version == 2
+    waiting = asyncio.ensure_future(client.wait_lease(2, 60))
+    await eventually(lambda: second.polls[-1] == 2)
+    first.change(version=2, epoch=2)  # late
+    await eventually(lambda: first.polls[-1] == 2)
+    assert not waiting.done()
+    assert len(first.polls) + len(second.polls) <= 6  # nobody was asked in a circle
+    first.change(version=3, epoch=3)
+    assert (await waiting).version == 3
+    waiting = asyncio.ensure_future(client.wait_lease(3, 60))
+    await eventually(lambda: first.polls[-1] == 3)
+    first.change(version=0, epoch=0)  # its database was emptied
+    assert (await waiting).version == 0
+
+
+async def test_a_poll_without_news_ends_in_time_and_one_that_hangs_does_not_matter(federation, black_hole):
+    await federation.start(black_hole, scripted=1)
+    assert (await federation.client.wait_lease(-1, 5)).version == 1
+    with within(2):
+        assert (await federation.client.wait_lease(1, 0.2)).version == 1
+    waiting = asyncio.ensure_future(federation.client.wait_lease(1, 60))
+    await eventually(lambda: federation.first.polls[-1] == 1)
+    federation.first.change(version=2)
+    assert (await waiting).version == 2
+
+
+async def test_a_slow_read_is_asked_of_the_next_overseer_too(federation):
+    await federation.start()
+    federation.first.answers["servers"] = "hang"
+    with within(1.9):  # half of Q, not all of it
+        assert await federation.client.servers() == ()
+    assert len(federation.first.of("servers")) == 1
+    with within(0.9):
+        await federation.client.servers()
+    assert len(federation.first.of("servers")) == 1
+
+
+async def test_a_certificate_of_another_project_is_named_only_when_nobody_else_answers(federation, tmp_path):
+    (tmp_path / "other").mkdir()
+    stranger = ScriptedOverseer(make_kits(tmp_path / "other")["overseer"])
+    async with stranger:
+        await federation.start(stranger.port, scripted=1)
+        assert (await federation.client.renew(RENEWAL)).held
+        federation.first.answers["renew"] = wrong(503, "STORE_UNAVAILABLE")
+        with pytest.raises(BadCertificate):
+            await federation.client.renew(RENEWAL)
+
+
+@pytest.mark.parametrize("answer", ["hang", "gone"])
+async def test_a_single_overseer_is_waited_for_as_long_as_q_and_no_longer(federation, answer):
+    await federation.start(scripted=1)
+    federation.first.answers["renew"] = "hang"
+    if answer == "gone":
+        federation.first._server.close()
+    q = federation.kits["server1"].timing.request
+    with within(q + 1), pytest.raises(Unreachable):
+        await federation.client.renew(RENEWAL)
+    if answer == "hang":
+        federation.first.answers.clear()
+        assert (await federation.client.renew(RENEWAL)).held
