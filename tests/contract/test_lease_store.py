@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
+from fedhelm.config.timing import PROFILES
 from fedhelm.errors import Corrupt, StoreUnavailable
 from fedhelm.wire.overseer_api import Intent
 from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow
-from fedhelm_overseer.lease_engines import SqliteEngines
+from fedhelm_overseer.lease_engines import PostgresEngines, SqliteEngines
 from fedhelm_overseer.lease_store import SqlLeaseStore
 from tests.fakes.overseer_store import MemoryLeaseStore
+from tests.support.postgres import postgres  # noqa: F401  a fixture
 
 AT = "2026-11-22T15:00:00.000Z"
 ONE, TWO = Holder("server1", "aa"), Holder("server2", "bb")
@@ -21,9 +24,19 @@ def sqlite(path, **options):
     return SqlLeaseStore(SqliteEngines(path, **options), "poc")
 
 
-@pytest.fixture(params=["sql", "memory"])
+def on_postgres(url, timing=PROFILES["fast"]):
+    return SqlLeaseStore(PostgresEngines(url, timing, Path("/")), "poc")
+
+
+@pytest.fixture(params=["sqlite", "postgres", "memory"])
 def store(request, tmp_path):
-    made = sqlite(tmp_path / "overseer.db") if request.param == "sql" else MemoryLeaseStore()
+    if request.param == "sqlite":
+        made = sqlite(tmp_path / "overseer.db")
+    elif request.param == "postgres":
+        server = request.getfixturevalue("postgres")
+        made = on_postgres(server.url(server.database()))
+    else:
+        made = MemoryLeaseStore()
     yield made
     made.close()
 
