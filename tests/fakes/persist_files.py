@@ -13,13 +13,15 @@ class FaultyFiles(Files):
     """The real disk, with failures.
 
     Attributes:
-        fail: Step ("write", "link", "linked", "sync_directory") to the errno it raises. "linked" fails after the link
+        fail: Step ("write", "link", "linked", "unlink", "sync_directory") to the errno it raises. "linked" fails after the link
             was made, as a lost reply of a network filesystem does.
+        late: Whether listings are from before anything was there.
         steps: What was done, in order, as (step, file name).
     """
 
     def __init__(self) -> None:
         self.fail: dict[str, int] = {}
+        self.late = False
         self.steps: list[tuple[str, str]] = []
 
     def write(self, path: Path, data: BytesLike) -> None:
@@ -35,6 +37,14 @@ class FaultyFiles(Files):
         self._maybe("link")
         super().link(source, target)
         self._maybe("linked")
+
+    def unlink(self, path: Path) -> None:
+        self.steps.append(("unlink", path.name))
+        self._maybe("unlink")
+        super().unlink(path)
+
+    def names(self, path: Path) -> list[str]:
+        return [] if self.late else super().names(path)
 
     def sync_directory(self, path: Path) -> None:
         self.steps.append(("sync_directory", path.name))

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fedhelm.errors import Corrupt, FedhelmError, StoreUnavailable, WrongStore
-from fedhelm.persist import BlobReader, BlobWriter, By, Draft, init_store, open_store, probe
+from fedhelm.errors import BadInput, Corrupt, FedhelmError, StoreUnavailable, WrongStore
+from fedhelm.persist import BlobReader, BlobWriter, By, Draft, check_tokens, init_store, leave_token, open_store, probe
 from fedhelm.persist.posix import PosixLogStore, make_layout
 from fedhelm.persist.record import seal
 from fedhelm.persist.store import require_exclusive
+from tests.fakes.persist_files import FaultyFiles
 
 CLUSTER = "0" * 31 + "1"
 OTHER = "0" * 31 + "2"
@@ -158,3 +159,57 @@ class TestProbe:
         store: dict[str, bytes] = {}
         require_exclusive(lambda data: store.setdefault("x", data) is data, lambda: store.get("x"), "bucket")
         assert issubclass(WrongStore, FedhelmError)
+
+
+class TestTokens:
+    def names(self, root):
+        return sorted(path.name for path in (root / "probe").iterdir())
+
+    def test_members_that_share_a_directory_find_each_others_tokens(self, root):
+        tokens = {name: leave_token(root, name, f"{name}-life") for name in ("server1", "server2", "server-3.example")}
+        for _ in range(2):
+            assert check_tokens(root, tokens) == []
+        assert self.names(root) == sorted(tokens.values())
+        assert (root / "probe" / tokens["server2"]).read_text() == "server2-life"
+
+    def test_a_new_token_replaces_this_names_older_ones_only(self, root):
+        others = [leave_token(root, name, "a") for name in ("server", "server10", "server1.example")]
+        first, second = leave_token(root, "server1", "a"), leave_token(root, "server1", "b")
+        assert first != second
+        assert self.names(root) == sorted([*others, second])
+
+    def test_another_directory_is_named_with_its_member_and_left_as_it_was(self, root, tmp_path):
+        init_store(tmp_path / "other", CLUSTER, "poc")
+        mine = leave_token(root, "server1", "a")
+        elsewhere = leave_token(tmp_path / "other", "server2", "b")
+        (problem,) = check_tokens(root, {"server1": mine, "server2": elsewhere})
+        assert str(root) in problem
+        assert "server2" in problem
+        assert "mounted" in problem
+        assert self.names(root) == [mine]
+
+    def test_a_listing_that_is_late_is_named(self, root):
+        """As an NFS client does that caches attributes: the name is there, the listing is from before."""
+        token, files = leave_token(root, "server2", "a"), FaultyFiles()
+        files.late = True
+        (problem,) = check_tokens(root, {"server2": token}, files)
+        assert "server2" in problem
+        assert "lookupcache=none" in problem
+
+    @pytest.mark.parametrize("token", ["", "../../etc/passwd", "server2", "a/b~0123456789abcdef", "x~0123456789abcdeg"])
+    def test_what_is_no_token_creates_nothing(self, root, token):
+        before = tree(root)
+        (problem,) = check_tokens(root, {"server2": token})
+        assert "server2" in problem
+        assert {path for path in tree(root) if path.is_file()} == {path for path in before if path.is_file()}
+
+    @pytest.mark.parametrize("name", ["", "../x", "a/b", "a b", "~"])
+    def test_a_name_leads_nowhere_else(self, root, name):
+        with pytest.raises(BadInput):
+            leave_token(root, name, "a")
+
+    def test_a_store_that_is_not_there_is_unavailable(self, tmp_path):
+        for call in (lambda: leave_token(tmp_path, "server1", "a"), lambda: check_tokens(tmp_path, {})):
+            with pytest.raises(StoreUnavailable, match="log"):
+                call()
+        assert list(tmp_path.iterdir()) == []

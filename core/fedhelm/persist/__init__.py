@@ -10,7 +10,7 @@ from fedhelm.persist.compaction import Compaction
 from fedhelm.persist.log import Batch, Log
 from fedhelm.persist.posix import PosixBlobStore, PosixLogStore
 from fedhelm.persist.record import MAX_RECORD_BYTES, VERSION, By, Draft, Record, decode, encode
-from fedhelm.persist.store import Store, init_store, open_store, probe
+from fedhelm.persist.store import Store, check_tokens, init_store, leave_token, open_store, probe
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -34,10 +34,12 @@ __all__ = [
     "Store",
     "Tip",
     "Usage",
+    "check_tokens",
     "checkpoint_owner",
     "decode",
     "encode",
     "init_store",
+    "leave_token",
     "open_store",
     "probe",
 ]

@@ -15,7 +15,7 @@ __all__ = ["Files", "create_exclusively", "make_directory", "naming", "read_file
 
 
 class Files:
-    """Write, link, unlink and sync; the seam at which tests make one of them fail."""
+    """Write, link, unlink, list and sync; the seam at which tests make one of them fail."""
 
     def write(self, path: Path, data: BytesLike) -> None:
         """Make the new file ``path`` (mode 0600) with ``data``, fsynced.
@@ -49,6 +49,14 @@ class Files:
             OSError: as the system says.
         """
         path.unlink()
+
+    def names(self, path: Path) -> list[str]:
+        """Return the names in ``path``.
+
+        Raises:
+            OSError: as the system says.
+        """
+        return [one.name for one in path.iterdir()]
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in ``path`` durable.

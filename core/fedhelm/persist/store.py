@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhelm.errors import SlotTaken, StoreUnavailable, WrongStore
+from fedhelm.errors import BadInput, SlotTaken, StoreUnavailable, WrongStore
 from fedhelm.ids import new_incarnation
 from fedhelm.persist.base import BlobStore
 from fedhelm.persist.chain import GENESIS
-from fedhelm.persist.files import Files, create_exclusively, naming, read_file
+from fedhelm.persist.files import Files, create_exclusively, make_directory, naming, read_file
 from fedhelm.persist.log import Log
 from fedhelm.persist.posix import PosixBlobStore, PosixLogStore, make_layout
 from fedhelm.persist.record import By, Draft, decode
 
-__all__ = ["Store", "init_store", "open_store", "probe", "require_exclusive"]
+__all__ = ["Store", "check_tokens", "init_store", "leave_token", "open_store", "probe", "require_exclusive"]
 
 # About a record: a disk that has room for a few bytes only is full.
 _PROBE_BYTES = 4096
+_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,237}~[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -146,3 +148,84 @@ def require_exclusive(create: Callable[[bytes], bool], read: Callable[[], bytes 
         raise WrongStore(f"{name} lets a name be created twice: it cannot hold the log")
     if found != first:
         raise StoreUnavailable(f"{name}: what was written cannot be read back")
+
+
+def leave_token(root: Path, name: str, incarnation: str) -> str:
+    """Leave a file in ``<root>/probe/`` that other members look for with `check_tokens`; remove this name's older ones.
+
+    Args:
+        root: The store.
+        name: This member.
+        incarnation: This life of it, which the file holds, for people.
+
+    Returns:
+        The token: the file's name.
+
+    Raises:
+        BadInput: the name cannot be that of a member.
+        StoreUnavailable: the store cannot be written.
+    """
+    token = f"{name}~{secrets.token_hex(8)}"
+    if not _TOKEN.fullmatch(token):
+        raise BadInput(f"{name!r:.80} cannot name a member of the project")
+    folder, files = root / "probe", Files()
+    with naming(root / "log"):
+        (root / "log").stat()
+    with naming(folder):
+        if make_directory(folder):
+            files.sync_directory(root)
+    if not create_exclusively(files, root / "tmp", folder / token, incarnation.encode()):
+        raise WrongStore(f"{folder}: a name that nobody used is taken")
+    with naming(folder):
+        for old in folder.glob(f"{name}~*"):
+            if old.name != token:
+                old.unlink(missing_ok=True)
+        files.sync_directory(folder)
+    return token
+
+
+def check_tokens(root: Path, tokens: Mapping[str, str], files: Files | None = None) -> list[str]:
+    """Find out whether this member and others see the same directory at once, as slots must be.
+
+    Each token has to be in this listing, and creating it again has to be refused. A member that has just replaced its
+    token looks like one that has another directory: ask for its token again before relying on this.
+
+    Args:
+        root: The store.
+        tokens: What other members' `leave_token` returned, by their names.
+        files: The disk.
+
+    Returns:
+        For each that fails a sentence that names the member and says what to look at.
+
+    Raises:
+        StoreUnavailable: the store cannot be read or written.
+    """
+    folder, files = root / "probe", files or Files()
+    with naming(root / "log"):
+        (root / "log").stat()
+    with naming(folder):
+        make_directory(folder)
+        listed = set(files.names(folder))
+    problems = list[str]()
+    for name, token in sorted(tokens.items()):
+        if not _TOKEN.fullmatch(token):
+            problems.append(f"{name} left no token in its store: {token!r:.80} is none")
+            continue
+        created = create_exclusively(files, root / "tmp", folder / token, b"checked")
+        if created and token not in listed:
+            with naming(folder):
+                (folder / token).unlink(missing_ok=True)
+        if reason := _difference(token in listed, created):
+            problems.append(f"{root}, as this server sees it, {reason.format(name=name)}")
+    return problems
+
+
+def _difference(listed: bool, created: bool) -> str | None:
+    if listed and created:
+        return "lets a name that {name} created be created again: it cannot hold the log"
+    if created:
+        return "lacks what {name} wrote to its store: another directory is mounted on one of the two"
+    if not listed:
+        return "is listed without what {name} wrote to it before: mount NFS with noac or lookupcache=none"
+    return None
