@@ -16,14 +16,16 @@ from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError
 from fedhelm.ids import new_incarnation
 from fedhelm.process import marked_processes, set_non_dumpable, set_subreaper, write_state
-from fedhelm.tasks import spawn
+from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
 from fedhelm_client import landlock
 from fedhelm_client.executor import JobExecution, Site
 from fedhelm_client.folders import make_runtime_dir, outbox_dir
 from fedhelm_client.job_process import end_strays
 from fedhelm_client.links import Dial, Links, dial_with_tls
+from fedhelm_client.orders import Action, Orders
 from fedhelm_client.outbox import load_jobs
+from fedhelm_client.roster import Ask, ServerWatch, ask_overseers
 
 __all__ = ["Agent", "end_leftovers", "guard_process"]
 
@@ -67,9 +69,10 @@ class Agent:
         kit: its start-up kit.
         dial: opens connections; None: mutual TLS with the kit.
         clock: injected by tests.
+        ask: asks the overseers for the servers, blocking; injected by tests.
     """
 
-    def __init__(self, kit: Kit, dial: Dial | None = None, clock: Clock | None = None) -> None:
+    def __init__(self, kit: Kit, dial: Dial | None = None, clock: Clock | None = None, ask: Ask | None = None) -> None:
         self._kit = kit
         self._jobs: dict[str, JobExecution] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}
@@ -81,7 +84,14 @@ class Agent:
             held=self._held,
             on_assignment=self._on_assignment,
             on_change=self._on_leader,
+            on_order=self._on_order,
         )
+        self._watch = ServerWatch(kit, self._links, ask or ask_overseers(kit))
+        self._orders: Orders | None = None
+        self._stop = asyncio.Event()
+        self.ordered: Action | None = None
+        """What an admin told this agent to do, once :meth:`run` has returned because of it."""
+
         self._clock = clock or SystemClock()
         self._site: Site | None = None
 
@@ -91,8 +101,10 @@ class Agent:
         return self._links
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until ``stop`` is set; afterwards no process of any job is left."""
+        """Serve until ``stop`` is set, or an admin orders so; afterwards no process of any job is left."""
+        self._stop = stop
         self._kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._orders = Orders(self._kit.run / "orders.json")
         await asyncio.to_thread(end_leftovers, self._kit)
         runtime = make_runtime_dir(self._kit)
         self._site = Site(
@@ -105,9 +117,11 @@ class Agent:
         )
         self._on_leader(None, self._links.view.highest)
         self._links.start()
+        watch = spawn(self._watch.run(), "servers")
         try:
             await stop.wait()
         finally:
+            await cancel(watch)
             await self._shut_down()
             shutil.rmtree(runtime, ignore_errors=True)
             (self._kit.run / "runtime").unlink(missing_ok=True)
@@ -130,6 +144,13 @@ class Agent:
             write_state(self._kit.run, ready=leader is not None, primary=leader, epoch=epoch)
         except OSError as error:  # a full disk must not cut the streams
             _log.warning("run/state.json cannot be written: %s", error)
+
+    def _on_order(self, order: fleet_pb2.Order) -> None:
+        assert self._orders is not None
+        action = self._orders.take(order)
+        if action is not None:
+            self.ordered = action
+            self._stop.set()
 
     def _on_assignment(self, assignment: fleet_pb2.Assignment) -> None:
         for assigned in assignment.jobs:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from fedhelm.config.kit import Kit
 from fedhelm.errors import ExitStatus
 from fedhelm.output import CommandParser, guarded
 from fedhelm.process import KIT_MARK, ROLE_MARK, ParticipantLock
+
+if TYPE_CHECKING:
+    from fedhelm_client.orders import Action
 
 __all__ = ["main"]
 
@@ -50,10 +56,22 @@ def _foreground(root: Path) -> int:
         setup(kit.name, None if _writes_to(kit.log_file) else kit.log_file)
         os.environ[KIT_MARK] = str(kit.root)
         os.environ.setdefault(ROLE_MARK, "agent")
-        asyncio.run(_serve(kit))
+        ordered = asyncio.run(_serve(kit))
     finally:
         lock.release()
+    if ordered == "restart":
+        _begin_anew()
     return ExitStatus.OK
+
+
+def _begin_anew() -> NoReturn:
+    """Become a new agent in the same process, so that whoever started this one sees no end."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass  # adopted and dead: the new agent would not know of them
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this program itself, as it was started
 
 
 def _writes_to(path: Path) -> bool:
@@ -63,7 +81,7 @@ def _writes_to(path: Path) -> bool:
         return False
 
 
-async def _serve(kit: Kit) -> None:
+async def _serve(kit: Kit) -> Action | None:
     from fedhelm_client.agent import Agent, guard_process
 
     guard_process()
@@ -71,4 +89,6 @@ async def _serve(kit: Kit) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    await Agent(kit).run(stop)
+    agent = Agent(kit)
+    await agent.run(stop)
+    return agent.ordered

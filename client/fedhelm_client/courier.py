@@ -20,7 +20,7 @@ from fedhelm.v1 import common_pb2, fleet_pb2
 from fedhelm.wire.bulk import upload_file
 from fedhelm_client.journal import Journal
 from fedhelm_client.links import Links
-from fedhelm_client.outbox import ContributionId, Outbox, Saved, is_closed
+from fedhelm_client.outbox import ContributionId, Outbox, Saved, State, is_closed
 
 __all__ = ["Courier", "Failure"]
 
@@ -29,6 +29,8 @@ _log = logging.getLogger("fedhelm.client")
 _CALL_SECONDS = 30.0
 _PAUSE = 0.1
 _PAUSE_DISK = 1.0
+_AGAIN = 5.0
+"""Seconds after which a result that is only held is offered again, while its task is still assigned."""
 
 Failure = fleet_pb2.FailureReport
 
@@ -71,6 +73,9 @@ class Courier:
         self._lines_refused = False
         self._new_lines = asyncio.Event()
         self._new_results = asyncio.Event()
+        self._held = asyncio.Event()
+        self._under: tuple[str | None, int] = (None, 0)  # who led when a result was offered last
+        self._task: ContributionId | None = None
         self._progress = asyncio.Condition()
         self._disk = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -79,9 +84,12 @@ class Courier:
         """Begin with what an earlier agent left."""
         self._new_lines.set()
         self._new_results.set()
+        for saved in self._outbox.held():  # the earlier agent's; perhaps nobody has it any more
+            self._outbox.mark(saved.id, "saved")
         self._tasks = [
             spawn(self._push_lines(), f"lines of {self._job}"),
             spawn(self._offer_results(), f"results of {self._job}"),
+            spawn(self._offer_held(), f"held results of {self._job}"),
         ]
 
     async def stop(self) -> None:
@@ -142,6 +150,10 @@ class Courier:
         async with self._progress:
             await self._progress.wait_for(lambda: self.idle)
 
+    def assigned(self, task: ContributionId | None) -> None:
+        """Take note of the task that the log has for this site now: while it is there, its round is open."""
+        self._task = task
+
     # -- lines --------------------------------------------------------------------------------------------------
 
     async def _push_lines(self) -> None:
@@ -193,10 +205,11 @@ class Courier:
 
     async def _offer(self, saved: Saved) -> None:
         what = f"job {self._job}, {saved.id.kind} of round {saved.id.round}"
+        under = self._links.standing
         try:
             receipt = await self._deliver(saved, what)
         except (FedhelmError, OSError) as error:
-            if self._outbox.answered(saved.id) and saved.id not in {one.id for one in self._outbox.to_offer()}:
+            if saved.id not in {one.id for one in (*self._outbox.to_offer(), *self._outbox.held())}:
                 return  # its round was closed while it was on the way
             # The file stays: the next agent of this site offers it once more.
             _log.error("%s: the primary refuses the result: %s", what, error)
@@ -204,12 +217,32 @@ class Courier:
             if isinstance(error, _HOPELESS):
                 self._on_refused(f"the {saved.id.kind} result of round {saved.id.round} was refused: {error}")
             return
+        state: State = "gone" if receipt.gone else "held" if receipt.held else "recorded"
         if receipt.gone:
             _log.info("%s: the round was closed without this result", what)
+        elif receipt.held:
+            if saved.state != "held":
+                _log.info("%s: held for its round, epoch %d; the copy is kept", what, receipt.epoch)
         else:
             _log.info("%s: recorded in slot %d, epoch %d", what, receipt.seq, receipt.epoch)
         async with self._disk:
-            await asyncio.to_thread(self._outbox.mark, saved.id, "gone" if receipt.gone else "recorded")
+            if state != saved.state:
+                await asyncio.to_thread(self._outbox.mark, saved.id, state)
+        if receipt.held:
+            self._under = under
+            self._held.set()
+
+    async def _offer_held(self) -> None:
+        """Offer what no log has to each new primary, and now and then to the same one while its task is assigned."""
+        while True:
+            await self._held.wait()
+            moved = await self._links.moved_from(self._under, _AGAIN)
+            held = [saved for saved in self._outbox.held() if saved.id not in self._refused]
+            if not held:
+                self._held.clear()
+            for saved in held:
+                if moved or saved.id == self._task:
+                    await self._offer(saved)
 
     async def _deliver(self, saved: Saved, what: str) -> common_pb2.Receipt:
         while True:

@@ -107,6 +107,7 @@ class JobExecution:
         self._ender: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self.update(assigned)
+        self._note("outbox", *self._outbox.damaged)
 
     # -- what the agent asks ------------------------------------------------------------------------------------
 
@@ -117,6 +118,7 @@ class JobExecution:
             self._folder.failure.unlink(missing_ok=True)
         self._assigned = assigned
         self._courier.acknowledge(assigned.lines_acknowledged)
+        self._courier.assigned(id_of(assigned.attempt, assigned.task) if assigned.HasField("task") else None)
         if self._finished == "COMPLETED" and self._patience_timer is None:
             self._patience_timer = asyncio.get_running_loop().call_later(GRACE_COMPLETED, self._lose_patience)
         self._changed.set()

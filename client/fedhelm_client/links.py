@@ -26,6 +26,7 @@ from fedhelm.errors import (
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
 from fedhelm.wire.channels import EpochGuard, FleetStub, aio_channel
+from fedhelm.wire.roster import known_servers
 from fedhelm_client.follow import Following, load_epoch, save_epoch
 
 __all__ = ["Dial", "Links", "dial_with_tls", "is_transient"]
@@ -34,7 +35,9 @@ _log = logging.getLogger("fedhelm.client")
 
 T = TypeVar("T")
 
-WIRE_VERSIONS = (1,)
+WIRE_VERSIONS = (2, 1)
+"""Versions of the wire that this site speaks, best first; the server chooses."""
+
 BEAT_SECONDS = 5.0
 _WELCOME_SECONDS = 5.0
 _PAUSE = (0.05, 0.2)
@@ -88,6 +91,8 @@ class Links:
         dial: opens a connection to a server.
         held: what this site holds, for hello and beats.
         on_assignment: called with each assignment that counts.
+        on_change: called with the leader and the epoch when one of them has changed.
+        on_order: called with each order of the leader to this agent.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Links:
         held: Callable[[], Sequence[fleet_pb2.HeldJob]],
         on_assignment: Callable[[fleet_pb2.Assignment], None],
         on_change: Callable[[str | None, int], None],
+        on_order: Callable[[fleet_pb2.Order], None],
     ) -> None:
         self._kit = kit
         self._incarnation = incarnation
@@ -106,25 +112,54 @@ class Links:
         self._held = held
         self._on_assignment = on_assignment
         self._on_change = on_change
+        self._on_order = on_order
         self._epoch_file = kit.run / "epoch.json"
         self._view = Following(kit.cluster, load_epoch(self._epoch_file, kit.project, kit.cluster))
         self._stubs: dict[str, FleetStub] = {}
         self._changed = asyncio.Condition()
-        self._beats: dict[str, asyncio.Event] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._beats: dict[ServerAddress, asyncio.Event] = {}
+        self._links: dict[ServerAddress, asyncio.Task[None]] = {}
 
     @property
     def view(self) -> Following:
         """What is known now."""
         return self._view
 
+    @property
+    def standing(self) -> tuple[str | None, int]:
+        """Who leads, and the highest epoch."""
+        return self._view.leader, self._view.highest
+
+    async def moved_from(self, standing: tuple[str | None, int], timeout: float) -> bool:
+        """Wait until another server leads, or nobody; False after ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._until(lambda: self.standing != standing)
+        except TimeoutError:
+            return False
+        return True
+
     def start(self) -> None:
-        """Open a stream to each server of the kit; each is opened again for as long as this object runs."""
-        self._tasks = [spawn(self._keep_link(server), f"link {server.name}") for server in self._kit.servers]
+        """Open a stream to each known server; each is opened again for as long as this object runs."""
+        self.set_servers(known_servers(self._kit))
+
+    @property
+    def dialled(self) -> list[str]:
+        """Names of the servers to which there is a stream, or one is tried."""
+        return [server.name for server in self._links]
+
+    def set_servers(self, servers: Sequence[ServerAddress]) -> None:
+        """Dial these servers and no others. Whoever leads stays, whatever the list says: its stream is the proof."""
+        for server in [one for one in self._links if one not in servers and one.name != self._view.leader]:
+            _log.info("%s is not dialled any more", server.name)
+            self._links.pop(server).cancel()
+        for server in servers:
+            if server.name not in self.dialled:
+                self._links[server] = spawn(self._keep_link(server), f"link {server.name}")
 
     async def stop(self) -> None:
         """Close all streams."""
-        await cancel(*self._tasks)
+        await cancel(*self._links.values())
 
     def beat_soon(self) -> None:
         """What this site holds has changed: tell every server."""
@@ -156,17 +191,12 @@ class Links:
                 # Every attempt of an outage would fill the log: say the first, then each doubling.
                 if failures & (failures - 1) == 0:
                     _log.info("%s: %s (attempt %d)", what, error, failures)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_pause()):
-                    await self._until_not(leader, epoch)
+            await self.moved_from((leader, epoch), _pause())
 
     async def _wait_for_leader(self) -> tuple[str, int]:
         await self._until(lambda: self._view.leader is not None)
         assert self._view.leader is not None
         return self._view.leader, self._view.highest
-
-    async def _until_not(self, leader: str, epoch: int) -> None:
-        await self._until(lambda: (self._view.leader, self._view.highest) != (leader, epoch))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         async with self._changed:
@@ -208,11 +238,13 @@ class Links:
                     said = reason
                 await asyncio.sleep(_pause())
         finally:
+            if self._stubs.get(server.name) is connection.stub:
+                del self._stubs[server.name]
             await connection.close()
 
     async def _one_stream(self, server: ServerAddress, stub: FleetStub) -> None:
-        self._beats[server.name] = asyncio.Event()
-        stream = stub.connect(self._messages(server.name))
+        changed = self._beats[server] = asyncio.Event()
+        stream = stub.connect(self._messages(changed))
         try:
             try:
                 async with asyncio.timeout(_WELCOME_SECONDS):
@@ -226,10 +258,9 @@ class Links:
                 await self._take(server.name, message)
         finally:
             await _aclose(stream)
-            self._beats.pop(server.name, None)
+            self._beats.pop(server, None)
 
-    async def _messages(self, server: str) -> AsyncIterator[fleet_pb2.SiteMessage]:
-        changed = self._beats[server]
+    async def _messages(self, changed: asyncio.Event) -> AsyncIterator[fleet_pb2.SiteMessage]:
         hello = fleet_pb2.Hello(
             wire_versions=WIRE_VERSIONS,
             cluster=self._kit.cluster,
@@ -247,7 +278,8 @@ class Links:
 
     async def _welcomed(self, server: ServerAddress, welcome: fleet_pb2.Welcome) -> None:
         if welcome.wire_version not in WIRE_VERSIONS:
-            raise ProtocolError(f"{server.name} wants wire version {welcome.wire_version}, this site speaks 1")
+            spoken = " and ".join(str(one) for one in WIRE_VERSIONS)
+            raise ProtocolError(f"{server.name} wants wire version {welcome.wire_version}, this site speaks {spoken}")
         view = self._view.welcome(server.name, welcome.server, welcome.cluster, welcome.epoch, leading=welcome.leading)
         role = "leads" if welcome.leading else "stands by"
         _log.info("connected to %s, which %s; epoch %d", server.name, role, welcome.epoch)
@@ -257,6 +289,11 @@ class Links:
         kind = message.WhichOneof("message")
         if kind == "announce":
             await self._set_view(self._view.announce(server, message.announce.epoch))
+        elif kind == "order":
+            if server == self._view.leader:
+                self._on_order(message.order)
+            else:
+                _log.warning("an order of %s, which does not lead, is ignored", server)
         elif kind == "assignment":
             assignment = message.assignment
             view, counts = self._view.assignment(server, assignment.epoch, assignment.seq)

@@ -16,21 +16,22 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fedhelm.errors import BadInput, ProtocolError
 from fedhelm.process import atomic_write, fsync_dir
 from fedhelm.v1 import fleet_pb2
 
-__all__ = ["ContributionId", "Outbox", "Saved", "id_of", "is_closed", "load_jobs"]
+__all__ = ["ContributionId", "Outbox", "Saved", "State", "id_of", "is_closed", "load_jobs"]
 
 _log = logging.getLogger("fedhelm.client")
 
 _KIND = re.compile(r"[a-z][a-z_]{0,31}")
 _SUFFIX = ".result.json"
 
-State = Literal["saved", "recorded", "gone"]
-"""saved: to be offered; recorded: in the log, kept until the round is closed; gone: came too late, or was refused."""
+State = Literal["saved", "held", "recorded", "gone"]
+"""saved: to be offered; held: taken for its round, but not in the log (an ephemeral job's), so offered again to whoever
+leads next; recorded: in the log, kept until the round is closed; gone: came too late, or was refused."""
 
 
 @dataclass(frozen=True, order=True)
@@ -105,7 +106,15 @@ class Saved:
 
     @classmethod
     def from_json(cls, folder: Path, data: Mapping[str, Any]) -> Saved:
-        """Read a meta file's content."""
+        """Read a meta file's content.
+
+        Raises:
+            ValueError: it is damaged; also KeyError and TypeError.
+        """
+        if data["state"] not in get_args(State):
+            raise ValueError(f"a state {data['state']!r:.40}")
+        if data["file"] is not None and not (folder / data["file"]).is_file():
+            raise ValueError(f"{data['file']} is missing")
         return cls(
             id=ContributionId(**data["id"]),
             file=None if data["file"] is None else folder / data["file"],
@@ -121,12 +130,16 @@ class Outbox:
     """The results of one job at this site. Blocking: call it in a thread.
 
     Args:
-        folder: ``run/outbox/<job>``; made if missing, read if not.
+        folder: ``run/outbox/<job>``; made if missing, durably, read if not.
+
+    Attributes:
+        damaged: what could not be read, for people; it was moved aside, and its task is run again.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.damaged: list[str] = []
+        _make_durably(folder)
         self._saved: dict[ContributionId, Saved] = {}
         self._over: set[ContributionId] = set()
         self._load()
@@ -135,13 +148,23 @@ class Outbox:
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             try:
                 saved = Saved.from_json(self._folder, json.loads(path.read_bytes()))
-            except (ValueError, KeyError, TypeError) as error:
-                raise BadInput(f"{path} is damaged: {error}", hint="move it away; its task is run again") from error
-            self._saved[saved.id] = saved
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self._set_aside(path, error)
+            else:
+                self._saved[saved.id] = saved
         known = {saved.file for saved in self._saved.values()}
         for orphan in self._folder.glob("*.safetensors"):
             if orphan not in known:
                 orphan.unlink()  # the agent died before the meta file: its task is run again
+
+    def _set_aside(self, meta: Path, error: Exception) -> None:
+        tensors = meta.with_name(meta.name.removesuffix(_SUFFIX) + ".safetensors")
+        for path in (tensors, meta):  # the meta file last: it names what is damaged
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(path.with_name(path.name + ".damaged"))
+        told = f"the result {meta.name} on this site's disk is damaged ({error}): moved aside, its task is run again"
+        _log.error("%s: %s", self._folder, told)
+        self.damaged.append(told)
 
     def __iter__(self) -> Any:
         return iter(sorted(self._saved.values(), key=lambda saved: saved.id))
@@ -149,6 +172,10 @@ class Outbox:
     def to_offer(self) -> list[Saved]:
         """Return what no receipt was seen for, oldest first."""
         return [saved for saved in self if saved.state == "saved"]
+
+    def held(self) -> list[Saved]:
+        """Return what was taken for its round and is in no log, oldest first."""
+        return [saved for saved in self if saved.state == "held"]
 
     def answered(self, contribution: ContributionId) -> bool:
         """Whether this task has been answered: then it is never handed out again."""
@@ -216,6 +243,17 @@ class Outbox:
     def _write(self, saved: Saved) -> None:
         atomic_write(self._folder / f"{saved.id.key}{_SUFFIX}", json.dumps(saved.to_json()).encode())
         self._saved[saved.id] = saved
+
+
+def _make_durably(folder: Path) -> None:
+    """Make a folder and those above it that are missing, each name in its parent durable."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for one in reversed(missing):
+        one.mkdir(mode=0o700, exist_ok=True)
+        fsync_dir(one.parent)
 
 
 def _sync_plain_file(path: Path) -> None:

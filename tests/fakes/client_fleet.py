@@ -38,6 +38,7 @@ class FakeLog:
     lines: dict = field(default_factory=dict)  # job -> [line]
     failures: list = field(default_factory=list)
     jobs: dict = field(default_factory=dict)  # job -> AssignedJob
+    ephemeral: set = field(default_factory=set)  # jobs whose contributions stay out of the log
     seq: int = 10
 
     def __post_init__(self):
@@ -93,9 +94,12 @@ class FakeLog:
 
 
 class FakeFleet:
-    """One server. ``hooks`` are awaited by name: ``before_record``, ``after_record``, ``push_lines``."""
+    """One server. ``hooks`` are awaited by name: ``before_record``, ``after_record``, ``push_lines``.
 
-    def __init__(self, log, kit, epoch=0):
+    ``wire`` is the newest version that it speaks; ``kept`` what it holds of ephemeral jobs, in memory only.
+    """
+
+    def __init__(self, log, kit, epoch=0, wire=2):
         self.log = log
         self.kit = kit
         self.epoch = epoch
@@ -104,6 +108,9 @@ class FakeFleet:
         self.held = {}
         self.hellos = []
         self.offers = 0
+        self.wire = wire
+        self.kept = {}
+        self.orders = []
         self.cluster = kit.cluster
         self._streams = []
         self._server = None
@@ -136,6 +143,11 @@ class FakeFleet:
         for changed in self._streams:
             changed.set()
 
+    def order(self, action, identifier="r1", reason=""):
+        """Tell everyone who is connected, and whoever connects later."""
+        self.orders.append(fleet.Order(id=identifier, action=action, reason=reason))
+        self.tell()
+
     def assignment(self):
         return fleet.Assignment(epoch=self.epoch, seq=self.log.seq, jobs=list(self.log.jobs.values()))
 
@@ -152,12 +164,12 @@ class FakeFleet:
                 welcome=fleet.Welcome(
                     server=self.kit.name,
                     cluster=self.cluster,
-                    wire_version=1,
+                    wire_version=max(one for one in hello.wire_versions if one <= self.wire),
                     epoch=self.epoch,
                     leading=self.leading,
                 )
             )
-            announced = 0
+            announced = ordered = 0
             while True:
                 await changed.wait()
                 changed.clear()
@@ -166,6 +178,9 @@ class FakeFleet:
                     yield fleet.ServerMessage(announce=fleet.Announce(epoch=self.epoch))
                 if self.leading:
                     yield fleet.ServerMessage(assignment=self.assignment())
+                for order in self.orders[ordered:]:
+                    ordered += 1
+                    yield fleet.ServerMessage(order=order)
         finally:
             self._streams.remove(changed)
             reader.cancel()
@@ -208,6 +223,9 @@ class FakeFleet:
         closed = any(one.round >= request.round for one in self.log.jobs[request.job].closed)
         if closed and key not in self.log.contributions:
             return common.Receipt(gone=True)
+        if request.job in self.log.ephemeral:
+            self.kept[key] = request.blob.digest
+            return common.Receipt(held=True, epoch=self.epoch)
         if key not in self.log.contributions:
             self.log.seq += 1
             receipt = common.Receipt(seq=self.log.seq, epoch=self.epoch)

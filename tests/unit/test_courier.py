@@ -22,12 +22,32 @@ class Links:
     def __init__(self, answer):
         self.answer = answer
         self.offered = []
+        self.standing = ("server1", 1)
+        self.waits = []
+        self.refuse_with = None
+        self._moved = asyncio.Event()
+
+    def move(self, standing):
+        self.standing = standing
+        self._moved.set()
+
+    def noticed(self):
+        return not self._moved.is_set()
+
+    async def moved_from(self, standing, timeout):
+        """Wait for a test that moves the leader, or says (``False``) that the time is over."""
+        self.waits.append(timeout)
+        await self._moved.wait()
+        self._moved.clear()
+        return self.standing != standing
 
     async def to_leader(self, what, call):
         return await call(self)
 
     async def contribute(self, offer, timeout):
         self.offered.append(offer)
+        if self.refuse_with is not None:
+            raise self.refuse_with()
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -110,3 +130,68 @@ async def test_a_used_up_quota_of_lines_is_met_once_and_holds_back_no_result(ben
     await eventually(lambda: bench.outbox.to_offer() == [])
     await asyncio.wait_for(bench.courier.settled(), 5)
     assert pushed == [[1]]
+
+
+HELD = common_pb2.Receipt(held=True, epoch=1)
+
+
+async def held(bench):
+    bench.links.answer = HELD
+    bench.save()
+    bench.courier.start()
+    await eventually(lambda: bench.links.waits)
+    assert len(bench.links.offered) == 1
+    assert [one.id for one in bench.outbox.held()] == [ONE]
+
+
+async def test_a_held_result_is_offered_to_each_new_primary(bench):
+    await held(bench)
+    for epoch in (2, 3):
+        bench.links.move(("server2", epoch))
+        await eventually(lambda epoch=epoch: len(bench.links.offered) == epoch)
+    bench.links.answer = common_pb2.Receipt(seq=9, epoch=4)
+    bench.links.move(("server1", 4))
+    await eventually(lambda: bench.outbox.held() == [])
+    bench.links.move(("server2", 5))
+    await eventually(bench.links.noticed)
+    assert len(bench.links.offered) == 4, "it is in the log now"
+
+
+async def test_a_held_result_is_offered_again_to_the_same_primary_while_its_task_is_assigned(bench):
+    await held(bench)
+    bench.links.move(("server1", 1))  # 5 s are over
+    await eventually(lambda: len(bench.links.waits) == 2)
+    assert len(bench.links.offered) == 1, "its task is not assigned: its round may be over"
+    bench.courier.assigned(ONE)
+    bench.links.move(("server1", 1))
+    await eventually(lambda: len(bench.links.offered) == 2)
+    assert bench.links.waits[0] == 5.0
+
+
+async def test_a_held_result_is_offered_by_the_next_agent(bench, tmp_path):
+    await held(bench)
+    await bench.stop()
+    again = Bench(tmp_path / "outbox", HELD)
+    again.courier.start()
+    await eventually(lambda: again.links.offered)
+    await eventually(lambda: [one.id for one in again.outbox.held()] == [ONE])
+    await again.stop()
+
+
+async def test_a_job_whose_results_are_held_is_settled(bench):
+    await held(bench)
+    await asyncio.wait_for(bench.courier.settled(), 5)
+
+
+async def test_a_held_result_whose_round_closes_while_it_is_offered_again_is_no_failure(bench):
+    await held(bench)
+
+    def close():
+        bench.outbox.close([fleet_pb2.ClosedRound(step=0, round=1, kind="evaluate")])
+        return NotAuthorised("the round is closed")
+
+    bench.links.refuse_with = close
+    bench.links.move(("server2", 2))
+    await eventually(lambda: len(bench.links.offered) == 2)
+    await eventually(lambda: len(bench.links.waits) >= 2)
+    assert bench.refusals == []

@@ -1,10 +1,12 @@
 import dataclasses
+import json
 import os
 
 import pytest
 
 from fedhelm.errors import BadInput, ProtocolError
 from fedhelm.v1 import fleet_pb2
+from fedhelm_client import outbox as outbox_module
 from fedhelm_client.journal import LINE_COST, MAX_BATCH_SIZE, Journal, Throttle, batch
 from fedhelm_client.outbox import ContributionId, Outbox, Saved, id_of, is_closed, load_jobs
 
@@ -69,11 +71,55 @@ def test_an_agent_that_died_before_the_meta_file_leaves_nothing(tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_a_damaged_meta_file_is_named(tmp_path):
-    Outbox(tmp_path / "job").save(saved(), None)
-    (tmp_path / "job" / "0-0-1-train-0.result.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"0-0-1-train-0\.result\.json is damaged"):
-        Outbox(tmp_path / "job")
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"id": 3}', "\xff"])
+def test_a_damaged_meta_file_is_moved_aside_and_its_task_is_run_again(tmp_path, text):
+    folder = tmp_path / "job"
+    Outbox(folder).save(saved(), result_file(tmp_path))
+    other = dataclasses.replace(FIRST, round=2)
+    Outbox(folder).save(saved(other), None)
+    (folder / "0-0-1-train-0.result.json").write_text(text, encoding="latin-1")
+    outbox = Outbox(folder)
+    assert not outbox.answered(FIRST)
+    assert [one.id for one in outbox.to_offer()] == [other]
+    assert len(outbox.damaged) == 1
+    assert "0-0-1-train-0.result.json" in outbox.damaged[0]
+    assert (folder / "0-0-1-train-0.result.json.damaged").read_text(encoding="latin-1") == text
+    assert (folder / "0-0-1-train-0.safetensors.damaged").read_bytes() == b"tensors"
+    again = Outbox(folder)
+    assert again.damaged == []
+    again.save(saved(), result_file(tmp_path, b"second"))
+    assert [one.id for one in Outbox(folder).to_offer()] == [FIRST, other]
+
+
+@pytest.mark.parametrize("change", [{"state": "lost"}, {"file": "0-0-9-train-0.safetensors"}])
+def test_a_result_that_cannot_be_offered_is_damaged(tmp_path, change):
+    folder = tmp_path / "job"
+    Outbox(folder).save(saved(), result_file(tmp_path))
+    meta = folder / "0-0-1-train-0.result.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), **change}))
+    assert len(Outbox(folder).damaged) == 1
+
+
+def test_the_names_of_new_folders_are_durable(tmp_path, monkeypatch):
+    synced = []
+    real = outbox_module.fsync_dir
+    monkeypatch.setattr(outbox_module, "fsync_dir", lambda path: (synced.append(path), real(path)))
+    Outbox(tmp_path / "run" / "outbox" / "job")
+    assert synced == [tmp_path, tmp_path / "run", tmp_path / "run" / "outbox"]
+    Outbox(tmp_path / "run" / "outbox" / "job")
+    assert len(synced) == 3
+
+
+def test_a_held_result_is_kept_until_its_round_is_closed_and_is_not_handed_out_again(tmp_path):
+    outbox = Outbox(tmp_path / "job")
+    file = outbox.save(saved(), result_file(tmp_path)).file
+    outbox.mark(FIRST, "held")
+    again = Outbox(tmp_path / "job")
+    assert (again.to_offer(), [one.id for one in again.held()]) == ([], [FIRST])
+    assert again.answered(FIRST)
+    again.close([fleet_pb2.ClosedRound(step=0, round=1, kind="train")])
+    assert not file.exists()
+    assert again.held() == []
 
 
 def test_a_file_that_becomes_a_link_at_the_last_moment_is_not_a_result(tmp_path, monkeypatch):
@@ -90,8 +136,9 @@ def test_a_file_that_becomes_a_link_at_the_last_moment_is_not_a_result(tmp_path,
         return fd
 
     real_open = os.open
+    outbox = Outbox(tmp_path / "job")
     monkeypatch.setattr(os, "open", open_and_swap)
-    file = Outbox(tmp_path / "job").save(saved(), result).file
+    file = outbox.save(saved(), result).file
     assert opened
     assert not file.is_symlink()
     assert file.read_bytes() == b"tensors"
