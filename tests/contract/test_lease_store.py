@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ import pytest
 from fedhelm.config.timing import PROFILES
 from fedhelm.errors import Corrupt, StoreUnavailable
 from fedhelm.wire.overseer_api import Intent
-from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow
+from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow, Operation, ServerEntry
 from fedhelm_overseer.lease_engines import PostgresEngines, SqliteEngines
 from fedhelm_overseer.lease_store import SqlLeaseStore
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.support.postgres import postgres  # noqa: F401  a fixture
 
-AT = "2026-11-22T15:00:00.000Z"
+AT, LATER = "2026-11-22T15:00:00.000Z", "2026-11-22T16:00:00.000Z"
 ONE, TWO = Holder("server1", "aa"), Holder("server2", "bb")
 
 
@@ -161,6 +162,8 @@ def test_adoption_takes_epoch_and_holder_over_as_active(store):
 
 
 def test_of_many_threads_that_decide_on_one_row_one_grants(store):
+    for holder in range(8):
+        store.register(Holder(f"server{holder}", "aa"))
     row = store.read()
     won, barrier = [], threading.Barrier(8)
 
@@ -180,6 +183,83 @@ def test_of_many_threads_that_decide_on_one_row_one_grants(store):
 
 def test_starts_are_counted(store):
     assert [store.count_start() for _ in range(3)] == [1, 2, 3]
+
+
+def test_the_history_says_who_asked_for_a_switchover_and_how_many_jobs_went_on(store):
+    grant(store, ONE, 1)
+    row = store.activate(1, ONE, 1, AT, None, jobs=0)
+    row = store.set_intent(row, Intent(target="server2", request_id="r1"), by="admin@nvidia.com")
+    assert row.intent_by == "admin@nvidia.com"
+    store.release(1, ONE, "handoff", refused=False)
+    grant(store, TWO, 2, "switchover", keep_intent=True)
+    assert store.activate(2, TWO, 3, AT, 0.1, jobs=2).intent_by is None
+    first, second = store.history()
+    assert (first.by, first.jobs) == (None, 0)
+    assert (second.by, second.jobs, second.request_id) == ("admin@nvidia.com", 2, "r1")
+    store.set_intent(store.read(), Intent(target="server1", request_id="r2"), by="admin@nvidia.com")
+    assert store.set_intent(store.read(), None).intent_by is None
+
+
+def test_failover_is_paused_and_resumed_once_for_each_request(store):
+    row = store.read()
+    paused = store.set_paused(row, True, "admin@nvidia.com", request_id="p1", at=AT, reason="upgrade")
+    assert (paused.paused, paused.paused_by, paused.pause_reason) == (True, "admin@nvidia.com", "upgrade")
+    assert paused.version == row.version + 1
+    assert store.set_paused(row, False, "x", request_id="p2", at=AT) is None, "the version moved"
+    resumed = store.set_paused(paused, False, "other@nvidia.com", request_id="p3", at=LATER)
+    assert (resumed.paused, resumed.paused_by, resumed.pause_reason) == (False, None, None)
+    assert store.set_paused(resumed, True, "admin@nvidia.com", request_id="p1", at=LATER) == resumed, "repeated"
+    assert store.operations() == (
+        Operation("p1", "pause", "admin@nvidia.com", AT, reason="upgrade"),
+        Operation("p3", "resume", "other@nvidia.com", LATER),
+    )
+
+
+def test_a_shutdown_is_written_once_for_each_request_and_survives_grants(store):
+    assert store.set_shutdown("s1", "admin@nvidia.com", at=AT).shutdown == "s1"
+    version = store.set_shutdown("s2", "admin@nvidia.com", at=LATER, reason="move").version
+    again = store.set_shutdown("s1", "admin@nvidia.com", at=LATER)
+    assert (again.shutdown, again.version) == ("s2", version), "an old request that comes late"
+    assert grant(store, ONE, 1).shutdown == "s2"
+    assert store.read().view().shutdown == "s2"
+    assert [one.request_id for one in store.operations()] == ["s1", "s2"]
+
+
+def entry(kit_date="2026-11-20T00:00:00.000Z", host="10.0.0.3", name="server3"):
+    return ServerEntry(name, host, 8002, 8003, "hospital", kit_date)
+
+
+def test_a_newer_kit_replaces_the_addresses_and_an_older_one_does_not(store):
+    assert store.announce(entry()) == entry()
+    assert store.announce(entry()) == entry()
+    moved = entry("2026-11-21T00:00:00.000Z", "10.0.0.4")
+    assert store.announce(moved) == moved
+    assert store.announce(entry()) == moved
+    other = entry(name="server1")
+    store.announce(other)
+    assert store.servers() == (other, moved)
+
+
+def test_a_removed_server_stays_out_until_it_has_a_kit_from_after_the_removal(store):
+    store.announce(entry())
+    store.register(Holder("server3", "cc"))
+    store.register(ONE)
+    gone = store.remove("server3", "admin@nvidia.com", request_id="d1", at=AT, reason="sold")
+    assert gone == replace(entry(), removed_at=AT)
+    assert store.members() == (MemberRow("server1", "aa"),)
+    assert store.announce(entry()) == gone
+    assert store.announce(entry(AT)) == gone, "issued at the instant of the removal"
+    back = entry(LATER)
+    assert store.announce(back) == back
+    repeated = store.remove("server3", "admin@nvidia.com", request_id="d1", at=LATER)
+    assert repeated == back, "the same request again removes nothing that came later"
+    assert store.operations() == (Operation("d1", "remove", "admin@nvidia.com", AT, "server3", "sold"),)
+
+
+def test_a_server_that_was_never_announced_can_be_removed(store):
+    assert store.remove("server2", "admin@nvidia.com", request_id="d1", at=AT) == ServerEntry("server2", removed_at=AT)
+    assert store.announce(entry(name="server2")).removed_at == AT
+    assert store.servers() == (ServerEntry("server2", removed_at=AT),)
 
 
 class TestSqlite:
