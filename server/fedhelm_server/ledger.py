@@ -83,6 +83,8 @@ class Ledger:
         """Seconds the next slot is left free after an append: an unleased writer must not starve a fence."""
         self.on_replaced: Callable[[], None] = lambda: None
         """Called after the book was replaced by a checkpoint and what follows it: every job may have changed."""
+        self.on_append: Callable[[float], None] = lambda _: None
+        """Called with the seconds that each append took."""
         self._log = log
         self._me = me
         self._clock = clock
@@ -321,7 +323,7 @@ class Ledger:
         assert self.epoch is not None
         body = {"items": items} if kind in BATCHED else items[0]
         draft = Draft(kind=kind, epoch=self.epoch, by=self._me, body=body)
-        self._append_since = self._clock.boottime()
+        began = self._append_since = self._clock.boottime()
         try:
             record = await self._in_thread(self._log.append, draft)
         except StoreUnavailable:
@@ -330,6 +332,7 @@ class Ledger:
         finally:
             self._append_since = None
         self.store_ok = True
+        self.on_append(self._clock.boottime() - began)
         return record
 
 
