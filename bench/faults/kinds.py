@@ -1,0 +1,145 @@
+"""The table of fault kinds, and what a fault may do in a trial."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.faults.laboratory import Laboratory
+from bench.faults.phases import PHASES
+from bench.faults.work import JobPlan
+from bench.federation import now
+from fedhelm.admin.session import JobHandle
+
+__all__ = ["BOUNDS", "CLASSES", "KINDS", "Fault", "JobRun", "Kind", "NotPossibleError", "Scene", "kind"]
+
+CLASSES: Mapping[str, str] = {
+    "crash": "process crash",
+    "host": "host loss, freeze, partition",
+    "switchover": "planned switchover",
+    "none": "no failover needed",
+    "outage": "outage of store or overseers",
+    "operator": "needs an operator",
+}
+"""Class of a kind -> its name in tables."""
+
+BOUNDS: Mapping[str, float] = {"crash": 1.0, "host": 5.0, "switchover": 1.0}
+"""Class -> what the project promises for its gap, in seconds."""
+
+
+class NotPossibleError(Exception):
+    """This machine cannot do it; the message says why."""
+
+
+@dataclass
+class JobRun:
+    """A job of a trial, running."""
+
+    plan: JobPlan
+    shared: Path
+    handle: JobHandle
+
+
+@dataclass
+class Scene:
+    """One trial, as its fault sees it.
+
+    Attributes:
+        lab: the federation.
+        rng: of this trial.
+        primary: the server that leads before the fault.
+        quick: shortest durations.
+        params: what the fault chose, for the results.
+        kills: moments at which it killed a site's processes.
+        findings: what the fault itself saw go wrong.
+        jobs: that have to complete; the first one is aimed at.
+        moment: when it struck (boot time).
+        healed: when it had undone all (boot time).
+    """
+
+    lab: Laboratory
+    rng: random.Random
+    primary: str
+    quick: bool = False
+    params: dict[str, Any] = field(default_factory=dict)
+    kills: dict[str, list[float]] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+    jobs: list[JobRun] = field(default_factory=list)
+    submit: Callable[[str], JobRun] | None = None
+    epoch: int = 0
+    moment: float | None = None
+    healed: float | None = None
+
+    @property
+    def standby(self) -> str:
+        """A server that does not lead."""
+        return next(name for name in self.lab.servers if name != self.primary)
+
+    def strike(self, blow: Callable[[], object]) -> None:
+        """Do it, and note the moment just before."""
+        self.epoch = self.lab.watch.epoch
+        self.moment = now()
+        blow()
+
+    def seconds(self, least: float, most: float) -> float:
+        """Return how long something lasts, drawn; the least where the trial is quick."""
+        drawn = self.rng.uniform(least, most)
+        chosen = round(least if self.quick else drawn, 1)
+        self.params["seconds"] = chosen
+        return chosen
+
+    def expect(self, truth: object, finding: str) -> None:
+        """Note a finding unless it is so."""
+        if not truth:
+            self.findings.append(finding)
+
+
+Fault = Callable[[Scene], Iterator[None]]
+"""Looks up what it needs, yields once when it is armed, then strikes, waits, and heals."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault.
+
+    Attributes:
+        name: short and stable.
+        fault: does it.
+        klass: see :data:`CLASSES`.
+        failover: whether a new epoch must follow (True), must not (False), or may (None).
+        variant: of the federation.
+        phases: in which it is tried.
+        jobs: how many run at once.
+        weight: how often it is drawn.
+        breaks: whether its federation is not used again.
+        last_round: whether it always strikes in the last round.
+        bound: seconds that the gap may have, where it is not that of the class.
+    """
+
+    name: str
+    fault: Fault
+    klass: str
+    failover: bool | None
+    variant: str = "plain"
+    phases: tuple[str, ...] = PHASES
+    jobs: int = 1
+    weight: int = 1
+    breaks: bool = False
+    last_round: bool = False
+    bound: float | None = None
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def kind(name: str, klass: str, *, failover: bool | None, **more: Any) -> Callable[[Fault], Fault]:
+    """Enter a fault into the table."""
+
+    def enter(fault: Fault) -> Fault:
+        KINDS[name] = Kind(name, fault, klass, failover, **more)
+        return fault
+
+    return enter

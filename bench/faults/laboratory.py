@@ -1,0 +1,345 @@
+"""A federation to be broken: made from kits, over wires that can fail, kept over many trials."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from bench.faults.history import Watch
+from bench.faults.probe import Ack, read_acks
+from bench.federation import now, until
+from fedhelm.admin.session import Session, connect
+from fedhelm.config.kit import Kit, read_kit
+from fedhelm.errors import FedhelmError
+from fedhelm.persist import init_store
+from fedhelm.process import MarkedProcess, ParticipantLock, marked_processes
+from fedhelm.provision.kits import write_kit
+from fedhelm.provision.launch import Launched, is_ready, spawn, start_all
+from fedhelm.provision.project import Participant, Project
+from fedhelm.provision.stop import Home, stop_all
+from fedhelm.security.pki import CertificateAuthority
+from fedhelm_lab.demo_acts import free_base_port
+from tests.support.proxy import Wires
+
+__all__ = ["ADMIN", "PROBE", "VARIANTS", "Laboratory", "Variant", "laboratory"]
+
+ADMIN = "admin@nvidia.com"
+PROBE = "probe"
+_HOST = "127.0.0.1"
+_READY_SECONDS = 90.0
+_WHOLE_SECONDS = 60.0
+_TMPFS_BYTES = 96 * 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How a federation is made.
+
+    Attributes:
+        name: in the results.
+        servers: how many.
+        sites: how many train; the probe is one more.
+        wired: a proxy between servers and overseers, and between sites and servers.
+        mounted: each server reaches the store through a mount of its own (needs root).
+        small_disk: the store is a small tmpfs (needs root).
+    """
+
+    name: str
+    servers: int = 2
+    sites: int = 2
+    wired: bool = False
+    mounted: bool = False
+    small_disk: bool = False
+
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        one.name: one
+        for one in (
+            Variant("plain"),
+            Variant("three", servers=3),
+            Variant("wired", wired=True),
+            Variant("mounted", mounted=True),
+            Variant("small-disk", small_disk=True),
+        )
+    }
+)
+
+
+def _mount(*words: str) -> None:
+    subprocess.run(["mount", *words], check=True, capture_output=True, timeout=10)
+
+
+def _unmount(path: Path) -> None:
+    subprocess.run(["umount", "--lazy", str(path)], check=False, capture_output=True, timeout=10)
+
+
+class Laboratory:
+    """One federation with its probe, its watch of the log, and an admin's session.
+
+    Args:
+        folder: is made its own; everything is below it.
+        variant: how it is made.
+    """
+
+    def __init__(self, folder: Path, variant: Variant) -> None:
+        self.folder = folder
+        self.variant = variant
+        self.root = folder / "poc"
+        self.root.mkdir(parents=True)
+        self.store = self.root / "store"
+        self.servers = tuple(f"server{k}" for k in range(1, variant.servers + 1))
+        self.sites = tuple(f"site-{k}" for k in range(1, variant.sites + 1))
+        self.trials = 0
+        self.jobs = 0
+        self.broken = False
+        self.wires: Wires | None = None
+        self._ports = free_base_port(40)
+        self._mounts: list[Path] = []
+        self._wire_ports: dict[str, tuple[int, int]] = {}
+        self._session: Session | None = None
+        self._probe: subprocess.Popen[bytes] | None = None
+        self._watch: Watch | None = None
+        self.probe_job = ""
+        self._prepare()
+
+    # -- making it ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        project = Project(
+            name="laboratory",
+            participants=(
+                Participant("overseer", "overseer", "nvidia", _HOST, (self._ports,)),
+                *(
+                    Participant(name, "server", "nvidia", _HOST, (self._ports + 2 * k + 1, self._ports + 2 * k + 2))
+                    for k, name in enumerate(self.servers)
+                ),
+                *(Participant(name, "site", "nvidia", enable_byoc=True) for name in (*self.sites, PROBE)),
+                Participant(ADMIN, "project_admin", "nvidia"),
+            ),
+            store="../store",
+        )
+        authority = CertificateAuthority.create(project.name)
+        if self.variant.small_disk:
+            self.store.mkdir()
+            _mount("-t", "tmpfs", "-o", f"size={_TMPFS_BYTES},mode=0700", "tmpfs", str(self.store))
+            self._mounts.append(self.store)
+        init_store(self.store, project.cluster, project.name)
+        (self.store / "archive").mkdir()
+        for participant in project.participants:
+            write_kit(self._view(project, participant), participant, authority, self.root)
+        for name in self.servers if self.variant.mounted else ():
+            self.mount(name)
+        self.names = tuple(one.name for one in project.participants if one.name not in (PROBE, ADMIN))
+        if self._wire_ports:
+            self.wires = Wires(self._wire_ports)
+
+    def _view(self, project: Project, who: Participant) -> Project:
+        """Return the project as one participant's kit says it: others are dialled through its own wires."""
+        store = str(self.root / "mounts" / who.name) if self.variant.mounted else project.store
+        if not self.variant.wired or who.role not in ("server", "site"):
+            return dataclasses.replace(project, store=store)
+        others = tuple(
+            dataclasses.replace(one, ports=(self._wire(who, one), *one.ports[1:]))
+            if (one.role == "overseer" or (one.role == "server" and who.role == "site"))
+            else one
+            for one in project.participants
+        )
+        return dataclasses.replace(project, participants=others, store=store)
+
+    def _wire(self, who: Participant, to: Participant) -> int:
+        port = self._ports + 12 + len(self._wire_ports)
+        self._wire_ports[f"{who.name}>{to.name}"] = (port, to.ports[0])
+        return port
+
+    def mount(self, server: str) -> None:
+        """Let a server reach the store (``mounted`` only)."""
+        path = self.root / "mounts" / server
+        path.mkdir(parents=True, exist_ok=True)
+        _mount("--bind", str(self.store), str(path))
+        self._mounts.append(path)
+
+    def unmount(self, server: str) -> None:
+        """Take the store away from one server: its path is an empty directory then."""
+        _unmount(self.root / "mounts" / server)
+
+    # -- running it ---------------------------------------------------------------------------------------------------
+
+    def kit(self, name: str) -> Kit:
+        """Read a participant's kit."""
+        return read_kit(self.root / name)
+
+    def start(self) -> None:
+        """Start everything, the probe too, and wait until the probe is acknowledged."""
+        start_all([self.kit(name) for name in self.names], _READY_SECONDS)
+        self._watch = Watch(self.store).start()
+        self.probe_job = self.session.submit(self._probe_job()).job_id
+        arguments = [sys.executable, "-m", "bench.faults.probe", str(os.getpid())]
+        arguments += [str(self.root / PROBE), self.probe_job, str(self._acks)]
+        with (self.folder / "probe.log").open("ab") as log:
+            self._probe = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self.wait_whole()
+
+    def _probe_job(self) -> Path:
+        # It never contributes: its job's first round stays open for as long as the federation lives.
+        root = self.folder / "probe-job"
+        (root / "app").mkdir(parents=True)
+        (root / "app" / "train.py").write_text("")
+        (root / "job.yaml").write_text(
+            f"name: probe\ndeploy: {{app: [{PROBE}]}}\nworkflow: [{{type: fedavg, rounds: 1}}]\n"
+        )
+        return root
+
+    @property
+    def _acks(self) -> Path:
+        return self.folder / "acks.txt"
+
+    def acks(self) -> list[Ack]:
+        """Return what the probe saw so far."""
+        return read_acks(self._acks)
+
+    @property
+    def watch(self) -> Watch:
+        """The watch of the log."""
+        assert self._watch is not None
+        return self._watch
+
+    @property
+    def session(self) -> Session:
+        """An open session of the admin; it dials without a proxy."""
+        if self._session is None:
+            self._session = connect(self.root / ADMIN)
+        return self._session
+
+    def primary(self) -> str:
+        """Name of the server whose fence is the last one in the log."""
+        return next(one.record.by.name for one in reversed(self.watch.seen) if one.record.kind == "fence")
+
+    def wait_whole(self) -> None:
+        """Wait until one server leads, all others stand by, all sites are connected, and the probe is acknowledged.
+
+        Raises:
+            TimeoutError: it is not, in a minute.
+        """
+        until(lambda: True if self._is_whole() else None, _WHOLE_SECONDS, "the federation is whole")
+        mark = now()
+        until(lambda: True if any(a.at > mark for a in self.acks()[-3:]) else None, _WHOLE_SECONDS, "the probe")
+
+    def _is_whole(self) -> bool:
+        try:
+            states = sorted(one.state for one in self.session.servers(timeout=2.0))
+            if states != sorted(["ACTIVE", *["STANDBY"] * (len(self.servers) - 1)]):
+                return False
+            status = self.session.check_status(timeout=2.0)
+        except FedhelmError:
+            return False
+        return all(site.connected for site in status.sites) and len(status.sites) == len(self.sites) + 1
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+
+    def processes(self, name: str, *marks: str) -> list[MarkedProcess]:
+        """Return the live processes of a participant, those with these marks only if any are given."""
+        found = marked_processes(self.root / name)
+        return [one for one in found if not marks or one.mark in marks]
+
+    def pid(self, name: str, mark: str) -> int:
+        """Return the id of the one process with this mark; waits for it.
+
+        Raises:
+            TimeoutError: there is none.
+        """
+
+        def look() -> int | None:
+            return next((one.pid for one in self.processes(name, mark)), None)
+
+        return until(look, 20, f"a {mark} of {name}")
+
+    def restart(self, name: str) -> Launched | None:
+        """Start a participant that does not run; None if it does."""
+        kit = self.kit(name)
+        return spawn(kit) if ParticipantLock.holder(kit.run) is None else None
+
+    def wait_ready(self, *names: str) -> None:
+        """Wait until these say that they are ready."""
+        until(lambda: True if all(is_ready(self.kit(n).run) for n in names) else None, 60, f"{names} are ready")
+
+    def log(self, name: str) -> str:
+        """Return a participant's log."""
+        try:
+            return (self.root / name / "log.txt").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def heal(self) -> None:
+        """Undo every kind of fault that a trial may have left: wires, stopped processes, dead participants."""
+        if self.wires is not None:
+            self.wires.heal()
+        for name in self.names:
+            for one in self.processes(name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one.pid, signal.SIGCONT)
+        for name in self.names:
+            self.restart(name)
+
+    def close(self) -> None:
+        """End everything; no process and no mount is left."""
+        if self._watch is not None:
+            self._watch.close()
+        if self._session is not None:
+            self._session.close()
+        if self._probe is not None:
+            with self._probe as probe:
+                probe.kill()
+        if self.wires is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.wires.heal()
+        try:
+            stop_all([Home(self.root / name, self._role(name), name) for name in self.names])
+        finally:
+            if self.wires is not None:
+                self.wires.close()
+            for path in reversed(self._mounts):
+                _unmount(path)
+
+    @staticmethod
+    def _role(name: str) -> str:
+        return "overseer" if name.startswith("overseer") else "server" if name.startswith("server") else "site"
+
+
+@contextlib.contextmanager
+def laboratory(variant: Variant, keep: Path | None = None) -> Iterator[Laboratory]:
+    """Make a federation and start it; when it is left, no process, mount or file of it is there.
+
+    Args:
+        variant: how it is made.
+        keep: where to move its folder instead of removing it, when it is ``broken``.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="fedhelm-faults-")).resolve()
+    made: Laboratory | None = None
+    try:
+        made = Laboratory(folder, variant)
+        made.start()
+        yield made
+    finally:
+        if made is not None:
+            made.close()
+        if keep is not None and made is not None and made.broken and not made.variant.small_disk:
+            keep.mkdir(parents=True, exist_ok=True)
+            shutil.move(str(folder), keep / f"{time.strftime('%m%d-%H%M%S')}-{variant.name}")
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    if any(str(folder) in line for line in Path("/proc/mounts").read_text().splitlines()):
+        raise RuntimeError(f"{folder} still holds a mount: it is left alone")
+    shutil.rmtree(folder, ignore_errors=True)

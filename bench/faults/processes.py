@@ -1,0 +1,182 @@
+"""Faults of processes and hosts: killed, stopped, switched over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+
+from bench.faults.kinds import Scene, kind
+from bench.federation import now
+
+__all__: list[str] = []
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Signal processes; those that are gone are passed over."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def power_off(scene: Scene, name: str) -> None:
+    """Kill all that a participant has, at one instant: stopped first, so that none sees another die."""
+    pids = [one.pid for one in scene.lab.processes(name)]
+    send(pids, signal.SIGSTOP)
+    send(pids, signal.SIGKILL)
+
+
+@kind("kill-child", "crash", failover=True, weight=6)
+def kill_child(scene: Scene) -> Iterator[None]:
+    """SIGKILL for the FL server; its supervisor lives."""
+    pid = scene.lab.pid(scene.primary, "child")
+    yield
+    scene.strike(lambda: os.kill(pid, signal.SIGKILL))
+
+
+@kind("kill-host", "host", failover=True, weight=3)
+def kill_host(scene: Scene) -> Iterator[None]:
+    """SIGKILL for supervisor, child and runners at once; started again a little later."""
+    pids = [one.pid for one in scene.lab.processes(scene.primary)]
+    away = scene.seconds(4, 8)
+
+    def blow() -> None:
+        send(pids, signal.SIGSTOP)
+        power_off(scene, scene.primary)
+
+    yield
+    scene.strike(blow)
+    time.sleep(away)
+    scene.lab.restart(scene.primary)
+
+
+def _freeze(scene: Scene, *marks: str) -> Iterator[None]:
+    for mark in marks:
+        scene.lab.pid(scene.primary, mark)
+    pids = [one.pid for one in scene.lab.processes(scene.primary, *marks)]
+    seconds = scene.seconds(7, 20)
+    yield
+    scene.strike(lambda: send(pids, signal.SIGSTOP))
+    time.sleep(seconds)
+    if scene.rng.random() < 0.5:
+        pids.reverse()
+    send(pids, signal.SIGCONT)
+
+
+@kind("stop-child", "host", failover=True)
+def stop_child(scene: Scene) -> Iterator[None]:
+    """SIGSTOP for the FL server, then SIGCONT."""
+    return _freeze(scene, "child")
+
+
+@kind("stop-supervisor", "host", failover=True)
+def stop_supervisor(scene: Scene) -> Iterator[None]:
+    """SIGSTOP for the supervisor, then SIGCONT: the child cannot know, and must not go on as if it led."""
+    return _freeze(scene, "supervisor")
+
+
+@kind("stop-host", "host", failover=True, weight=2)
+def stop_host(scene: Scene) -> Iterator[None]:
+    """SIGSTOP for supervisor, child and runners, then SIGCONT: a zombie primary."""
+    return _freeze(scene, "supervisor", "child", "runner")
+
+
+@kind("switchover", "switchover", failover=True, weight=8)
+def switchover(scene: Scene) -> Iterator[None]:
+    """``promote_sp`` of the standby, by an operator."""
+    target = scene.standby
+    yield
+    scene.strike(lambda: scene.lab.session.promote(target, timeout=30))
+    scene.expect(scene.lab.session.primary(timeout=10).name == target, f"{target} does not lead after promote_sp")
+
+
+@kind("several-jobs", "crash", failover=True, jobs=3, weight=2)
+def several_jobs(scene: Scene) -> Iterator[None]:
+    """As ``kill-child``, with three jobs running."""
+    return kill_child(scene)
+
+
+@kind("before-end", "crash", failover=True, phases=("closing",), last_round=True, weight=3)
+def before_end(scene: Scene) -> Iterator[None]:
+    """As ``kill-child``, while the last round closes or the job ends."""
+    return kill_child(scene)
+
+
+@kind("kill-runner", "none", failover=False)
+def kill_runner(scene: Scene) -> Iterator[None]:
+    """SIGKILL for every runner of the primary: aggregation waits for new ones, acknowledgements do not."""
+    pids = [one.pid for one in scene.lab.processes(scene.primary, "runner")]
+    yield
+    scene.strike(lambda: send(pids, signal.SIGKILL))
+
+
+@kind("kill-agent", "none", failover=False, weight=2)
+def kill_agent(scene: Scene) -> Iterator[None]:
+    """SIGKILL for a site's agent; its job process goes with it; started again."""
+    site = scene.rng.choice(scene.lab.sites)
+    scene.params["site"] = site
+    pid = scene.lab.pid(site, "agent")
+    yield
+    scene.strike(lambda: os.kill(pid, signal.SIGKILL))
+    scene.kills[site] = [now()]
+    time.sleep(scene.rng.uniform(0.1, 1.0))
+    scene.lab.restart(site)
+    scene.kills[site].append(now())
+
+
+@kind("site-lost-after-upload", "none", failover=False, phases=("appending",))
+def site_lost_after_upload(scene: Scene) -> Iterator[None]:
+    """All processes of a site die after the upload, before it has its receipt; started again."""
+    return kill_agent(scene)
+
+
+@kind("stop-standby", "none", failover=False)
+def stop_standby(scene: Scene) -> Iterator[None]:
+    """SIGSTOP for the standby, then SIGCONT: it must catch up, from a checkpoint if it has to."""
+    name = scene.standby
+    pids = [one.pid for one in scene.lab.processes(name)]
+    seconds = scene.seconds(7, 12)
+    yield
+    scene.strike(lambda: send(pids, signal.SIGSTOP))
+    time.sleep(seconds)
+    send(pids, signal.SIGCONT)
+
+
+@kind("restart-all-servers", "outage", failover=True)
+def restart_all_servers(scene: Scene) -> Iterator[None]:
+    """All servers lose power at once, and come back."""
+    away = scene.seconds(0.2, 2)
+
+    def blow() -> None:
+        for name in scene.lab.servers:
+            power_off(scene, name)
+
+    yield
+    scene.strike(blow)
+    time.sleep(away)
+    for name in scene.lab.servers:
+        scene.lab.restart(name)
+
+
+@kind("kill-new-primary", "host", failover=True, variant="three", bound=10.0, weight=2)
+def kill_new_primary(scene: Scene) -> Iterator[None]:
+    """The primary's child dies, and then the server that was granted its lease, while it promotes or just after."""
+    lab = scene.lab
+    pid = lab.pid(scene.primary, "child")
+    others = {name: lab.pid(name, "child") for name in lab.servers if name != scene.primary}
+    read = {name: len(lab.log(name)) for name in others}
+    yield
+    epoch = lab.watch.epoch
+    scene.strike(lambda: os.kill(pid, signal.SIGKILL))
+    deadline = now() + 10
+    while lab.watch.epoch == epoch and now() < deadline:
+        promoting = [name for name in others if ": PROMOTING" in lab.log(name)[read[name] :]]
+        if promoting:
+            break
+        time.sleep(0.001)
+    else:
+        promoting = [lab.primary()]
+    send([others[name] for name in promoting], signal.SIGKILL)
+    scene.params["when"] = "promoting" if lab.watch.epoch == epoch else "just after its fence"

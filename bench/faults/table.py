@@ -1,0 +1,129 @@
+"""The README's table, made from the lines of results."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.faults.kinds import BOUNDS, CLASSES
+from bench.faults.phases import PHASES
+
+__all__ = ["BEGIN", "END", "percentile", "table", "write_readme"]
+
+BEGIN = "<!-- faults: made by `python -m bench.faults --write-readme` -->"
+END = "<!-- faults: end -->"
+
+_LOST = re.compile(r"^I2|is lost|is not in the log|I7: accepted|not those of a run")
+_DOUBLED = re.compile(r"^I3|recorded twice|times$|^I4|I7: job")
+_WRITERS = re.compile(r"two writers")
+_RETRAINED = re.compile(r"trained round")
+
+Line = dict[str, Any]
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the smallest value that at least ``percent`` of the values do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(r) + " |" for r in rows)]
+
+
+def _gaps(lines: Sequence[Line]) -> list[str]:
+    rows = []
+    for klass, title in CLASSES.items():
+        gaps = [line["gap_s"] for line in lines if line["class"] == klass and line.get("gap_s") is not None]
+        if gaps:
+            bound = f"{BOUNDS[klass]:g} s" if klass in BOUNDS else ""
+            figures = (statistics.median(gaps), percentile(gaps, 99), max(gaps))
+            rows.append([title, str(len(gaps)), *(f"{one:.2f} s" for one in figures), bound])
+    return _rows(["gap", "trials", "median", "99th percentile", "worst", "goal (99th)"], rows)
+
+
+def _count(lines: Sequence[Line], pattern: re.Pattern[str]) -> int:
+    return sum(bool(pattern.search(finding)) for line in lines for finding in line["findings"])
+
+
+def _kinds(lines: Sequence[Line]) -> list[str]:
+    rows = []
+    for name in sorted({line["kind"] for line in lines}):
+        mine = [line for line in lines if line["kind"] == name]
+        phases = Counter(line["phase"] for line in mine)
+        gaps = [line["gap_s"] for line in mine if line.get("gap_s") is not None]
+        rows.append(
+            [
+                f"`{name}`",
+                str(len(mine)),
+                *(str(_count(mine, pattern)) for pattern in (_LOST, _DOUBLED, _WRITERS, _RETRAINED)),
+                "/".join(str(phases[phase]) for phase in PHASES),
+                f"{statistics.median(gaps):.2f} / {max(gaps):.2f} s" if gaps else "",
+            ]
+        )
+    head = ["fault", "trials", "lost", "doubled", "epochs with two writers", "trained again"]
+    return _rows([*head, "in each phase", "gap, median / worst"], rows)
+
+
+def table(lines: Sequence[Line], everything: Sequence[Line]) -> str:
+    """Return the tables as Markdown.
+
+    Args:
+        lines: trials of the code as it is.
+        everything: all lines, for the list of trials that ever failed.
+    """
+    ran = [line for line in lines if line.get("verdict") in ("ok", "failed")]
+    if not ran:
+        return "No trial of this code has run yet."
+    failed = sum(line["verdict"] == "failed" for line in ran)
+    machines = sorted({str(line["machine"]) for line in ran})
+    loads = [float(line["load"]) for line in ran]
+    commits = sorted({str(line["commit"])[:12] for line in ran})
+    head = [
+        f"{len(ran)} trials of {len({line['kind'] for line in ran})} kinds, {failed} failed.",
+        f"Commits: {', '.join(commits)}.",
+        f"Machine: {'; '.join(machines)}. Load average before a trial: {min(loads):.1f} to {max(loads):.1f}.",
+    ]
+    phases = f"Phases are counted in the order {', '.join(PHASES)}."
+    skipped = sorted({f"`{line['kind']}`: {line['reason']}" for line in lines if line.get("verdict") == "not run"})
+    tail = ["", "Not run on this machine:", "", *(f"* {one}" for one in skipped)] if skipped else []
+    return "\n".join([*head, "", *_gaps(ran), "", *_kinds(ran), "", phases, *tail, *_failures(everything)])
+
+
+def _failures(everything: Sequence[Line]) -> list[str]:
+    mended = {
+        (one["mends"]["commit"], one["mends"]["seed"], one["mends"]["trial"]): one["by"]
+        for one in everything
+        if "mends" in one
+    }
+    rows = []
+    for line in everything:
+        if line.get("verdict") == "failed":
+            by = mended.get((line["commit"], line["seed"], line["trial"]))
+            first = line["findings"][0] if line["findings"] else ""
+            place = (
+                f"{line['kind']} in {line['phase']} (seed {line['seed']}, trial {line['trial']}, {line['commit'][:9]})"
+            )
+            rows.append([place, first.replace("|", "/")[:160], by[:12] if by else "open"])
+    if not rows:
+        return []
+    return ["", "Trials that failed, at any commit:", "", *_rows(["trial", "first finding", "mended by"], rows)]
+
+
+def write_readme(path: Path, text: str) -> None:
+    """Put the table between the markers of a Markdown file.
+
+    Raises:
+        ValueError: the file lacks them.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} lacks the lines {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
