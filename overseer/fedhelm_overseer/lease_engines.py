@@ -29,6 +29,7 @@ __all__ = ["Engines", "PostgresEngines", "SqliteEngines"]
 _POOL = 4
 _RENEWAL_POOL = 2
 _MORE = 6
+_AWAY = "the lease store does not answer: "
 
 
 class Engines(Protocol):
@@ -135,10 +136,10 @@ class PostgresEngines:
             raise FedhelmError(
                 f"PostgreSQL as the lease store needs psycopg: {error}", hint="pip install 'fedhelm[postgres]'"
             ) from error
-        connect = connector(url, timing, folder)
         self._is_contention = is_contention
+        self._outage = _Outage(timing.observe)
+        connect = connector(url, timing, folder, lambda told: self._outage.begin(_AWAY + told))
         self.name = connect.name
-        self._outage = _Outage(connect.name, timing.observe)
         self.durable = self._engine(connect, timing, _POOL)
         quick = self._engine(connect.with_settings(synchronous_commit="off"), timing, _RENEWAL_POOL)
         # One statement is one transaction: no round trips for BEGIN and COMMIT, and no lock outlives an answer.
@@ -192,8 +193,7 @@ class PostgresEngines:
 class _Outage:
     """While the database is away, one thread tries to reach it, and every other call fails at once."""
 
-    def __init__(self, name: str, pause_s: float) -> None:
-        self._name = name
+    def __init__(self, pause_s: float) -> None:
         self._pause_s = pause_s
         self._lock = threading.Lock()
         self._reason: str | None = None
@@ -213,7 +213,7 @@ class _Outage:
             if self.mend is None or self._reason is not None or self._closed.is_set():
                 return
             self._reason = reason
-            self._thread = threading.Thread(target=self._mend, name=f"reach {self._name}", daemon=True)
+            self._thread = threading.Thread(target=self._mend, name="reach lease store", daemon=True)
             self._thread.start()
 
     def end(self) -> None:
@@ -245,9 +245,9 @@ def _told() -> Iterator[None]:
     except exc.IntegrityError:
         raise
     except exc.DBAPIError as error:
-        raise StoreUnavailable(f"the lease store does not answer: {_line(error.orig)}") from error
+        raise StoreUnavailable(_AWAY + _line(error.orig)) from error
     except (exc.NoResultFound, exc.TimeoutError) as error:
-        raise StoreUnavailable(f"the lease store does not answer: {_line(error)}") from error
+        raise StoreUnavailable(_AWAY + _line(error)) from error
 
 
 def _line(error: BaseException | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,10 +31,15 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True)
 class Connector:
-    """Opens connections. ``name`` is how messages call the database; ``limit_s`` the longest wait for an answer."""
+    """Opens connections.
+
+    ``name`` is how messages call the database; ``limit_s`` the longest wait for an answer, after which ``late`` is
+    called with what happened.
+    """
 
     name: str
     limit_s: float
+    late: Callable[[str], None]
     _options: Mapping[str, Any]
 
     def __call__(self, context: Any = None) -> psycopg.Connection[Any]:
@@ -44,7 +49,7 @@ class Connector:
             psycopg.Error: it cannot be had.
         """
         connection = _Bounded.connect(**self._options, context=context, prepare_threshold=None)
-        connection.limit_s = self.limit_s
+        connection.limit_s, connection.late = self.limit_s, self.late
         return connection
 
     def with_settings(self, **settings: str) -> Connector:
@@ -68,6 +73,7 @@ class _Bounded(psycopg.Connection[Any]):
     """
 
     limit_s = math.inf
+    late: Callable[[str], None] | None = None
 
     def wait(self, gen: Generator[Any, Any, _R], *args: Any, **options: Any) -> _R:
         """Run one exchange with the server, for ``limit_s`` at most."""
@@ -75,7 +81,10 @@ class _Bounded(psycopg.Connection[Any]):
             return super().wait(_until(gen, time.monotonic() + self.limit_s), *args, **options)
         except _Late:
             self.pgconn.finish()  # what it would answer later belongs to nobody
-            raise psycopg.OperationalError(f"no answer within {self.limit_s:g} s") from None
+            told = f"no answer within {self.limit_s:g} s"
+            if self.late is not None:
+                self.late(told)
+            raise psycopg.OperationalError(told) from None
 
 
 def _until(gen: Generator[Any, Any, _R], deadline: float) -> Generator[Any, Any, _R]:
@@ -93,7 +102,7 @@ def _until(gen: Generator[Any, Any, _R], deadline: float) -> Generator[Any, Any,
         return value
 
 
-def connector(url: str, timing: Timing, folder: Path) -> Connector:
+def connector(url: str, timing: Timing, folder: Path, late: Callable[[str], None]) -> Connector:
     """Return what opens connections to the database of ``url``; see ``lease_engines.PostgresEngines``."""
     try:
         given = {key: value for key, value in conninfo_to_dict(url).items() if value is not None}
@@ -124,7 +133,7 @@ def connector(url: str, timing: Timing, folder: Path) -> Connector:
     }
     where = f"{given.get('host', 'localhost')}:{given.get('port', 5432)}"
     name = f"PostgreSQL at {where}, database {given.get('dbname', given.get('user', ''))}"
-    return Connector(name, half + timing.request, options)
+    return Connector(name, half + timing.request, late, options)
 
 
 def is_contention(error: BaseException | None) -> bool:
