@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedhelm.config.kit import SQLITE
 from fedhelm.errors import ExitStatus, NotFound, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
 from fedhelm_lab.workspace import ADMIN, Workspace, plan, prepare
@@ -34,7 +35,11 @@ a first federation:
   fedhelm poc stop
 
 ports on 127.0.0.1: overseer 8443, server1 8002 and 8003, server2 9002 and 9003; with --base-port P: overseer P,
-server k P+2k-1 and P+2k. Exit statuses: 0 done, 1 failed, 2 usage, 4 kit refused, 5 not ready in time.
+server k P+2k-1 and P+2k. With --overseers N there are overseer2 and so on, at 9443 or at the ports after the servers'.
+They share a PostgreSQL database, and its password stands in a file that is absolute or in each overseer's local folder:
+  fedhelm poc prepare --overseers 2 --lease-store "postgresql://USER@HOST:PORT/DATABASE?passfile=FILE"
+
+Exit statuses: 0 done, 1 failed, 2 usage, 4 kit refused, 5 not ready in time.
 """
 
 _ACTIONS = ("prepare", "start", "status", "stop", "clean")
@@ -43,7 +48,8 @@ _ACTIONS = ("prepare", "start", "status", "stop", "clean")
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="fedhelm poc",
-        usage="fedhelm poc [ACTION] [-n SITES] [--servers K] [--base-port P] [-w DIR] [-o json]",
+        usage="fedhelm poc [ACTION] [-n SITES] [--servers K] [--overseers N --lease-store URL] [--base-port P] "
+        "[-w DIR] [-o json]",
         description=_ABOUT,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,6 +60,12 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--servers", type=int, metavar="K", help="prepare: number of servers (default 2: one stands by)"
     )
+    parser.add_argument("--overseers", type=int, metavar="N", help="prepare: number of overseers (default 1)")
+    parser.add_argument(
+        "--lease-store",
+        metavar="URL",
+        help="prepare: the PostgreSQL database that several overseers share (default: a file of the only one)",
+    )
     parser.add_argument("--base-port", type=int, metavar="P", help="prepare: first port of a free range")
     parser.add_argument("-w", "--workspace", type=Path, default=Path("poc"), metavar="DIR", help="default: ./poc")
     add_output_option(parser)
@@ -62,21 +74,26 @@ def _parser() -> CommandParser:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     args = _parser().parse_intermixed_args(argv)
-    given = [option for option in ("n", "servers", "base_port") if getattr(args, option) is not None]
+    given = [
+        option
+        for option in ("n", "servers", "overseers", "lease_store", "base_port")
+        if getattr(args, option) is not None
+    ]
     if args.action is None:
         if args.n is None:
             raise UsageError(f"which action? one of {', '.join(_ACTIONS)}", hint="fedhelm poc -h")
         args.action = "prepare"
     elif given and args.action != "prepare":
-        names = {"n": "-n", "servers": "--servers", "base_port": "--base-port"}
-        raise UsageError(f"{names[given[0]]} belongs to prepare, not to {args.action}", hint="fedhelm poc -h")
+        name = "-n" if given[0] == "n" else f"--{given[0].replace('_', '-')}"
+        raise UsageError(f"{name} belongs to prepare, not to {args.action}", hint="fedhelm poc -h")
     return args
 
 
 def _prepare(args: argparse.Namespace, fmt: Format) -> ExitStatus:
     sites = 2 if args.n is None else args.n
     servers = 2 if args.servers is None else args.servers
-    project = plan(sites, servers, args.base_port)
+    overseers = 1 if args.overseers is None else args.overseers
+    project = plan(sites, servers, args.base_port, overseers=overseers, lease_store=args.lease_store or SQLITE)
     workspace = prepare(args.workspace, project)
     rows = [{"name": one.name, "role": one.role, "ports": list(one.ports)} for one in project.participants]
 

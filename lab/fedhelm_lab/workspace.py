@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedhelm.config.kit import Kit, read_kit
+from fedhelm.config.kit import SQLITE, Kit, read_kit
 from fedhelm.errors import BadInput, FedhelmError, NotFound, PortTaken, Refused, WorkspaceExists
 from fedhelm.process import ParticipantLock, marked_processes
 from fedhelm.provision.kits import write_kits
@@ -32,18 +32,25 @@ READY_TIMEOUT = 60.0
 _HOST = "127.0.0.1"
 _ORG = "nvidia"
 _PROJECT = "poc"
-_MAX_SERVERS = 19  # with --base-port P nothing lies outside P..P+39
+_MAX_SERVERS = 19
+_MAX_OVERSEERS = 9
+_RANGE = 40  # with --base-port P nothing lies outside P..P+39
 _MAX_SITES = 1000
 _CHILD_MARKS = ("child", "runner", "nanny", "job")
 
 
-def plan(sites: int, servers: int = 2, base_port: int | None = None) -> Project:
+def plan(
+    sites: int, servers: int = 2, base_port: int | None = None, *, overseers: int = 1, lease_store: str = SQLITE
+) -> Project:
     """Return the project of a POC.
 
     Args:
         sites: how many sites, ``site-1`` and so on.
         servers: how many servers; one has no standby.
-        base_port: P: overseer P, server k P+2k-1 and P+2k. Without it: 8443; 8002/8003, 9002/9003 and so on.
+        base_port: P: overseer P, server k P+2k-1 and P+2k, then the other overseers. Without it: 8443, 9443 and so on;
+            8002/8003, 9002/9003 and so on.
+        overseers: how many overseers: ``overseer``, ``overseer2`` and so on.
+        lease_store: see :class:`fedhelm.provision.project.Project`; several overseers need a URL.
 
     Raises:
         BadInput: a number out of its range.
@@ -52,22 +59,33 @@ def plan(sites: int, servers: int = 2, base_port: int | None = None) -> Project:
         raise BadInput(f"-n {sites}: 1 to {_MAX_SITES} sites")
     if not 1 <= servers <= _MAX_SERVERS:
         raise BadInput(f"--servers {servers}: 1 to {_MAX_SERVERS} servers")
-    if base_port is not None and not 1 <= base_port <= 65535 - 2 * servers:
-        raise BadInput(f"--base-port {base_port}: 1 to {65535 - 2 * servers} with {servers} servers")
+    if not 1 <= overseers <= _MAX_OVERSEERS:
+        raise BadInput(f"--overseers {overseers}: 1 to {_MAX_OVERSEERS} overseers")
+    ports_used = overseers + 2 * servers
+    if base_port is not None and ports_used > _RANGE:
+        raise BadInput(f"--base-port: {overseers} overseers and {servers} servers need more than {_RANGE} ports")
+    if base_port is not None and not 1 <= base_port <= 65536 - ports_used:
+        raise BadInput(f"--base-port {base_port}: 1 to {65536 - ports_used} with {servers} servers")
 
     def ports(k: int) -> tuple[int, int]:
         first = 8002 + 1000 * (k - 1) if base_port is None else base_port + 2 * k - 1
         return first, first + 1
 
+    def overseer(k: int) -> Participant:
+        beyond = 0 if k == 1 else 2 * servers + k - 1
+        port = 8443 + 1000 * (k - 1) if base_port is None else base_port + beyond
+        return Participant("overseer" if k == 1 else f"overseer{k}", "overseer", _ORG, _HOST, (port,))
+
     return Project(
         name=_PROJECT,
         participants=(
-            Participant("overseer", "overseer", _ORG, _HOST, (8443 if base_port is None else base_port,)),
+            *(overseer(k) for k in range(1, overseers + 1)),
             *(Participant(f"server{k}", "server", _ORG, _HOST, ports(k)) for k in range(1, servers + 1)),
             *(Participant(f"site-{k}", "site", _ORG, enable_byoc=True) for k in range(1, sites + 1)),
             Participant(ADMIN, "project_admin", _ORG),
         ),
         store="../store",
+        lease_store=lease_store,
     )
 
 

@@ -227,6 +227,58 @@ def test_a_foreign_folder_is_left_alone(tmp_path, capsys, action):
     assert (tmp_path / "precious.txt").exists()
 
 
+URL = "postgresql://fedhelm@db.example:5432/lease?passfile=pgpass&sslmode=verify-full"
+
+
+def test_several_overseers_share_a_database_and_everybody_knows_them(tmp_path, base_port, capsys):
+    words = ("--servers", "2", "--overseers", "3", "--lease-store", URL)
+    status, body = poc_json(
+        capsys, "-n", "1", *words, "--base-port", str(base_port), "-o", "json", "-w", str(tmp_path / "poc")
+    )
+    assert status == 0
+    ports = {row["name"]: row["ports"] for row in body["data"]["participants"]}
+    assert ports["overseer"] == [base_port]
+    assert (ports["overseer2"], ports["overseer3"]) == ([base_port + 5], [base_port + 6])
+    workspace = Workspace.open(tmp_path / "poc")
+    kits = {home.name: open_kit(home.root) for home in workspace.homes}
+    expected = [("overseer", base_port), ("overseer2", base_port + 5), ("overseer3", base_port + 6)]
+    assert all([(one.name, one.port) for one in kit.overseers] == expected for kit in kits.values())
+    leases = {name: kit.lease_store for name, kit in kits.items() if kit.lease_store}
+    assert leases == {"overseer": URL, "overseer2": URL, "overseer3": URL}
+    assert URL not in (kits["server1"].startup / "fed_server.json").read_text()
+    _, body = poc_json(capsys, "status", "-o", "json", "-w", str(workspace.root))
+    assert [row["name"] for row in body["data"]][:3] == ["overseer", "overseer2", "overseer3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--overseers", "2"), "2 overseers share one lease, which they keep in PostgreSQL"),
+        (("--overseers", "2", "--lease-store", "sqlite"), "2 overseers share one lease"),
+        (("--overseers", "0"), "--overseers 0: 1 to 9 overseers"),
+        (("--overseers", "10", "--lease-store", URL), "--overseers 10: 1 to 9 overseers"),
+        (("--overseers", "4", "--servers", "19", "--base-port", "20000", "--lease-store", URL), "more than 40 ports"),
+        (("--lease-store", "mysql://u@h/db"), "neither sqlite nor a PostgreSQL URL"),
+        (("--lease-store", "postgresql://"), "neither sqlite nor a PostgreSQL URL"),
+        (("--lease-store", "postgresql://u:hidden@h/db"), "lease_store carries a password"),
+        (("--lease-store", "postgresql://u@h/db?password=hidden"), "lease_store carries a password"),
+        (("--lease-store", "postgresql://u:hidden@[::1/db"), "lease_store is not a URL"),
+    ],
+)
+def test_a_lease_store_that_cannot_be_shared_is_one_line_without_secrets(tmp_path, capsys, words, told):
+    status, (out, err) = poc(capsys, "-n", "1", *words, "-w", str(tmp_path / "poc"))
+    assert (status, out) == (2, "")
+    assert told in err
+    assert "hidden" not in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_base_port_overseers_are_a_thousand_apart():
+    project = plan(1, 2, overseers=3, lease_store=URL)
+    assert [one.port for one in project.overseers] == [8443, 9443, 10443]
+
+
 # -- start, status, stop, clean
 
 

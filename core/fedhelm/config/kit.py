@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from fedhelm.config.timing import Timing
 from fedhelm.errors import BadInput, KitError
@@ -17,9 +18,11 @@ __all__ = [
     "CERT_STEM",
     "CONFIG_FILE",
     "ROLES",
+    "SQLITE",
     "Kit",
     "OverseerAddress",
     "ServerAddress",
+    "check_lease_store",
     "find_config",
     "kit_from_json",
     "kit_to_json",
@@ -44,6 +47,9 @@ CERT_STEM: Mapping[str, str] = MappingProxyType(
 """Role -> name of certificate and key in ``startup/``, without ``.crt`` and ``.key``."""
 
 ROLES = tuple(CONFIG_FILE)
+
+SQLITE = "sqlite"
+"""The lease store of an overseer that is alone: a file in its ``run/``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +76,7 @@ class ServerAddress:
 class Kit:
     """An unpacked kit: ``root`` (absolute, no links) holds ``startup/`` and ``local/``; only servers have a ``store``.
 
+    Only overseers have a ``lease_store``: ``sqlite``, or the URL of the PostgreSQL database that they share.
     ``sites`` names every site of the project, deployed or not; ``enable_byoc`` is this participant's own (may jobs
     bring their own code?).
     """
@@ -86,6 +93,7 @@ class Kit:
     timing: Timing
     store: Path | None = None
     enable_byoc: bool = False
+    lease_store: str | None = None
 
     @property
     def startup(self) -> Path:
@@ -167,6 +175,7 @@ def kit_to_json(kit: Kit, *, store: str | None = None) -> dict[str, Any]:
         kit: the kit; its ``root`` is not written.
         store: the store's path as the file shall say it: absolute, or relative to the kit's folder.
     """
+    lease = {} if kit.lease_store is None else {"lease_store": kit.lease_store}
     return {
         "version": VERSION,
         "project": kit.project,
@@ -180,7 +189,33 @@ def kit_to_json(kit: Kit, *, store: str | None = None) -> dict[str, Any]:
         "timing": kit.timing.to_json(),
         "store": store,
         "enable_byoc": kit.enable_byoc,
+        **lease,
     }
+
+
+def check_lease_store(value: str, *, secrets: bool) -> str:
+    """Return the value: ``sqlite`` or a PostgreSQL URL.
+
+    Args:
+        value: what a person or a file says.
+        secrets: whether it may carry a password.
+
+    Raises:
+        BadInput: neither, or a password where none may be; the message does not repeat the value.
+    """
+    if value == SQLITE:
+        return value
+    hint = "sqlite, or postgresql://USER@HOST:PORT/DATABASE?passfile=FILE"
+    try:
+        url = urlsplit(value)
+        asked = {key for key, _ in parse_qsl(url.query, keep_blank_values=True)}
+    except ValueError:
+        raise BadInput("lease_store is not a URL", hint=hint) from None
+    if url.scheme not in ("postgresql", "postgres") or not url.netloc + url.query:
+        raise BadInput("lease_store is neither sqlite nor a PostgreSQL URL", hint=hint)
+    if not secrets and (url.password is not None or asked & {"password", "sslpassword"}):
+        raise BadInput("lease_store carries a password", hint="passfile=FILE names a file that holds it")
+    return value
 
 
 class _Fields:
@@ -246,6 +281,9 @@ def kit_from_json(root: Path, data: Any, where: str) -> Kit:
     if role not in ROLES:
         raise KitError(f"{where}: role {role!r} is not one of {', '.join(ROLES)}")
     store = fields.text("store") if fields.data.get("store") is not None else None
+    lease_store = (
+        (fields.text("lease_store") if "lease_store" in fields.data else SQLITE) if role == "overseer" else None
+    )
     byoc = fields.data.get("enable_byoc", False)
     if not isinstance(byoc, bool):
         raise KitError(f"{where}: enable_byoc is not true or false")
@@ -265,6 +303,7 @@ def kit_from_json(root: Path, data: Any, where: str) -> Kit:
             timing=Timing.from_json(fields.data.get("timing")),
             store=Path(root, store).resolve() if store is not None else None,
             enable_byoc=byoc,
+            lease_store=None if lease_store is None else check_lease_store(lease_store, secrets=False),
         )
     except BadInput as error:
         raise KitError(f"{where}: {error}") from error

@@ -30,6 +30,7 @@ def _kit_of(project: Project, participant: Participant, root: Path) -> Kit:
         sites=project.sites,
         timing=project.timing,
         enable_byoc=participant.enable_byoc,
+        lease_store=project.lease_store if participant.role == "overseer" else None,
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from typing import ClassVar
 
-from fedhelm.config.kit import OverseerAddress, ServerAddress
+from fedhelm.config.kit import SQLITE, OverseerAddress, ServerAddress, check_lease_store
 from fedhelm.config.timing import PROFILES, Timing
 from fedhelm.errors import BadInput
 from fedhelm.ids import check_admin_name, check_host_name, new_cluster_id
@@ -59,6 +59,8 @@ class Project:
         participants: In project order, which decides between servers that are otherwise equal.
         timing: The profile that all of them keep.
         store: The shared store's path as servers' kits shall say it: absolute, or relative to the kit's folder.
+        lease_store: Where the overseers keep the lease: ``sqlite`` (one overseer), or the URL of a PostgreSQL database,
+            without a password.
         cluster: Id of this federation; the store's genesis record and every kit carry it.
     """
 
@@ -66,6 +68,7 @@ class Project:
     participants: tuple[Participant, ...]
     store: str
     timing: Timing = PROFILES["default"]
+    lease_store: str = SQLITE
     cluster: str = dataclasses.field(default_factory=new_cluster_id)
 
     def __post_init__(self) -> None:
@@ -77,6 +80,13 @@ class Project:
         for role in ("overseer", "server"):
             if not self.of(role):
                 raise BadInput(f"project {self.name}: at least one {role} is needed")
+        check_lease_store(self.lease_store, secrets=False)
+        number = len(self.of("overseer"))
+        if number > 1 and self.lease_store == SQLITE:
+            raise BadInput(
+                f"{number} overseers share one lease, which they keep in PostgreSQL",
+                hint="name the database: postgresql://USER@HOST:PORT/DATABASE?passfile=FILE",
+            )
 
     def of(self, role: str) -> tuple[Participant, ...]:
         """Return the participants of one role, in project order."""
