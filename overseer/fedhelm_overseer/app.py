@@ -12,9 +12,9 @@ from concurrent.futures import Executor
 from importlib import metadata
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
@@ -29,9 +29,11 @@ from fedhelm.wire.overseer_api import (
     BeatRequest,
     ErrorBody,
     Event,
+    ExplainView,
     Health,
     HistoryEntry,
     LeaseView,
+    OperateRequest,
     PrimaryView,
     PromoteReply,
     PromoteRequest,
@@ -41,14 +43,18 @@ from fedhelm.wire.overseer_api import (
     RenewReply,
     RenewRequest,
     ServerView,
+    SystemView,
 )
 from fedhelm_overseer.desk import Desk
+from fedhelm_overseer.metrics import CONTENT_TYPE
 from fedhelm_overseer.tls_protocol import client_certificate
 
-__all__ = ["MAX_BODY", "Allowed", "check_routes", "create_app"]
+__all__ = ["MAX_BODY", "MAX_REGISTRATION", "Allowed", "check_routes", "create_app"]
 
 MAX_BODY = 64 * 1024
-"""Largest body of a request, in bytes."""
+"""Largest body of a request, in bytes, but for a registration."""
+MAX_REGISTRATION = 1536 * 1024
+"""Largest body of a registration, which may carry a kit's configuration."""
 
 _MAX_WAIT = 30.0
 _MAX_RECENT = 1000
@@ -100,6 +106,9 @@ Viewer = Annotated[Principal, Depends(Allowed("overseer.view"))]
 Prober = Annotated[Principal, Depends(Allowed("overseer.health"))]
 Holder = Annotated[Principal, Depends(Allowed("lease.hold"))]
 Promoter = Annotated[Principal, Depends(Allowed("lease.promote"))]
+Operator = Annotated[Principal, Depends(Allowed("system.operate"))]
+
+Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9.-]{0,252}$")]
 
 _errors: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 403, 404, 409, 413, 503)
@@ -131,6 +140,12 @@ async def healthz(request: Request, _caller: Prober) -> Health:
     return Health(status="ok", project=request.app.state.kit.project, version=_version())
 
 
+@_root.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request, _caller: Prober) -> Response:
+    """Give the overseer's figures in Prometheus' text format."""
+    return Response(_desk(request).metrics(), media_type=CONTENT_TYPE)
+
+
 @_api.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request, _caller: Viewer) -> JSONResponse:
     """Describe this API."""
@@ -147,6 +162,18 @@ async def primary(request: Request, _caller: Viewer) -> PrimaryView:
 async def servers(request: Request, _caller: Viewer) -> list[ServerView]:
     """List every server of the project."""
     return list(_desk(request).servers())
+
+
+@_api.get("/servers/{name}/explain")
+async def explain(request: Request, _caller: Viewer, name: Name) -> ExplainView:
+    """Say why a server is or is not a candidate, and who would be next."""
+    return _desk(request).admins.explain(name)
+
+
+@_api.get("/system")
+async def system(request: Request, _caller: Viewer) -> SystemView:
+    """Tell what admins decided of the whole system."""
+    return _desk(request).admins.system()
 
 
 @_api.get("/history")
@@ -179,11 +206,15 @@ async def lease(
     after: Annotated[int, Query(ge=-1, lt=2**63)] = -1,
     wait: Annotated[float, Query(ge=0, le=_MAX_WAIT)] = 0.0,
 ) -> LeaseView:
-    """Return the lease row once its version differs from ``after``, at the latest after ``wait`` seconds."""
+    """Return the lease row once its version differs from ``after``, at the latest after ``wait`` seconds.
+
+    503 when the store did not answer this overseer for T.
+    """
     desk, loop = _desk(request), asyncio.get_running_loop()
     until = loop.time() + wait
     while True:
         turn = desk.changed.turn()
+        desk.check_sight()
         view = desk.lease()
         left = until - loop.time()
         if view.version != after or left <= 0 or desk.changed.closed:
@@ -225,6 +256,31 @@ async def release(request: Request, caller: Holder, body: ReleaseRequest) -> Lea
 async def promote(request: Request, caller: Promoter, body: PromoteRequest) -> PromoteReply:
     """Ask for a planned switchover."""
     return await _off_loop(request, _desk(request).promote, caller.name, body)
+
+
+@_api.post("/failover/pause")
+async def pause(request: Request, caller: Operator, body: OperateRequest) -> SystemView:
+    """Grant nothing from now on but what an admin asks for."""
+    return await _off_loop(request, _desk(request).admins.pause, caller.name, body)
+
+
+@_api.post("/failover/resume")
+async def resume(request: Request, caller: Operator, body: OperateRequest) -> SystemView:
+    """Grant again, at once if nobody leads."""
+    return await _off_loop(request, _desk(request).admins.resume, caller.name, body)
+
+
+@_api.post("/shutdown")
+async def shutdown(request: Request, caller: Operator, body: OperateRequest) -> SystemView:
+    """Ask all servers to end, the primary last; the overseers stay."""
+    return await _off_loop(request, _desk(request).admins.shutdown, caller.name, body)
+
+
+@_api.post("/servers/{name}/remove")
+async def remove(request: Request, caller: Operator, name: Name, body: OperateRequest) -> list[ServerView]:
+    """Forget a server that is down; gives the servers that are left."""
+    await _off_loop(request, _desk(request).admins.remove, caller.name, name, body)
+    return list(_desk(request).servers())
 
 
 def create_app(kit: Kit, desk: Desk, threads: Executor) -> FastAPI:
@@ -274,7 +330,7 @@ def check_routes(routes: list[BaseRoute]) -> None:
 
 
 class _BodyLimit:
-    """Answers 413 to a body of more than ``MAX_BODY`` bytes, whatever length it announced."""
+    """Answers 413 to a body of more than is allowed for the path, whatever length it announced."""
 
     def __init__(self, app: _App) -> None:
         self._app = app
@@ -283,6 +339,7 @@ class _BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = MAX_REGISTRATION if scope["path"] == f"{API_ROOT}/servers/register" else MAX_BODY
         messages: list[MutableMapping[str, Any]] = []
         size, more = 0, True
         while more:
@@ -290,8 +347,8 @@ class _BodyLimit:
             messages.append(message)
             size += len(message.get("body", b""))
             more = message["type"] == "http.request" and bool(message.get("more_body", False))
-            if size > MAX_BODY:
-                refusal = _answer(413, BadInput(f"the body is larger than {MAX_BODY} bytes"))
+            if size > limit:
+                refusal = _answer(413, BadInput(f"the body is larger than {limit} bytes"))
                 refusal.headers["connection"] = "close"  # else the rest would be read and thrown away, without end
                 await refusal(scope, receive, send)
                 return

@@ -8,19 +8,29 @@ from dataclasses import dataclass, replace
 
 from fedhelm.config.timing import Timing
 from fedhelm.wire.overseer_api import BeatRequest, RegisterRequest, RenewRequest
-from fedhelm_overseer.decide import HOLD_DOWN, Seen, Server, unfit
+from fedhelm_overseer.decide import EXPIRED, HOLD_DOWN, Seen, Server, unfit
 from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow
 
 __all__ = ["Board", "Sighting"]
 
+_SHUTDOWN_S = 60.0
+"""Who beats so long after a shutdown was asked for was started after it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """The last word of a registered incarnation; ``beat_at`` is None before the first and after it left."""
+    """The last word of a registered incarnation; ``beat_at`` is None before the first and after it left.
+
+    ``note`` says why it is not ready, or why its probe of the store fails. ``log_versions`` is empty until it registers
+    with this overseer.
+    """
 
     server: Server
     beat_at: float | None = None
     note: str | None = None
+    store_token: str | None = None
+    log_versions: tuple[int, ...] = ()
+    software: str = ""
 
 
 class Board:
@@ -34,7 +44,7 @@ class Board:
     """
 
     def __init__(self, names: Iterable[str], timing: Timing, now: float, members: Iterable[MemberRow]) -> None:
-        self._order = {name: order for order, name in enumerate(names)}
+        self._order: dict[str, int] = {}
         self._timing = timing
         self._started = now
         self._observed_at = now
@@ -48,14 +58,32 @@ class Board:
         self._alive_at: float | None = None
         self._served_at: float | None = None
         self._positions: deque[tuple[float, int]] = deque(maxlen=64)
-        for member in members:
-            if member.name in self._order:
-                self._sightings[member.name] = Sighting(self._server(member, ready=False))
+        self._up_after: str | None = None
+        self._shutdown_since = now
+        self.unleased_s = 0.0
+        """Seconds for which servers reported that they write without a lease."""
+        self.fenced = 0
+        """How often a server reported that a foreign fence ended its epoch."""
+        self.sync(names, members)
 
     @property
     def row(self) -> LeaseRow:
         """The row as it was last seen."""
         return self._row or LeaseRow()
+
+    def sync(self, names: Iterable[str], members: Iterable[MemberRow]) -> None:
+        """Take over what the store has of servers and registrations: other overseers change them too."""
+        self._order = {name: order for order, name in enumerate(names)}
+        self._sightings = {name: kept for name, kept in self._sightings.items() if name in self._order}
+        for member in members:
+            if member.name not in self._order:
+                continue
+            old = self._sightings.get(member.name)
+            if old is None:
+                self._sightings[member.name] = Sighting(self._server(member, ready=False))
+            elif old.server.incarnation == member.incarnation:
+                server = replace(old.server, spent=member.spent, refused=member.refused)
+                self._sightings[member.name] = replace(old, server=server)
 
     def saw_row(self, row: LeaseRow, now: float) -> None:
         """Take note of the row; changes are timed from here."""
@@ -63,13 +91,20 @@ class Board:
         if old is None:
             # Counted from the start at the earliest: who renewed before is not known.
             return
-        if (row.epoch, row.renew_seq, row.state) != (old.epoch, old.renew_seq, old.state):
-            self._unchanged_since = now
         if row.version != old.version:
             self._version_since = now
         if row.epoch != old.epoch:
             self._alive_at = None
             self._positions.clear()
+        if row.epoch == old.epoch + 1 and row.cause == EXPIRED and old.holder is not None:
+            self._lost[old.holder.name] = now
+        if row.shutdown != old.shutdown:
+            self._shutdown_since = now
+        if (row.epoch, row.renew_seq, row.state) != (old.epoch, old.renew_seq, old.state):
+            self._unchanged_since = now
+            if row.state == "active":
+                # Whichever overseer it spoke to.
+                self._alive_at = self._served_at = now
 
     def observed(self, now: float) -> None:
         """Say that the row was read by the observer. After an interruption every wait begins again."""
@@ -91,7 +126,11 @@ class Board:
             log_epoch=request.log_epoch,
             log_seq=request.log_seq,
         )
-        self._sightings[member.name] = Sighting(server, now, request.reason)
+        self._count(member.name, server, now)
+        self._up_after = self.row.shutdown
+        self._sightings[member.name] = Sighting(
+            server, now, request.reason, request.store_token, request.log_versions, request.software
+        )
 
     def beat(self, name: str, beat: BeatRequest, now: float) -> None:
         """Take note of a beat of the registered incarnation."""
@@ -105,16 +144,23 @@ class Board:
             log_epoch=beat.log_epoch,
             log_seq=beat.log_seq,
         )
-        self._sightings[name] = replace(old, server=server, beat_at=now, note=None if beat.ready else old.note)
+        self._count(name, server, now)
+        well = beat.ready and beat.store_ok
+        self._sightings[name] = replace(
+            old,
+            server=server,
+            beat_at=now,
+            note=beat.reason or (None if well else old.note),
+            store_token=beat.store_token or old.store_token,
+        )
 
     def renewed(self, name: str, renewal: RenewRequest, now: float) -> None:
         """Take note of a renewal of the lease by its holder."""
         self._alive_at = now
-        if self.row.state == "active":
-            self._served_at = now
         self._positions.append((now, renewal.log_seq))
         old = self._sightings[name]
         server = replace(old.server, role=renewal.role, log_epoch=renewal.log_epoch, log_seq=renewal.log_seq)
+        self._count(name, server, now)
         self._sightings[name] = replace(old, server=server, beat_at=now)
 
     def activated(self, name: str, now: float) -> None:
@@ -172,6 +218,43 @@ class Board:
         sighting = self._sightings.get(name)
         return None if sighting is None or sighting.beat_at is None else max(0.0, now - sighting.beat_at)
 
+    def blind(self, now: float) -> bool:
+        """Tell whether the store did not answer for T: what is known of the row is too old to be passed on."""
+        return now - self._observed_at >= self._timing.lease
+
+    def down_asked(self) -> bool:
+        """Tell whether an admin shut the servers down and none was started since."""
+        return self.row.shutdown is not None and self._up_after != self.row.shutdown
+
+    def since_renewal(self, now: float) -> float | None:
+        """Return the seconds since the row's holder was last seen to renew or to begin; None if it was not seen."""
+        return None if self._alive_at is None else max(0.0, now - self._alive_at)
+
+    def log_version(self) -> int:
+        """Return the highest version of the log that every registered server reads; 1 while one did not say."""
+        readable = [max(sighting.log_versions, default=1) for sighting in self._sightings.values()]
+        return min(readable, default=1)
+
+    def store_tokens(self, now: float) -> dict[str, str]:
+        """Return the names that live servers made in the store."""
+        return {
+            name: sighting.store_token
+            for name, sighting in self._sightings.items()
+            if sighting.store_token is not None and self.live(name, now)
+        }
+
+    def standby_store_ok(self, now: float) -> bool:
+        """Tell whether a live standby can write to the store."""
+        return any(
+            sighting.server.store_ok and sighting.server.role == "STANDBY" and sighting.server.holder != self.row.holder
+            for name, sighting in self._sightings.items()
+            if sighting.beat_at is not None and self.live(name, now)
+        )
+
+    def settled(self, now: float) -> bool:
+        """Tell whether this overseer looks for T, so that who was not heard does not live."""
+        return now - self._started >= self._timing.lease
+
     def holder_heard(self, now: float) -> bool:
         """Tell whether the row's holder renewed within T."""
         return self._alive_at is not None and now - self._alive_at < self._timing.lease
@@ -191,12 +274,19 @@ class Board:
 
     def held_down(self, now: float) -> frozenset[str]:
         """Return who lost the lease by expiry within ``HOLD_DOWN``."""
-        return frozenset(name for name, at in self._lost.items() if now - at < HOLD_DOWN)
+        return frozenset(name for name in self._lost if self.hold_down_left(name, now) > 0)
+
+    def hold_down_left(self, name: str, now: float) -> float:
+        """Return for how many seconds more ``name`` is held down; 0 if it is not."""
+        at = self._lost.get(name)
+        return 0.0 if at is None else max(0.0, HOLD_DOWN - (now - at))
 
     def seen(self, now: float) -> Seen:
         """Return the observations as the value that ``decide`` takes."""
         servers = {
-            name: replace(sighting.server, live=sighting.beat_at is not None and self.live(name, now))
+            name: replace(
+                sighting.server, order=self._order[name], live=sighting.beat_at is not None and self.live(name, now)
+            )
             for name, sighting in self._sightings.items()
         }
         if not any(unfit(server, self.row) is None for server in servers.values()):
@@ -218,6 +308,17 @@ class Board:
         came, went = sorted(up - self._up), sorted(self._up - up)
         self._up = up
         return came, went
+
+    def _count(self, name: str, new: Server, now: float) -> None:
+        if now - self._shutdown_since > _SHUTDOWN_S:
+            self._up_after = self.row.shutdown
+        old = self._sightings.get(name)
+        if old is None or old.server.holder != new.holder:
+            return
+        if old.server.unleased and old.beat_at is not None:
+            self.unleased_s += max(0.0, now - old.beat_at)
+        if new.role == "FENCED" and old.server.role != "FENCED":
+            self.fenced += 1
 
     def _server(self, member: MemberRow, *, ready: bool) -> Server:
         return Server(

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from fedhelm.clock import SystemClock
 from fedhelm.errors import StoreUnavailable
-from fedhelm_overseer.app import MAX_BODY, Allowed, check_routes, create_app
+from fedhelm_overseer.app import MAX_BODY, MAX_REGISTRATION, Allowed, check_routes, create_app
 from fedhelm_overseer.desk import Desk
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.support.kits import ADMIN, make_kits
@@ -121,13 +121,14 @@ async def test_a_malformed_query_is_refused(call, query):
     assert told(await call("server1", "GET", f"/api/v1/lease?{query}")) == (400, "BAD_INPUT")
 
 
-async def test_a_large_body_is_refused_whatever_it_announces(call):
+@pytest.mark.parametrize(("path", "limit"), [("servers/beat", MAX_BODY), ("servers/register", MAX_REGISTRATION)])
+async def test_a_large_body_is_refused_whatever_it_announces(call, path, limit):
     async def chunks():
-        for _ in range(MAX_BODY // 1024 + 1):
+        for _ in range(limit // 1024 + 1):
             yield b" " * 1024
 
-    for content in (b" " * (MAX_BODY + 1), chunks()):
-        answer = await call("server1", "POST", "/api/v1/servers/register", content=content)
+    for content in (b" " * (limit + 1), chunks()):
+        answer = await call("server1", "POST", f"/api/v1/{path}", content=content)
         assert told(answer) == (413, "BAD_INPUT")
         assert answer.headers["connection"] == "close"  # what is still to come is not read
 

@@ -1,0 +1,116 @@
+"""What all operations of an overseer share: store, board, roster, feed and figures, and the order of their use.
+
+``turn`` orders what touches the store; ``lock`` guards the board and is never held over I/O. A row that changed without
+this process was changed by another overseer: that is told as well, and servers and registrations are read again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from fedhelm.clock import Clock, iso
+from fedhelm.config.kit import Kit
+from fedhelm.errors import StoreUnavailable
+from fedhelm.wire.overseer_api import LeaseView
+from fedhelm_overseer.announcements import Announcements
+from fedhelm_overseer.board import Board
+from fedhelm_overseer.events import Bell, EventFeed
+from fedhelm_overseer.lease import LeaseRow, LeaseStore
+from fedhelm_overseer.members import Roster, kit_date
+from fedhelm_overseer.metrics import Metrics
+
+__all__ = ["Table"]
+
+
+class Table:
+    """One overseer's state.
+
+    Args:
+        kit: the overseer's kit: project, cluster, servers, times.
+        store: the lease store.
+        clock: boot time for every wait.
+    """
+
+    def __init__(self, kit: Kit, store: LeaseStore, clock: Clock) -> None:
+        self.kit = kit
+        self.store = store
+        self.clock = clock
+        self.turn = threading.Lock()
+        self.lock = threading.Lock()
+        self._signed = kit_date(kit)
+        self.roster = Roster(kit, self._signed, store.servers())
+        self.board = Board(self.roster.names, kit.timing, clock.boottime(), store.members())
+        self.board.saw_row(store.read(), clock.boottime())
+        self._refreshed = clock.boottime()
+        self.metrics = Metrics()
+        self.feed = EventFeed(store.count_start(), clock)
+        self.told = Announcements(self.feed, self.metrics)
+        self.changed = Bell()
+        self.wake: Callable[[], None] = lambda: None
+
+    def now(self) -> float:
+        """Return boot time."""
+        return self.clock.boottime()
+
+    def stamp(self) -> str:
+        """Return the wall clock for the history."""
+        return iso(self.clock.utcnow())
+
+    def view(self, row: LeaseRow | None = None) -> LeaseView:
+        """Return ``row``, or the row as last seen, with what this overseer sees of the servers."""
+        now = self.now()
+        with self.lock:
+            return (
+                (row or self.board.row)
+                .view()
+                .model_copy(
+                    update={
+                        "log_version": self.board.log_version(),
+                        "store_tokens": self.board.store_tokens(now),
+                        "standby_store_ok": self.board.standby_store_ok(now),
+                    }
+                )
+            )
+
+    def read(self) -> LeaseRow:
+        """Read the row; call it in a turn.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        before = self.now()
+        try:
+            row = self.store.read()
+            self.metrics.store_took(self.now() - before)
+            with self.lock:
+                old = self.board.row
+            foreign = (row.version, row.epoch, row.state) != (old.version, old.epoch, old.state)
+            if foreign or before - self._refreshed >= self.kit.timing.lease:
+                self.refresh()
+            terms = self.store.history() if foreign else ()
+        except StoreUnavailable:
+            self.metrics.store_failed()
+            raise
+        with self.lock:
+            self.board.saw_row(row, self.now())
+            holder = self.board.sighting(row.holder.name) if row.holder else None
+        if foreign:
+            refused = holder is not None and holder.server.refused is not None
+            self.told.noticed(old, row, terms, refused=refused)
+            self.changed.ring()
+        return row
+
+    def refresh(self) -> None:
+        """Read servers and registrations again; call it in a turn."""
+        entries, members = self.store.servers(), self.store.members()
+        self.roster = Roster(self.kit, self._signed, entries)
+        with self.lock:
+            self.board.sync(self.roster.names, members)
+        self._refreshed = self.now()
+
+    def noted(self, row: LeaseRow) -> None:
+        """Take note of a row that this process wrote; call it in the same turn."""
+        with self.lock:
+            self.board.saw_row(row, self.now())
+        self.changed.ring()
