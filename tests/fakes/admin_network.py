@@ -13,6 +13,7 @@ from fedhelm.config.kit import Kit, OverseerAddress, ServerAddress
 from fedhelm.config.timing import PROFILES
 from fedhelm.errors import DeadlineExceeded, JobNotFound, NoPrimary, NotFound, NotPrimary, Refused, Unreachable
 from fedhelm.v1 import admin_pb2, common_pb2
+from fedhelm.wire.overseer_api import Check, ExplainView, ServerView, SystemView
 
 
 class FakeClock:
@@ -72,6 +73,12 @@ class FakeCluster:
     standby_logins: bool = False
     promotes: bool = True
     generation: int = 1
+    sites_up: set = field(default_factory=lambda: {"site-1", "site-2"})
+    deaf: set = field(default_factory=set)
+    operations: list = field(default_factory=list)
+    shut_down: bool = False
+    extra_servers: tuple = ()
+    overseer_hiccups: int = 0
 
     def fail_over(self, to="server2"):
         self.leader = to
@@ -165,6 +172,27 @@ class FakeStub:
         self._leave("abort_job")
         return self._summary(request.job)
 
+    def delete_job(self, request, timeout):
+        self._enter("delete_job", request, timeout)
+        self.cluster.requests.setdefault(request.request_id, request.job)
+        self.cluster.jobs.pop(request.job, None)
+        self._leave("delete_job")
+        return common_pb2.Empty()
+
+    def operate(self, request, timeout):
+        self._enter("operate", request, timeout)
+        cluster = self.cluster
+        if request.request_id not in cluster.requests:
+            cluster.requests[request.request_id] = request.action
+            if request.server:
+                cluster.clock.at.append((cluster.clock.now + 0.2, lambda: cluster.fail_over("server2")))
+                cluster.leader = None
+            if request.action == "shutdown":
+                cluster.sites_up &= cluster.deaf
+        self._leave("operate")
+        known = ["site-1", "site-2", "site-3"]
+        return admin_pb2.OperateReply(sites=known[:2], disconnected=known[2:])
+
     def prepare_download(self, request, timeout):
         self._enter("prepare_download", request, timeout)
         entries = [
@@ -185,7 +213,11 @@ class FakeStub:
 
     def check_status(self, timeout):
         self._enter("check_status", None, timeout)
-        return admin_pb2.StatusReply(server=self.name, role="ACTIVE", epoch=self.cluster.epoch)
+        sites = [
+            admin_pb2.SiteConnection(name=name, connected=name in self.cluster.sites_up)
+            for name in ("site-1", "site-2")
+        ]
+        return admin_pb2.StatusReply(server=self.name, role="ACTIVE", epoch=self.cluster.epoch, sites=sites)
 
 
 class FakeChannel:
@@ -195,6 +227,9 @@ class FakeChannel:
         self.closed = True
 
 
+PORTS = {"server1": (8002, 8003), "server2": (9002, 9003), "server3": (9102, 9103)}
+
+
 class FakeOverseer:
     def __init__(self, cluster):
         self.cluster = cluster
@@ -202,6 +237,9 @@ class FakeOverseer:
 
     def _enter(self, timeout=None):
         self.timeouts.append(timeout)
+        if self.cluster.overseer_hiccups:
+            self.cluster.overseer_hiccups -= 1
+            raise Unreachable("no overseer answers")
         if not self.cluster.overseer_up:
             raise Unreachable("no overseer answers")
 
@@ -210,7 +248,7 @@ class FakeOverseer:
         name = self.cluster.overseer_names or self.cluster.leader
         if name is None:
             raise NoPrimary("nobody leads")
-        ports = {"server1": (8002, 8003), "server2": (9002, 9003)}[name]
+        ports = PORTS[name]
         return SimpleNamespace(
             name=name,
             epoch=self.cluster.epoch,
@@ -234,6 +272,49 @@ class FakeOverseer:
         self.cluster.leader = None
         self.cluster.clock.at.append((self.cluster.clock.now + 0.3, lambda: self.cluster.fail_over(back)))
         return reply
+
+    def servers(self, timeout=None):
+        self._enter(timeout)
+        names = ("server1", "server2", *self.cluster.extra_servers)
+        return [
+            ServerView(
+                name=name,
+                host="127.0.0.1",
+                state="DOWN" if name in self.cluster.down else "ACTIVE" if name == self.cluster.leader else "STANDBY",
+                fed_learn_port=PORTS[name][0],
+                admin_port=PORTS[name][1],
+            )
+            for name in names
+        ]
+
+    def explain(self, server, timeout=None):
+        self._enter(timeout)
+        check = Check(name="log", ok=False, text="12 records behind")
+        return ExplainView(name=server, candidate=False, verdict="it lags", checks=(check,), next="server1")
+
+    def system(self, timeout=None):
+        self._enter(timeout)
+        return SystemView(paused=True, paused_by="admin@nvidia.com", reason="upgrade", down=self.cluster.shut_down)
+
+    def _told(self, what, request, timeout, *more):
+        # The answer may be lost after the operation was done.
+        if (what, *more, request.request_id, request.reason) not in self.cluster.operations:
+            self.cluster.operations.append((what, *more, request.request_id, request.reason))
+        self._enter(timeout)
+
+    def pause(self, request, timeout=None):
+        self._told("pause", request, timeout)
+
+    def resume(self, request, timeout=None):
+        self._told("resume", request, timeout)
+
+    def remove(self, server, request, timeout=None):
+        self._told("remove", request, timeout, server)
+
+    def shutdown(self, request, timeout=None):
+        self._told("shutdown", request, timeout)
+        self.cluster.shut_down, self.cluster.leader = True, None
+        self.cluster.down |= {"server1", "server2"} - self.cluster.deaf
 
     def close(self):
         """Nothing to close."""

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedhelm.admin.follow import Note as Note
     from fedhelm.admin.models import (
+        Check as Check,
+    )
+    from fedhelm.admin.models import (
         Event as Event,
+    )
+    from fedhelm.admin.models import (
+        Explanation as Explanation,
     )
     from fedhelm.admin.models import (
         Failover as Failover,
@@ -31,10 +37,16 @@ if TYPE_CHECKING:
         JobDetail as JobDetail,
     )
     from fedhelm.admin.models import (
+        Operated as Operated,
+    )
+    from fedhelm.admin.models import (
         Primary as Primary,
     )
     from fedhelm.admin.models import (
         Server as Server,
+    )
+    from fedhelm.admin.models import (
+        Shutdown as Shutdown,
     )
     from fedhelm.admin.models import (
         SignedIn as SignedIn,
@@ -45,23 +57,31 @@ if TYPE_CHECKING:
     from fedhelm.admin.models import (
         Status as Status,
     )
+    from fedhelm.admin.models import (
+        System as System,
+    )
     from fedhelm.admin.session import JobHandle as JobHandle
     from fedhelm.admin.session import Session as Session
     from fedhelm.admin.session import connect as connect
 
 __all__ = [
+    "Check",
     "Event",
+    "Explanation",
     "Failover",
     "Job",
     "JobDetail",
     "JobHandle",
     "Note",
+    "Operated",
     "Primary",
     "Server",
     "Session",
+    "Shutdown",
     "SignedIn",
     "Site",
     "Status",
+    "System",
     "connect",
 ]
 

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedhelm.admin.models import Event, Failover, Job, JobDetail, Primary, Server, SignedIn, Site, SiteStatus, Status
+from fedhelm.admin.models import (
+    Check,
+    Event,
+    Explanation,
+    Failover,
+    Job,
+    JobDetail,
+    Operated,
+    Primary,
+    Server,
+    SignedIn,
+    Site,
+    SiteStatus,
+    Status,
+    System,
+)
 
 if TYPE_CHECKING:
     from fedhelm.v1 import admin_pb2
 
-__all__ = ["detail", "event", "failover", "job", "primary", "server", "signed_in", "status"]
+__all__ = [
+    "detail",
+    "event",
+    "explanation",
+    "failover",
+    "job",
+    "operated",
+    "primary",
+    "server",
+    "signed_in",
+    "status",
+    "system",
+]
 
 
 def signed_in(reply: admin_pb2.LoginReply) -> SignedIn:
@@ -63,7 +90,17 @@ def status(message: admin_pb2.StatusReply) -> Status:
         sites=tuple(Site(site.name, site.connected, tuple(site.jobs)) for site in message.sites),
         jobs_running=message.jobs_running,
         jobs_waiting=message.jobs_waiting,
+        low_water=message.low_water,
+        checkpoint=message.checkpoint,
+        log_version=message.log_version or 1,
+        store_free=message.store_free,
+        warnings=tuple(message.warnings),
     )
+
+
+def operated(message: admin_pb2.OperateReply) -> Operated:
+    """Read which sites were told."""
+    return Operated(tuple(message.sites), tuple(message.disconnected))
 
 
 def primary(view: Any) -> Primary:
@@ -73,12 +110,33 @@ def primary(view: Any) -> Primary:
 
 def server(view: Any) -> Server:
     """Read the overseer's ``ServerView``."""
-    return Server(view.name, view.state, view.epoch, view.log_seq, view.beat_age_s, view.note)
+    return Server(
+        name=view.name,
+        state=view.state,
+        epoch=view.epoch,
+        log_seq=view.log_seq,
+        beat_age_s=view.beat_age_s,
+        note=view.note,
+        candidate=view.candidate,
+        lag=view.lag,
+        software=view.software,
+    )
+
+
+def explanation(view: Any) -> Explanation:
+    """Read the overseer's ``ExplainView``."""
+    checks = tuple(Check(one.name, one.ok, one.text) for one in view.checks)
+    return Explanation(view.name, view.candidate, view.verdict, checks, view.next)
+
+
+def system(view: Any) -> System:
+    """Read the overseer's ``SystemView``."""
+    return System(view.paused, view.paused_by, view.reason, view.down)
 
 
 def failover(entry: Any) -> Failover:
     """Read the overseer's ``HistoryEntry``."""
-    return Failover(entry.epoch, entry.holder, entry.cause, entry.granted_at, entry.gap_s)
+    return Failover(entry.epoch, entry.holder, entry.cause, entry.granted_at, entry.gap_s, entry.by, entry.jobs)
 
 
 def event(body: Any) -> Event:

@@ -18,17 +18,19 @@ from fedhelm.admin.models import Primary, SignedIn
 from fedhelm.admin.network import AdminCalls, Network
 from fedhelm.admin.remember import Remembered, forget, recall, remember
 from fedhelm.clock import Clock
-from fedhelm.errors import DeadlineExceeded, Fenced, NoPrimary, NotPrimary, SlotTaken, Unreachable
+from fedhelm.config.kit import ServerAddress
+from fedhelm.errors import DeadlineExceeded, FedhelmError, Fenced, NoPrimary, NotPrimary, SlotTaken, Unreachable
+from fedhelm.wire.roster import known_servers, learn_servers
 
 if TYPE_CHECKING:
-    from fedhelm.config.kit import Kit, OverseerAddress, ServerAddress
+    from fedhelm.config.kit import Kit, OverseerAddress
 
 __all__ = ["LOGIN_PREFIX", "Connection", "Follower", "Note", "told"]
 
 T = TypeVar("T")
 
 LOGIN_PREFIX = b"fedhelm-login\0"
-WIRE_VERSION = 1
+WIRE_VERSIONS = (2, 1)
 
 CALL_LIMIT = 5.0
 """Seconds one attempt may take: a stopped server still accepts TCP, so every call has its own end."""
@@ -233,7 +235,7 @@ class Follower:
         guess, self._guess = self._guess, None
         if guess is None:
             return None
-        for server in self._kit.servers:
+        for server in known_servers(self._kit):
             if server.name == guess.server:
                 with contextlib.suppress(*_LOST, DeadlineExceeded):
                     return self._log_in(server, deadline.within(GUESS_LIMIT), guess.epoch)
@@ -245,6 +247,7 @@ class Follower:
         try:
             view = decode.primary(self._network.overseer().primary(deadline.left()))
         except NoPrimary as nobody:
+            self._check_up(deadline)
             return None, True, str(nobody)
         except (Unreachable, DeadlineExceeded) as away:
             if self._overseer_told != str(away):
@@ -256,18 +259,32 @@ class Follower:
             return self._try_all(deadline, tried)
         self._overseer_told = ""
         self.primary = view
-        for server in self._kit.servers:
-            if server.name == view.name:
-                try:
-                    return self._log_in(server, deadline.within(LOGIN_LIMIT), 0), True, ""
-                except (*_LOST, DeadlineExceeded) as lost:
-                    return None, True, told([(_address(server, server.admin_port), str(lost))])
-        return None, True, f"the overseer names {view.name}, which this kit does not know"
+        server = ServerAddress(view.name, view.host, view.fed_learn_port, view.admin_port)
+        if server not in known_servers(self._kit):
+            with contextlib.suppress(FedhelmError):
+                learn_servers(self._kit, self._network.overseer().servers(deadline.left()))
+        try:
+            return self._log_in(server, deadline.within(LOGIN_LIMIT), 0), True, ""
+        except (*_LOST, DeadlineExceeded) as lost:
+            return None, True, told([(_address(server, server.admin_port), str(lost))])
+
+    def _check_up(self, deadline: Deadline) -> None:
+        """Do nothing while a primary may still come.
+
+        Raises:
+            NoPrimary: the servers were shut down: nobody will lead until they are started.
+        """
+        try:
+            down = self._network.overseer().system(deadline.left()).down
+        except FedhelmError:  # no answer just now, or an overseer of the version before
+            return
+        if down:
+            raise NoPrimary("the system is down: an admin has shut it down", hint="start the servers and sites again")
 
     def _try_all(self, deadline: Deadline, tried: tuple[tuple[str, str], ...]) -> tuple[Connection | None, bool, str]:
         answered = False
         reasons = list(tried)
-        for server in self._kit.servers:
+        for server in known_servers(self._kit):
             try:
                 return self._log_in(server, deadline.within(LOGIN_LIMIT), 0), True, ""
             except NotPrimary as standby:
@@ -285,7 +302,7 @@ class Follower:
         try:
             nonce = stub.challenge(timeout=deadline.within(limit)).nonce
             request = admin_pb2.LoginRequest(
-                nonce=nonce, signature=self._network.sign(LOGIN_PREFIX + nonce), wire_versions=[WIRE_VERSION]
+                nonce=nonce, signature=self._network.sign(LOGIN_PREFIX + nonce), wire_versions=WIRE_VERSIONS
             )
             signed_in = decode.signed_in(stub.login(request, timeout=deadline.within(limit)))
             self._check_epoch(signed_in, least_epoch)

@@ -7,16 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "Check",
     "Event",
+    "Explanation",
     "Failover",
     "Job",
     "JobDetail",
+    "Operated",
     "Primary",
     "Server",
+    "Shutdown",
     "SignedIn",
     "Site",
     "SiteStatus",
     "Status",
+    "System",
 ]
 
 
@@ -111,7 +116,8 @@ class Server:
     """One server as the overseer sees it.
 
     ``state`` is a role of the protocol or ``DOWN``; ``epoch`` is the lease's, for its holder alone; ``beat_age_s`` is
-    the time since its last sign of life.
+    the time since its last sign of life. ``candidate``: it could be granted the lease now; ``note`` says why not.
+    ``lag`` counts the records that it has not read yet.
     """
 
     name: str
@@ -120,17 +126,59 @@ class Server:
     log_seq: int | None = None
     beat_age_s: float | None = None
     note: str | None = None
+    candidate: bool = False
+    lag: int | None = None
+    software: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of being granted the lease, and what was found."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a server is or is not a candidate; ``next`` would be granted the lease if the primary died now."""
+
+    name: str
+    candidate: bool
+    verdict: str
+    checks: tuple[Check, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """What admins decided of the whole system.
+
+    ``paused``: nothing is granted but what an admin asks for. ``down``: servers were told to shut down, and none has
+    come back since.
+    """
+
+    paused: bool = False
+    paused_by: str | None = None
+    reason: str | None = None
+    down: bool = False
 
 
 @dataclass(frozen=True)
 class Failover:
-    """One epoch: who led, why it began, when it was granted, and the gap before it in seconds."""
+    """One epoch: who led, why it began, when it was granted, and the gap before it in seconds.
+
+    ``by`` is the admin who asked for it, ``jobs`` how many running jobs went on in it, where that is known.
+    """
 
     epoch: int
     name: str
     cause: str
     time: str
     gap_s: float | None
+    by: str | None = None
+    jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +206,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Status:
-    """The primary's own view of itself and of its sites."""
+    """The primary's own view of itself and of its sites.
+
+    The log is kept from slot ``low_water``; ``checkpoint`` is the slot of the newest checkpoint, 0 for none;
+    ``store_free`` are bytes, 0 for unknown.
+    """
 
     server: str
     role: str
@@ -167,3 +219,31 @@ class Status:
     sites: tuple[Site, ...]
     jobs_running: int
     jobs_waiting: int
+    low_water: int = 0
+    checkpoint: int = 0
+    log_version: int = 1
+    store_free: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Operated:
+    """Which sites were told, and which could not be."""
+
+    told: tuple[str, ...]
+    missed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """What a shutdown came to: sites and servers that went, and those that did not in time or could not be told."""
+
+    sites: tuple[str, ...]
+    sites_left: tuple[str, ...]
+    servers: tuple[str, ...]
+    servers_left: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left but the overseers."""
+        return not (self.sites_left or self.servers_left)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from fedhelm.config.kit import Kit, ServerAddress
     from fedhelm.v1 import admin_pb2, common_pb2
+    from fedhelm.wire.overseer_api import OperateRequest
 
 __all__ = ["AdminCalls", "Network", "OverseerCalls", "WireNetwork"]
 
@@ -43,6 +44,12 @@ class AdminCalls(Protocol):
     def abort_job(self, request: admin_pb2.AbortJobRequest, timeout: float) -> admin_pb2.JobSummary:
         """Abort a job; the same request id again gives the same answer."""
 
+    def delete_job(self, request: admin_pb2.DeleteJobRequest, timeout: float) -> common_pb2.Empty:
+        """Delete a job that has ended; the same request id again does no harm."""
+
+    def operate(self, request: admin_pb2.OperateRequest, timeout: float) -> admin_pb2.OperateReply:
+        """Restart or shut down sites, or restart the server; the same request id again does nothing more."""
+
     def prepare_download(self, request: admin_pb2.JobRequest, timeout: float) -> admin_pb2.DownloadManifest:
         """Return the files of a job."""
 
@@ -70,6 +77,24 @@ class OverseerCalls(Protocol):
 
     def promote(self, target: str, request_id: str, timeout: float | None = None) -> Any:
         """Ask for a planned switchover."""
+
+    def explain(self, server: str, timeout: float | None = None) -> Any:
+        """The ``ExplainView`` of a server."""
+
+    def system(self, timeout: float | None = None) -> Any:
+        """The ``SystemView``."""
+
+    def pause(self, request: OperateRequest, timeout: float | None = None) -> None:
+        """Pause failover."""
+
+    def resume(self, request: OperateRequest, timeout: float | None = None) -> None:
+        """Resume it."""
+
+    def shutdown(self, request: OperateRequest, timeout: float | None = None) -> None:
+        """Have every server shut down."""
+
+    def remove(self, server: str, request: OperateRequest, timeout: float | None = None) -> None:
+        """Forget a server that is down."""
 
     def events(self, after: int | None = None) -> Iterator[Any]:
         """Yield each ``Event`` after this id (None: from now on), across lost connections, until ``close``."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Self
 
 from fedhelm.admin import decode
 from fedhelm.admin.deadline import Deadline
-from fedhelm.admin.follow import Follower, Note
-from fedhelm.admin.models import Event, Failover, Job, JobDetail, Primary, Server, SignedIn, Status
+from fedhelm.admin.follow import Note
+from fedhelm.admin.models import Job, JobDetail, SignedIn
 from fedhelm.admin.network import AdminCalls, Network, WireNetwork
+from fedhelm.admin.system import TIMEOUT, SystemCalls
 from fedhelm.clock import Clock, SystemClock
-from fedhelm.errors import DeadlineExceeded, JobNotFound, NoPrimary, Refused, Unreachable
+from fedhelm.errors import DeadlineExceeded, JobNotFound, Unreachable
 from fedhelm.ids import JOB_ID, new_job_id, new_request_id
 
 if TYPE_CHECKING:
@@ -24,13 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TIMEOUT", "JobHandle", "Session", "connect"]
 
-TIMEOUT = 60.0
-"""Seconds that a call may take, failovers included, unless its caller says otherwise."""
-
 _WATCH_LIMIT = 15.0
 _SUBMIT_LIMIT = 15.0
-_POLL = 0.1
-_ATTEMPTS = 3
 _PREFIX = re.compile(r"[2-7a-z]{4,12}")
 
 
@@ -65,7 +61,7 @@ def connect(
     return session
 
 
-class Session:
+class Session(SystemCalls):
     """Calls to a federation, each with one deadline, across failovers.
 
     Reads are asked again at the new primary; writes are repeated there with the same request id, so nothing happens
@@ -90,11 +86,13 @@ class Session:
         notice: Callable[[Note], None] | None = None,
         pause: Callable[[float], object] | None = None,
     ) -> None:
-        self.kit = kit
-        self._network = network or WireNetwork(kit)
-        self._clock = clock or SystemClock()
-        self._pause = pause or threading.Event().wait
-        self._follower = Follower(kit, self._network, self._clock, notice or _ignore, self._pause)
+        super().__init__(
+            kit,
+            network or WireNetwork(kit),
+            clock or SystemClock(),
+            pause=pause or threading.Event().wait,
+            notice=notice or _ignore,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -221,6 +219,19 @@ class Session:
         )
         return decode.job(self._follower.ask(deadline, lambda stub, left: stub.abort_job(request, timeout=left)))
 
+    def delete_job(self, job: str, *, timeout: float | None = TIMEOUT) -> str:
+        """Delete the results and blobs of a job that has ended; return its id, which stays taken for ever.
+
+        Raises:
+            Conflict: it has not ended.
+        """
+        from fedhelm.v1 import admin_pb2
+
+        deadline = Deadline(self._clock, timeout)
+        request = admin_pb2.DeleteJobRequest(request_id=new_request_id(), job=self._resolve(job, deadline))
+        self._follower.ask(deadline, lambda stub, left: stub.delete_job(request, timeout=left))
+        return request.job
+
     def download(
         self,
         job: str,
@@ -246,81 +257,7 @@ class Session:
         target = Path(folder).absolute() if folder is not None else self.kit.transfer
         return Download(self._follower, deadline, progress).run(self._resolve(job, deadline), target)
 
-    # The system
-
-    def check_status(self, *, timeout: float | None = TIMEOUT) -> Status:
-        """Return the primary's view of itself and of its sites."""
-        return decode.status(
-            self._follower.ask(Deadline(self._clock, timeout), lambda stub, left: stub.check_status(timeout=left))
-        )
-
-    def primary(self, *, timeout: float | None = None) -> Primary:
-        """Return who leads, as the overseer knows it; never waits for an election.
-
-        Args:
-            timeout: seconds; an overseer that has not answered after about 2 s is given up anyhow.
-
-        Raises:
-            NoPrimary: nobody does.
-        """
-        return decode.primary(self._network.overseer().primary(timeout))
-
-    def servers(self, *, timeout: float | None = None) -> list[Server]:
-        """Return the servers as the overseer sees them; the time-out is that of :meth:`primary`."""
-        return [decode.server(view) for view in self._network.overseer().servers(timeout)]
-
-    def history(self, *, timeout: float | None = None) -> list[Failover]:
-        """Return the epochs, oldest first; an overseer is given up after about 5 s."""
-        return [decode.failover(entry) for entry in self._network.overseer().history(timeout)]
-
-    def recent_events(self, limit: int = 20, *, timeout: float | None = None) -> list[Event]:
-        """Return the last events that the overseer keeps, oldest first, at most 1000."""
-        return [decode.event(body) for body in self._network.overseer().recent(limit, timeout)]
-
-    def events(self, after: int | None = None) -> Iterator[Event]:
-        """Yield the overseer's events after this id (None: from now on), across lost connections, until ``close``."""
-        for event in self._network.overseer().events(after):
-            yield decode.event(event)
-
-    def promote(self, server: str, *, timeout: float | None = TIMEOUT) -> Primary:
-        """Make another server lead, with no gap but the hand-over; return it once it does.
-
-        Raises:
-            Refused: the server is not fit, or another one leads under a newer epoch: it was rolled back.
-            NotFound: no such server.
-        """
-        deadline = Deadline(self._clock, timeout)
-        request_id = new_request_id()
-        asked = self._promote(server, request_id, deadline)
-        while True:
-            try:
-                now = self.primary(timeout=deadline.left())
-            except (NoPrimary, Unreachable):
-                now = None
-            if now is not None and now.epoch > asked:
-                if now.name != server:
-                    raise Refused(
-                        f"{server} did not take over in time; {now.name} leads again, epoch {now.epoch}",
-                        hint="history",
-                    )
-                return now
-            deadline.check(f"{server} does not lead yet")
-            self._pause(deadline.within(_POLL))
-
     # Steps
-
-    def _promote(self, server: str, request_id: str, deadline: Deadline) -> int:
-        """Put the intent into the lease row; the epoch before. Repeated with the same id while nobody answers."""
-        attempts = 0
-        while True:
-            try:
-                return int(self._network.overseer().promote(server, request_id, deadline.left()).epoch)
-            except Unreachable as away:
-                attempts += 1
-                if attempts >= _ATTEMPTS or isinstance(away, NoPrimary):
-                    raise
-                deadline.check("no overseer answers")
-                self._pause(deadline.within(_POLL))
 
     def _show(self, job: str, deadline: Deadline) -> JobDetail:
         from fedhelm.v1 import admin_pb2

@@ -245,6 +245,14 @@ class AdminStub:
         """Abort a job."""
         return self._unary("AbortJob", request, admin.JobSummary, timeout)  # type: ignore[no-any-return]
 
+    def delete_job(self, request: admin.DeleteJobRequest, timeout: float) -> common.Empty:
+        """Delete what a job that has ended left behind."""
+        return self._unary("DeleteJob", request, common.Empty, timeout)  # type: ignore[no-any-return]
+
+    def operate(self, request: admin.OperateRequest, timeout: float) -> admin.OperateReply:
+        """Shut down or restart sites, or restart this server; answers when it is in the log."""
+        return self._unary("Operate", request, admin.OperateReply, timeout)  # type: ignore[no-any-return]
+
     def prepare_download(self, request: admin.JobRequest, timeout: float) -> admin.DownloadManifest:
         """Return the list of a job's files."""
         return self._unary("PrepareDownload", request, admin.DownloadManifest, timeout)  # type: ignore[no-any-return]
