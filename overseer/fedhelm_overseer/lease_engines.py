@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from fedhelm.config.timing import Timing
-from fedhelm.errors import FedhelmError, StoreUnavailable
+from fedhelm.errors import BadInput, FedhelmError, StoreUnavailable
 
 if TYPE_CHECKING:
     from fedhelm_overseer.lease_postgres import Connector
@@ -244,6 +244,8 @@ def _told() -> Iterator[None]:
         yield
     except exc.IntegrityError:
         raise
+    except exc.DataError as error:
+        raise BadInput(f"the lease store cannot keep a value: {_line(error.orig)}") from error
     except exc.DBAPIError as error:
         raise StoreUnavailable(_AWAY + _line(error.orig)) from error
     except (exc.NoResultFound, exc.TimeoutError) as error:
