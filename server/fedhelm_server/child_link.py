@@ -49,19 +49,26 @@ def _parse(incarnation: str, frame: Frame) -> kv.Event | None:
         case "beat":
             return kv.ChildBeat(incarnation, _report(frame))
         case "active":
-            return kv.ChildActive(incarnation, int(frame["epoch"]), int(frame["log_seq"]))
+            return kv.ChildActive(incarnation, int(frame["epoch"]), int(frame["log_seq"]), int(frame.get("jobs") or 0))
         case "drained":
             return kv.ChildDrained(incarnation, int(frame["log_seq"]))
         case "fenced":
             return kv.ChildFenced(incarnation, int(frame["epoch"]))
-        case "refused":
-            return kv.ChildRefused(incarnation, str(frame["reason"]))
+        case "refused" | "failed" | "restart" as kind:
+            return _REASONED[kind](incarnation, str(frame["reason"]))
         case _:
             return None
 
 
+_REASONED: Mapping[str, Callable[[str, str], kv.Event]] = {
+    "refused": kv.ChildRefused,
+    "failed": kv.ChildFailed,
+    "restart": kv.ChildWantsRestart,
+}
+
+
 def _report(frame: Mapping[str, Any]) -> kv.Report:
-    reason, cluster = frame.get("reason"), frame.get("cluster")
+    reason, cluster, token = frame.get("reason"), frame.get("cluster"), frame.get("store_token")
     return kv.Report(
         role=str(frame["role"]),
         epoch=int(frame.get("epoch") or 0),
@@ -72,6 +79,7 @@ def _report(frame: Mapping[str, Any]) -> kv.Report:
         cluster=str(cluster) if cluster is not None else None,
         store_ok=bool(frame.get("store_ok", True)),
         reason=str(reason) if reason else None,
+        store_token=str(token) if token else None,
     )
 
 

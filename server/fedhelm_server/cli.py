@@ -8,18 +8,23 @@ import errno
 import os
 import socket
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from fedhelm import log
 from fedhelm.config.kit import Kit
 from fedhelm.errors import ExitStatus, PortTaken
 from fedhelm.output import CommandParser, guarded
+from fedhelm.persist.record import READABLE_VERSIONS
 from fedhelm.persist.store import open_store
 from fedhelm.process import KIT_MARK, ParticipantLock, child_env
 from fedhelm.provision.launch import PROGRAM, background
 from fedhelm.provision.stop import wait_until
 from fedhelm.security.kit import open_kit
+from fedhelm.wire.announcement import announcement_of
 from fedhelm.wire.overseer_client import OverseerClient
+from fedhelm_server import keeper_values as kv
+from fedhelm_server.local_settings import LocalSettings, read_settings
 from fedhelm_server.supervisor import Supervisor
 
 __all__ = ["main"]
@@ -44,7 +49,8 @@ def main(argv: list[str]) -> int:
 
 def _foreground(args: argparse.Namespace) -> int:
     kit = open_kit(args.kit, role="server")
-    kit.timing.check()
+    settings = read_settings(kit.local)
+    kit.timing.check(stop_when_unleased=settings.stop_when_unleased)
     if os.environ.get(KIT_MARK) != str(kit.root.resolve()):
         # The mark by which `poc status` finds a participant's processes is read from the environment at exec.
         arguments = [*PROGRAM, "server", "--kit", str(kit.root)]
@@ -53,18 +59,27 @@ def _foreground(args: argparse.Namespace) -> int:
     lock.acquire()
     try:
         log.setup(kit.name, None if _stdout_is(kit.log_file) else kit.log_file)
-        _check_ports(kit)
+        _check_ports(kit, settings)
         assert kit.store is not None
         open_store(kit.store, kit.cluster)  # refused now, in words, rather than by one child after the other
-        asyncio.run(_serve(kit))
+        asyncio.run(_serve(kit, settings))
     finally:
         lock.release()
     return ExitStatus.OK
 
 
-async def _serve(kit: Kit) -> None:
+async def _serve(kit: Kit, settings: LocalSettings) -> None:
+    about = kv.About(tuple(sorted(READABLE_VERSIONS)), _software(), announcement_of(kit))
+    kept = kv.Settings(kit.name, kit.timing, about, settings.stop_when_unleased)
     async with OverseerClient(kit) as overseer:
-        await Supervisor(kit, overseer).run()
+        await Supervisor(kit, overseer, settings=kept).run()
+
+
+def _software() -> str:
+    try:
+        return metadata.version("fedhelm")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _stdout_is(path: Path) -> bool:
@@ -75,14 +90,15 @@ def _stdout_is(path: Path) -> bool:
         return False
 
 
-def _check_ports(kit: Kit) -> None:
+def _check_ports(kit: Kit, settings: LocalSettings) -> None:
     """Fail now, in words, rather than by a child that cannot start.
 
     Raises:
         PortTaken: another program listens where this server is to listen.
     """
     own = kit.own_server
-    for port in (own.fed_learn_port, own.admin_port):
+    figures = () if settings.metrics_port is None else (settings.metrics_port,)
+    for port in (own.fed_learn_port, own.admin_port, *figures):
         # The child of a supervisor that was just killed needs a moment to be gone.
         if not wait_until(lambda port=port: _is_free(own.host, port), _FREE_S):  # type: ignore[misc]
             raise PortTaken(

@@ -4,21 +4,23 @@ The rules are those of docs/ha.md, sections 1, 3 and 4. In short: the lease coun
 a child that beats has its lease renewed; the lease of a child is given back only after that child was reaped; a holder
 that is told "not yours" demotes at once; one that nobody answers goes on, and says so.
 
-`step` is called for every event and often enough with `Tick`. It does no I/O and knows no clock.
+`step` is called for every event and often enough with `Tick`. It does no I/O and knows no clock. Here is what the child
+and time bring; what the overseers answer is heard in `keeper_answers`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from fedhelm_server import keeper_values as kv
-from fedhelm_server.keeper_values import Action, Event, Hold, Lease, Phase, Settings, Stage, State
+from fedhelm_server.keeper_answers import Answers
+from fedhelm_server.keeper_status import status
+from fedhelm_server.keeper_step import store_ok
+from fedhelm_server.keeper_values import Action, Event, Phase, Settings, Stage, State
 
-__all__ = ["step", "store_ok"]
+__all__ = ["step"]
 
-_READONLY_AFTER: Final = 10.0  # an append in flight for longer means that the store does not work
-_REJOIN_MAX: Final = 5.0
 _NO_ACTIONS: Final[tuple[Action, ...]] = ()
 
 
@@ -39,72 +41,16 @@ def step(settings: Settings, state: State, event: Event, now: float) -> tuple[St
     if not work.state.done:
         work.watch_child()
         work.keep_lease()
+        work.mind_store()
+        work.inform_child()
+        work.mind_shutdown()
         work.call_overseer()
         work.say_status()
     return work.state, tuple(work.actions)
 
 
-def store_ok(report: kv.Report) -> bool:
-    """Return whether the child can write: it says so, and no append hangs."""
-    return report.store_ok and report.append_age <= _READONLY_AFTER
-
-
-class _Step:
-    """One step: the state so far and the actions collected."""
-
-    def __init__(self, settings: Settings, state: State, now: float) -> None:
-        self.settings = settings
-        self.timing = settings.timing
-        self.state = state
-        self.now = now
-        self.actions: list[Action] = []
-
-    # --- small verbs
-
-    def set(self, **changes: Any) -> None:
-        self.state = replace(self.state, **changes)
-
-    def set_child(self, **changes: Any) -> None:
-        self.set(child=replace(self.state.child, **changes))
-
-    def set_hold(self, **changes: Any) -> None:
-        assert self.state.hold is not None
-        self.set(hold=replace(self.state.hold, **changes))
-
-    def send(self, type: str, **fields: Any) -> None:  # noqa: A002 - the wire's own word
-        self.actions.append(kv.SendToChild(type, fields))
-
-    def say(self, text: str) -> None:
-        self.actions.append(kv.Say(f"{self.settings.name}: {text}"))
-
-    def ask(self, call: kv.OverseerCall) -> None:
-        self.set(in_flight=self.state.in_flight | {type(call).__name__})
-        self.actions.append(call)
-
-    def asking(self, kind: type[kv.OverseerCall]) -> bool:
-        return kind.__name__ in self.state.in_flight
-
-    def is_current(self, incarnation: str) -> bool:
-        return self.state.child.phase in {Phase.ALIVE, Phase.KILLED} and self.state.child.incarnation == incarnation
-
-    def kill(self, why: str, *, counts: bool) -> None:
-        child = self.state.child
-        if child.phase is Phase.ALIVE:
-            # The first reason is the true one: a child told to stop that does not is stopped, not wedged.
-            self.set_child(phase=Phase.KILLED, why=child.why or why, counts=child.counts and counts, kill_at=None)
-            self.actions.append(kv.KillChild(child.incarnation, why))
-
-    def dismiss(self, why: str, grace: float) -> None:
-        """Let the child end by itself within ``grace`` seconds; its successor starts at once."""
-        if self.state.child.kill_at is None:
-            self.set_child(kill_at=self.now + grace, why=why, counts=False)
-
-    def beats(self) -> bool:
-        """Whether the child's last beat is young enough to renew on."""
-        child = self.state.child
-        if child.phase is not Phase.ALIVE or child.beat_at is None:
-            return False
-        return self.now - child.beat_at <= self.settings.beat_limit
+class _Step(Answers):
+    """One step: the child, the clock, and what is due."""
 
     # --- events
 
@@ -139,16 +85,22 @@ class _Step:
 
     def on_child(
         self,
-        event: kv.ChildBeat | kv.ChildActive | kv.ChildDrained | kv.ChildFenced | kv.ChildRefused | kv.ChildHungUp,
+        event: kv.ChildBeat
+        | kv.ChildActive
+        | kv.ChildDrained
+        | kv.ChildFenced
+        | kv.ChildRefused
+        | kv.ChildFailed
+        | kv.ChildWantsRestart
+        | kv.ChildHungUp,
     ) -> None:
         hold = self.state.hold
         match event:
             case kv.ChildBeat(_, report):
-                ready_at = (self.state.child.ready_at or self.now) if report.ready else None
-                self.set_child(beat_at=self.now, report=report, ready_at=ready_at)
-            case kv.ChildActive(_, epoch, log_seq):
+                self.on_beat(report)
+            case kv.ChildActive(_, epoch, log_seq, jobs):
                 if hold is not None and hold.epoch == epoch and hold.stage is Stage.PROMOTING:
-                    self.set_hold(stage=Stage.ACTIVE, active_seq=log_seq)
+                    self.set_hold(stage=Stage.ACTIVE, active_seq=log_seq, jobs=jobs)
                     self.set(activate_at=self.now, rejoin_pause=0.0)
             case kv.ChildDrained():
                 if hold is not None and hold.stage is Stage.DRAINING:
@@ -163,12 +115,35 @@ class _Step:
                 if hold is not None:
                     self.give_back(reason, refused=True)
                     self.set(hold=None)
+            case _:
+                self.on_child_going(event)
+
+    def on_child_going(self, event: kv.ChildFailed | kv.ChildWantsRestart | kv.ChildHungUp) -> None:
+        match event:
+            case kv.ChildFailed(_, reason):
+                self.set_child(last_words=reason)
+            case kv.ChildWantsRestart(_, reason):
+                self.say(f"restarting: {reason}")
+                self.send("stop")
+                self.dismiss(reason, self.settings.stop_grace)
             case kv.ChildHungUp():
                 self.set_child(kill_at=min(self.state.child.kill_at or self.now + 1.0, self.now + 1.0))
 
+    def on_beat(self, report: kv.Report) -> None:
+        child = self.state.child
+        ready_at = (child.ready_at or self.now) if report.ready else None
+        # What hangs longer than half a lease counts from its beginning (docs/ha.md, section 4).
+        slow = report.append_age > self.settings.beat_limit
+        bad_since = child.bad_store_since if not report.store_ok or slow else None
+        if bad_since is None and (slow or not report.store_ok):
+            bad_since = self.now - report.append_age
+        self.set_child(beat_at=self.now, report=report, ready_at=ready_at, bad_store_since=bad_since)
+        if report.ready:
+            self.set(failure=None)
+
     def on_exit(self, incarnation: str, how: str) -> None:
         child, hold = self.state.child, self.state.hold
-        why = child.why or f"child {how}"
+        why = child.why or child.last_words or f"child {how}"
         if hold is not None:
             self.say(f"{why} while it held epoch {hold.epoch}; giving the lease back")
             self.give_back(why)
@@ -191,6 +166,7 @@ class _Step:
             replaces=known,
             dead=incarnation,
             failures=failures,
+            failure=why if child.counts else self.state.failure,
             register_at=self.now,
         )
 
@@ -203,175 +179,14 @@ class _Step:
         child = self.state.child
         if self.state.registered and self.state.hold is None and child.phase is Phase.ALIVE:
             # Nobody should grant the lease to one that is about to go.
-            self.ask(kv.Beat(child.incarnation, replace(child.report, ready=False), store_ok(child.report), False))
+            fine = store_ok(child.report, self.settings)
+            self.ask(kv.Beat(child.incarnation, replace(child.report, ready=False, reason="it stops"), fine, False))
         if self.state.child.phase is Phase.ALIVE:
             self.stop_child()
 
     def stop_child(self) -> None:
         self.send("stop")
         self.set_child(kill_at=self.now + self.settings.stop_grace, why="shutdown", counts=False)
-
-    def give_back(self, reason: str, *, refused: bool = False, handoff: bool = False) -> None:
-        hold = self.state.hold
-        assert hold is not None
-        pending = kv.Release(self.state.child.incarnation, hold.epoch, reason, refused, handoff)
-        self.set(release=pending, release_at=self.now)
-
-    # --- answers of an overseer
-
-    def on_reply(self, event: kv.Answered | kv.Failed) -> None:
-        if isinstance(event, kv.Failed):
-            self.on_failure(event)
-            return
-        if self.state.overseer_lost:
-            self.set(overseer_lost=False)
-            self.say("the overseer answers again")
-        self.on_answer(event)
-
-    def on_answer(self, event: kv.Answered) -> None:
-        match event.call:
-            case kv.Register():
-                self.on_registered(event, event.call)
-            case kv.Renew():
-                self.on_renewed(event, event.call)
-            case kv.Activate():
-                if self.state.hold is not None and self.state.hold.epoch == event.call.epoch:
-                    self.set_hold(active_seq=None)
-            case kv.Release():
-                self.on_released(event.call)
-            case kv.Beat() | kv.WaitLease():
-                pass
-        if isinstance(event.call, kv.WaitLease):
-            self.set(version=event.lease.version)
-        self.see(event.lease, event.sent_at)
-
-    def on_registered(self, event: kv.Answered, call: kv.Register) -> None:
-        if not self.is_current(call.incarnation):
-            # It died meanwhile; what the overseer now knows is the dead one.
-            self.set(replaces=call.incarnation if event.ok else self.state.replaces)
-        elif event.ok:
-            self.set(registered=True, refused_since=None, replaces=None, register_at=float("inf"), beat_at=self.now)
-        else:
-            since = self.state.refused_since if self.state.refused_since is not None else self.now
-            if event.retry_after is None or self.now - since >= 2 * self.timing.lease:
-                message = event.message or "the overseer does not accept this server"
-                self.quit(message, "WRONG_STORE" if event.retry_after is None else "ALREADY_RUNNING")
-            self.set(refused_since=since, register_at=self.now + min(event.retry_after or 0.0, self.timing.renew))
-
-    def on_renewed(self, event: kv.Answered, call: kv.Renew) -> None:
-        hold = self.state.hold
-        if hold is None or hold.epoch != call.epoch or self.state.child.incarnation != call.incarnation:
-            return
-        if not event.ok and event.lease.epoch < hold.epoch:
-            # The overseer's database is behind the log (emptied, restored): it adopts who registers with the log.
-            self.set_hold(unanswered=True)
-            self.set(registered=False, register_at=self.now)
-            return
-        if not event.ok:
-            self.say(f"lost the lease of epoch {hold.epoch}; comes back as a standby")
-            self.set(hold=None, release=None)
-            self.kill(f"lost the lease of epoch {hold.epoch}", counts=False)
-            return
-        deadline = max(hold.deadline, event.sent_at + self.timing.holder_lease)
-        self.set_hold(deadline=deadline, unleased=False, unanswered=False)
-        if hold.stage is Stage.RESUMING:
-            self.set_hold(stage=Stage.ACTIVE)
-            self.send("resume", deadline=deadline)
-        else:
-            self.send("lease", deadline=deadline)
-
-    def on_released(self, call: kv.Release) -> None:
-        if self.state.release != call:
-            return
-        self.set(release=None)
-        if call.handoff and self.state.hold is not None:
-            self.say(f"handed over epoch {call.epoch}; comes back as a standby")
-            self.set(hold=None)
-            self.send("stop")
-            self.dismiss("handed over", self.settings.stop_grace)
-        if call.refused and self.is_current(call.incarnation):
-            pause = min(max(self.timing.renew, 2 * self.state.rejoin_pause), _REJOIN_MAX)
-            self.set(rejoin_pause=pause, register_at=self.now + pause)
-
-    def on_failure(self, event: kv.Failed) -> None:
-        hold, pause = self.state.hold, self.timing.renew
-        match event.call:
-            case kv.Register():
-                # An overseer that was away may see this server's last run live for another T: count from new.
-                self.set(register_at=self.now + pause, refused_since=None)
-            case kv.Beat(incarnation) if event.denied and self.is_current(incarnation):
-                self.set(registered=False, register_at=self.now)
-            case kv.Renew(_, epoch) if hold is not None and hold.epoch == epoch:
-                self.set_hold(unanswered=True)
-                if event.denied:
-                    self.set(registered=False, register_at=self.now)
-            case kv.Activate():
-                # Denied: the next renewal says whose the row is.
-                self.set(activate_at=self.now + pause / 2, renew_at=self.now if event.denied else self.state.renew_at)
-            case kv.Release() as call if call == self.state.release:
-                self.on_release_failed(call, event)
-            case kv.WaitLease():
-                self.set(watch_at=self.now + pause)
-            case _:
-                pass
-        if not event.denied and not self.state.overseer_lost:
-            self.set(overseer_lost=True)
-            self.say(f"no answer from the overseer: {event.message}")
-
-    def on_release_failed(self, call: kv.Release, event: kv.Failed) -> None:
-        if call.handoff and self.state.hold is not None:
-            # Unconfirmed: it may have been done. Only a renewal that succeeds shows that it was not.
-            self.set(release=None, renew_at=self.now)
-            self.set_hold(stage=Stage.RESUMING)
-        elif event.denied:
-            self.on_released(call)
-        else:
-            self.set(release_at=self.now + self.timing.renew)
-
-    def see(self, lease: Lease, sent_at: float) -> None:
-        """Take in the row as it was at some moment after ``sent_at``."""
-        state, child, hold = self.state, self.state.child, self.state.hold
-        self.set(lease=lease)
-        if state.release is not None and lease.epoch > state.release.epoch:
-            self.set(release=None)
-        mine = lease.holder == self.settings.name and lease.incarnation == child.incarnation
-        if mine and lease.state == "granted" and lease.epoch > state.epoch_seen:
-            if hold is None and child.phase is Phase.ALIVE and child.kill_at is None:
-                self.on_grant(lease)
-        else:
-            self.set(ungranted_at=max(self.state.ungranted_at, sent_at))
-        if lease.incarnation == state.dead and self.state.release is None:
-            self.release_for_the_dead(state.dead, "child is gone")
-        if hold is None or lease.epoch < hold.epoch:
-            return
-        if lease.epoch > hold.epoch or lease.state == "released" or not mine:
-            self.set(renew_at=min(self.state.renew_at, self.now))  # the renewal decides, not a hint
-        else:
-            self.follow_intent(lease, hold)
-
-    def release_for_the_dead(self, incarnation: str | None, reason: str) -> None:
-        """A row that names a reaped child: nobody has to wait for the term to end."""
-        lease = self.state.lease
-        named = lease.holder == self.settings.name and lease.incarnation == incarnation
-        if named and incarnation is not None and lease.state in {"granted", "active"}:
-            self.set(release=kv.Release(incarnation, lease.epoch, reason), release_at=self.now)
-
-    def on_grant(self, lease: Lease) -> None:
-        # The grant was made after the last answer that did not show it was asked for.
-        deadline = self.state.ungranted_at + self.timing.holder_lease
-        cause = lease.cause or "granted"
-        self.set(hold=Hold(lease.epoch, deadline, cause), epoch_seen=lease.epoch, release=None, renew_at=self.now)
-        self.send("grant", epoch=lease.epoch, deadline=deadline, cause=cause, log_seq=lease.log_seq)
-
-    def follow_intent(self, lease: Lease, hold: Hold) -> None:
-        intent = lease.intent
-        if intent is not None and intent.target != self.settings.name:
-            if hold.stage is Stage.ACTIVE and not hold.unleased and intent.request_id != hold.drained_for:
-                self.set_hold(stage=Stage.DRAINING, drained_for=intent.request_id, drain_since=self.now)
-                self.send("drain", to=intent.target, request_id=intent.request_id)
-        elif intent is None and hold.stage is Stage.DRAINING and self.state.release is None:
-            self.set_hold(stage=Stage.RESUMING)
-            self.set(renew_at=self.now)
 
     # --- what time brings
 
@@ -405,7 +220,10 @@ class _Step:
         hold = self.state.hold
         if hold is None or not self.beats():
             return
-        if self.now > hold.deadline and hold.unanswered and not hold.unleased:
+        if self.settings.stop_when_unleased and self.now > hold.deadline + self.timing.margin / 2:
+            self.say(f"no overseer answers; epoch {hold.epoch} stops, as local/server.json says")
+            self.kill("its lease was over, and it stops without one", counts=False)
+        elif self.now > hold.deadline and hold.unanswered and not hold.unleased:
             self.say(f"DEGRADED: no failover: no overseer answers; epoch {hold.epoch} goes on")
             # A handoff without a higher fence is void.
             stage = Stage.ACTIVE if hold.stage is not Stage.PROMOTING else hold.stage
@@ -420,10 +238,52 @@ class _Step:
             self.set_hold(stage=Stage.RESUMING)
             self.set(renew_at=self.now)
 
+    def mind_store(self) -> None:
+        """A holder that cannot write for 10 s gives way, but only to a server that can."""
+        hold, child = self.state.hold, self.state.child
+        if hold is None or self.state.release is not None or not self.beats():
+            return
+        since = hold.since if hold.stage is Stage.PROMOTING else child.bad_store_since
+        if since is None or self.now - since < self.settings.readonly_limit:
+            if hold.stuck:
+                self.set_hold(stuck=False)
+            return
+        told = f"it could not write to the store for {self.settings.readonly_limit:g} s"
+        if hold.stage is Stage.PROMOTING:
+            told = f"it did not serve within {self.settings.readonly_limit:g} s of its grant"
+        if self.state.lease.standby_store_ok:
+            self.kill(told, counts=False)
+        elif not hold.stuck:
+            self.set_hold(stuck=True)
+            self.say(f"{told}; no standby can write either, so epoch {hold.epoch} stays here")
+
+    def inform_child(self) -> None:
+        """What the overseers say of the other servers and the child has to act on."""
+        child, lease = self.state.child, self.state.lease
+        if child.phase is not Phase.ALIVE or child.beat_at is None:
+            return
+        others = {name: token for name, token in lease.store_tokens.items() if name != self.settings.name}
+        if others != child.told_tokens:
+            self.set_child(told_tokens=others)
+            self.send("tokens", tokens=others)
+        if lease.log_version > child.told_log_version:
+            self.set_child(told_log_version=lease.log_version)
+            self.send("log_version", version=lease.log_version)
+
+    def mind_shutdown(self) -> None:
+        """An admin shut the system down: standbys go at once, the primary when they are gone."""
+        state = self.state
+        if state.shutdown_since is None or state.stopping_since is not None:
+            return
+        tokens = state.lease.store_tokens
+        alone = set(tokens) == {self.settings.name}
+        if state.hold is None or alone or self.now - state.shutdown_since >= self.settings.shutdown_limit:
+            self.on_stop()
+
     def call_overseer(self) -> None:
         """Whatever is due, one call of each kind at a time."""
         state, child, hold, timing = self.state, self.state.child, self.state.hold, self.timing
-        bad_store = not store_ok(child.report)
+        bad_store = not store_ok(child.report, self.settings)
         unleased = hold is not None and hold.unleased
         if state.release is not None and not self.asking(kv.Release) and self.now >= state.release_at:
             self.ask(state.release)
@@ -432,19 +292,21 @@ class _Step:
                 self.set(renew_at=self.now + timing.renew)
                 self.ask(kv.Renew(child.incarnation, hold.epoch, child.report))
             if hold.active_seq is not None and not self.asking(kv.Activate) and self.now >= state.activate_at:
-                self.ask(kv.Activate(child.incarnation, hold.epoch, hold.active_seq))
+                self.ask(kv.Activate(child.incarnation, hold.epoch, hold.active_seq, hold.jobs))
         if child.phase is not Phase.ALIVE or child.kill_at is not None or state.stopping_since is not None:
             return
         if self.may_register() and not self.asking(kv.Register):
             self.set(register_at=float("inf"), ungranted_at=max(state.ungranted_at, self.now))
-            self.ask(kv.Register(child.incarnation, state.replaces, child.report, not bad_store, unleased))
+            about = self.settings.about
+            self.ask(kv.Register(child.incarnation, state.replaces, child.report, not bad_store, unleased, about))
         if not state.registered:
             return
         if not self.asking(kv.WaitLease) and self.now >= state.watch_at:
             self.ask(kv.WaitLease(state.version, max(5.0, timing.lease)))
-        # A renewal is a beat too, but it does not speak of the store.
+        # A renewal is a beat too, but it does not speak of the store: a holder does so every T.
         due = self.beats() and self.now >= state.beat_at and not self.asking(kv.Beat)
-        if due and (hold is None or bad_store or unleased or state.told_bad_store):
+        seldom = hold is not None and not (bad_store or unleased or state.told_bad_store)
+        if due and not (seldom and self.now - state.beat_at < timing.lease - timing.renew):
             self.set(beat_at=self.now + timing.renew, told_bad_store=bad_store or unleased)
             self.ask(kv.Beat(child.incarnation, child.report, not bad_store, unleased))
 
@@ -454,41 +316,11 @@ class _Step:
         if not self.beats() or self.now < self.state.register_at:
             return False
         if self.state.registered:  # once more, after a refusal: when its cause may be cured
-            return self.state.hold is None and self.state.release is None and store_ok(child.report)
+            return self.state.hold is None and self.state.release is None and store_ok(child.report, self.settings)
         return child.report.ready or self.now - child.since >= self.settings.unready_limit
 
-    def quit(self, error: str | None, code: str = "ALREADY_RUNNING") -> None:
-        """End: the child, if there still is one, goes first."""
-        if self.state.child.phase is Phase.ALIVE:
-            self.kill(error or "shutdown", counts=False)
-        self.set(done=True)
-        self.actions.append(kv.Quit(error, code))
-
     def say_status(self) -> None:
-        text = _status(self.state)
+        text = status(self.state)
         if text and text != self.state.said:
             self.set(said=text)
             self.say(text)
-
-
-def _status(state: State) -> str | None:
-    """What this server is, in an operator's words; None while it changes."""
-    report = state.child.report
-    if state.done or state.stopping_since is not None or state.child.phase is not Phase.ALIVE:
-        return None
-    if state.hold is not None:
-        return _holder_status(state.hold)
-    if state.refused_since is not None:
-        return "waiting: the overseer still sees another run of this server"
-    if not report.ready:
-        return f"not ready: {report.reason}" if report.reason else None
-    return "standby" if state.registered and state.child.kill_at is None else None
-
-
-def _holder_status(hold: Hold) -> str:
-    if hold.stage is Stage.PROMOTING:
-        return f"promoting, epoch {hold.epoch} ({hold.cause})"
-    if hold.stage is not Stage.ACTIVE:
-        return f"handing over, epoch {hold.epoch}"
-    alarm = ", DEGRADED: no failover" if hold.unleased else ""
-    return f"primary, epoch {hold.epoch} ({hold.cause}){alarm}"

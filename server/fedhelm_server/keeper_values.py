@@ -14,6 +14,7 @@ from fedhelm.config.timing import Timing
 from fedhelm_server.role import Role
 
 __all__ = [
+    "About",
     "Action",
     "Activate",
     "Answered",
@@ -23,10 +24,12 @@ __all__ = [
     "ChildBeat",
     "ChildDrained",
     "ChildExited",
+    "ChildFailed",
     "ChildFenced",
     "ChildHungUp",
     "ChildRefused",
     "ChildStarted",
+    "ChildWantsRestart",
     "Event",
     "Failed",
     "Hold",
@@ -53,15 +56,29 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class About:
+    """What every registration says of the server's software and kit; ``announcement`` is the API's own value."""
+
+    log_versions: tuple[int, ...] = (1,)
+    software: str = ""
+    announcement: Any = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """What does not change while a supervisor lives."""
 
     name: str
     timing: Timing
+    about: About = About()
+    stop_when_unleased: bool = False  # policy `stop`: past deadline + M/2 the child is killed
+    view_age: float = 0.0  # how old a row may be that an overseer shows: with several, each reads it in its own time
     start_grace: float = 30.0  # from the start of a child to its first beat (imports on a busy machine)
     stop_grace: float = 3.0  # from the stop frame to SIGKILL
     stop_limit: float = 4.3  # from the stop request to the end, answered or not
     drain_limit: float = 10.0
+    readonly_limit: float = 10.0  # a holder that cannot write for longer gives the lease to one that can
+    shutdown_limit: float = 3.0  # how long a holder waits for the standbys to go first
     unready_limit: float = 2.0  # a child that is not ready after this is registered anyway, so that people see why
     backoff: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -91,6 +108,10 @@ class Lease:
     intent: Intent | None = None
     log_seq: int = -1
     cause: str | None = None
+    shutdown: str | None = None
+    log_version: int = 1
+    store_tokens: Mapping[str, str] = field(default_factory=dict)
+    standby_store_ok: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,7 @@ class Report:
     cluster: str | None = None
     store_ok: bool = True
     reason: str | None = None
+    store_token: str | None = None
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
@@ -138,11 +160,12 @@ class ChildBeat:
 
 @dataclass(frozen=True)
 class ChildActive:
-    """Its fence is in the log and it serves."""
+    """Its fence is in the log and it serves; ``jobs`` run on in it."""
 
     incarnation: str
     epoch: int
     log_seq: int
+    jobs: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,6 +187,22 @@ class ChildFenced:
 @dataclass(frozen=True)
 class ChildRefused:
     """It could not promote itself."""
+
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChildFailed:
+    """Its last words: why it is about to exit."""
+
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChildWantsRestart:
+    """It asks to be replaced: by its standby while it leads, and by another child."""
 
     incarnation: str
     reason: str
@@ -238,6 +277,7 @@ class Register:
     report: Report
     store_ok: bool
     unleased: bool = False
+    about: About = About()
 
 
 @dataclass(frozen=True)
@@ -261,11 +301,12 @@ class Renew:
 
 @dataclass(frozen=True)
 class Activate:
-    """The fence is in the log."""
+    """The fence is in the log; ``jobs`` run on."""
 
     incarnation: str
     epoch: int
     log_seq: int
+    jobs: int = 0
 
 
 @dataclass(frozen=True)
@@ -312,6 +353,8 @@ Event: TypeAlias = (
     | ChildDrained
     | ChildFenced
     | ChildRefused
+    | ChildFailed
+    | ChildWantsRestart
     | ChildHungUp
     | ChildExited
     | Answered
@@ -353,6 +396,10 @@ class Child:
     report: Report = Report()
     kill_at: float | None = None
     why: str | None = None  # why this supervisor ends it; None: its exit is its own doing
+    last_words: str | None = None
+    bad_store_since: float | None = None
+    told_tokens: Mapping[str, str] = field(default_factory=dict)  # of the other servers
+    told_log_version: int = 1
     counts: bool = True  # its exit makes the next start wait
 
 
@@ -364,11 +411,14 @@ class Hold:
     deadline: float
     cause: str
     stage: Stage = Stage.PROMOTING
+    since: float = 0.0  # when the grant was seen
+    stuck: bool = False  # it cannot write for long, and was told that nobody else could
     unleased: bool = False
     unanswered: bool = False  # the last renewal got no answer
     drain_since: float = 0.0
     drained_for: str | None = None  # the request already tried, so that a void one is not tried again
     active_seq: int | None = None  # to be told to an overseer
+    jobs: int = 0  # the same
 
 
 @dataclass(frozen=True)
@@ -396,6 +446,10 @@ class State:
     epoch_seen: int = 0  # the highest epoch granted to a child of this supervisor
     ungranted_at: float = 0.0  # the latest moment at which the row surely showed no grant to this child
     failures: int = 0
+    failure: str | None = None  # why the last child ended that did so by itself, until one is ready
+    shutdown_before: str | None = None  # the newest shutdown that was asked for before this supervisor registered
+    joined: bool = False  # it registered once
+    shutdown_since: float | None = None  # since when a newer one is known
     stepped_at: float | None = None
     awake_at: float = 0.0  # beats cannot be judged from before this supervisor's own pause
     stopping_since: float | None = None

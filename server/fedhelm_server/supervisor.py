@@ -10,8 +10,9 @@ import logging
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import Kit
@@ -19,45 +20,18 @@ from fedhelm.errors import FedhelmError, NotFound, Refused, error_class
 from fedhelm.ids import new_incarnation
 from fedhelm.process import child_env, write_state
 from fedhelm.tasks import cancel, spawn
-from fedhelm.wire import overseer_api as api
 from fedhelm_server import keeper
 from fedhelm_server import keeper_values as kv
 from fedhelm_server.child_link import ChildLink
+from fedhelm_server.keeper_status import trouble
+from fedhelm_server.lease_calls import CALLS as _CALLS
+from fedhelm_server.lease_calls import LeaseCalls
 
-__all__ = ["LeaseCalls", "Supervisor"]
+__all__ = ["Supervisor"]
 
 _log = logging.getLogger("fedhelm.supervisor")
 
 _REAP_S = 0.5
-_MAX_REASON = 2000
-
-
-class LeaseCalls(Protocol):
-    """What a supervisor asks of the overseers (``fedhelm.wire.overseer_client.OverseerClient``)."""
-
-    async def register(self, request: api.RegisterRequest) -> api.RegisterReply:
-        """Announce an incarnation."""
-        ...
-
-    async def beat(self, request: api.BeatRequest) -> api.LeaseView:
-        """Send a sign of life."""
-        ...
-
-    async def renew(self, request: api.RenewRequest) -> api.RenewReply:
-        """Renew the lease."""
-        ...
-
-    async def activate(self, request: api.ActivateRequest) -> api.LeaseView:
-        """Tell that the fence is in the log."""
-        ...
-
-    async def release(self, request: api.ReleaseRequest) -> api.LeaseView:
-        """Give the lease back."""
-        ...
-
-    async def wait_lease(self, after: int, wait_s: float) -> api.LeaseView:
-        """Wait for a change of the lease row."""
-        ...
 
 
 class Supervisor:
@@ -86,6 +60,9 @@ class Supervisor:
         own = (sys.executable, "-P", "-m", "fedhelm_server.child", "--kit", str(kit.root))
         self._command = tuple(command or own)
         self._settings = settings or kv.Settings(kit.name, kit.timing)
+        if len(kit.overseers) > 1:
+            # Each overseer shows the row as it read it last, at most 2P + Q ago.
+            self._settings = replace(self._settings, view_age=2 * kit.timing.observe + kit.timing.request)
         self._state = kv.State()
         self._events: deque[kv.Event] = deque()
         self._feeding = False
@@ -94,6 +71,7 @@ class Supervisor:
         self._calls: set[asyncio.Task[None]] = set()
         self._quit: asyncio.Future[kv.Quit] | None = None
         self._written: dict[str, Any] = {}
+        self._figures = {"renewals": 0, "failures": 0, "fenced": 0}
 
     def stop(self) -> None:
         """Ask for the end: child, lease, then ``run`` returns."""
@@ -143,8 +121,9 @@ class Supervisor:
         self._feeding = True
         try:
             while self._events:
-                now = self._clock.boottime()
-                self._state, actions = keeper.step(self._settings, self._state, self._events.popleft(), now)
+                now, event = self._clock.boottime(), self._events.popleft()
+                self._count(event)
+                self._state, actions = keeper.step(self._settings, self._state, event, now)
                 for action in actions:
                     self._perform(action)
         except BaseException as error:
@@ -155,6 +134,17 @@ class Supervisor:
         finally:
             self._feeding = False
         self._publish()
+
+    def _count(self, event: kv.Event) -> None:
+        """Count what the child shows as figures: they outlive it."""
+        if isinstance(event, kv.ChildFenced):
+            self._figures["fenced"] += 1
+        elif isinstance(event, kv.Answered | kv.Failed) and isinstance(event.call, kv.Renew):
+            self._figures["renewals" if isinstance(event, kv.Answered) and event.ok else "failures"] += 1
+        elif not isinstance(event, kv.ChildStarted):
+            return
+        if self._link is not None:
+            self._link.send("figures", **self._figures)
 
     def _perform(self, action: kv.Action) -> None:
         match action:
@@ -185,6 +175,7 @@ class Supervisor:
             "role": str(state.child.report.role) if state.child.phase is kv.Phase.ALIVE else None,
             "epoch": state.hold.epoch if state.hold is not None else None,
             "child": self._link.pid if self._link is not None else None,
+            "reason": trouble(state),
         }
         if told != self._written:
             self._written = told
@@ -227,101 +218,10 @@ class Supervisor:
         self._feed(event)
 
     def _limit(self, call: kv.OverseerCall) -> float:
-        """Seconds for a call to any overseer: the client's own limits, and a little more."""
-        one = self._settings.timing.request
+        """Seconds for a call to all overseers: the client's own limits, its wait for a better answer, and some more."""
+        one = self._settings.timing.request * (1 if len(self._kit.overseers) == 1 else 2)
         if isinstance(call, kv.WaitLease):
-            one += call.wait + 1.0
+            one += call.wait + 4.0
         elif not isinstance(call, kv.Beat | kv.Renew):
             one += 3.0
-        return one * max(1, len(self._kit.overseers)) + 0.1
-
-
-# --- values to models and back ---------------------------------------------------------------------------------------
-
-
-def _lease(view: api.LeaseView) -> kv.Lease:
-    intent = kv.Intent(view.intent.target, view.intent.request_id) if view.intent is not None else None
-    return kv.Lease(
-        version=view.version,
-        epoch=view.epoch,
-        holder=view.holder,
-        incarnation=view.incarnation,
-        state=view.state,
-        intent=intent,
-        log_seq=view.log_seq,
-        cause=view.cause,
-    )
-
-
-async def _register(overseer: LeaseCalls, call: kv.Register, sent_at: float) -> kv.Answered:
-    report = call.report
-    request = api.RegisterRequest(
-        incarnation=call.incarnation,
-        replaces=call.replaces,
-        cluster=report.cluster,
-        log_epoch=report.log_epoch,
-        log_seq=report.log_seq,
-        unleased=call.unleased,
-        store_ok=call.store_ok,
-        ready=report.ready,
-        role=cast("api.Role", report.role),
-        reason=report.reason[:_MAX_REASON] if report.reason else None,
-    )
-    reply = await overseer.register(request)
-    return kv.Answered(call, sent_at, _lease(reply.lease), reply.accepted, reply.retry_after_s, reply.message or "")
-
-
-async def _beat(overseer: LeaseCalls, call: kv.Beat, sent_at: float) -> kv.Answered:
-    report = call.report
-    request = api.BeatRequest(
-        incarnation=call.incarnation,
-        role=cast("api.Role", report.role),
-        log_epoch=report.log_epoch,
-        log_seq=report.log_seq,
-        ready=report.ready,
-        store_ok=call.store_ok,
-        unleased=call.unleased,
-    )
-    return kv.Answered(call, sent_at, _lease(await overseer.beat(request)))
-
-
-async def _renew(overseer: LeaseCalls, call: kv.Renew, sent_at: float) -> kv.Answered:
-    request = api.RenewRequest(
-        epoch=call.epoch,
-        incarnation=call.incarnation,
-        log_epoch=call.report.log_epoch,
-        log_seq=call.report.log_seq,
-        role=cast("api.Role", call.report.role),
-    )
-    reply = await overseer.renew(request)
-    return kv.Answered(call, sent_at, _lease(reply.lease), reply.held)
-
-
-async def _activate(overseer: LeaseCalls, call: kv.Activate, sent_at: float) -> kv.Answered:
-    request = api.ActivateRequest(epoch=call.epoch, incarnation=call.incarnation, log_seq=call.log_seq)
-    return kv.Answered(call, sent_at, _lease(await overseer.activate(request)))
-
-
-async def _release(overseer: LeaseCalls, call: kv.Release, sent_at: float) -> kv.Answered:
-    request = api.ReleaseRequest(
-        epoch=call.epoch,
-        incarnation=call.incarnation,
-        reason=call.reason[:_MAX_REASON],
-        refused=call.refused,
-        handoff=call.handoff,
-    )
-    return kv.Answered(call, sent_at, _lease(await overseer.release(request)))
-
-
-async def _wait_lease(overseer: LeaseCalls, call: kv.WaitLease, sent_at: float) -> kv.Answered:
-    return kv.Answered(call, sent_at, _lease(await overseer.wait_lease(call.after, call.wait)))
-
-
-_CALLS: dict[type[kv.OverseerCall], Callable[[LeaseCalls, Any, float], Coroutine[Any, Any, kv.Answered]]] = {
-    kv.Register: _register,
-    kv.Beat: _beat,
-    kv.Renew: _renew,
-    kv.Activate: _activate,
-    kv.Release: _release,
-    kv.WaitLease: _wait_lease,
-}
+        return one + 0.1
