@@ -1,0 +1,97 @@
+"""A project's part of the lease store as a JSON value, for backups: the same from SQLite and from PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from fedhelm.errors import BadInput
+from fedhelm_overseer.lease_engines import Engines
+from fedhelm_overseer.lease_tables import COUNTERS, HISTORY, LEASE, MEMBERS, OPERATIONS, SCHEMA, SERVERS, make_tables
+
+__all__ = ["copy_in", "copy_out"]
+
+# Registrations are of processes that are gone when a backup is restored.
+_KEPT = (LEASE, HISTORY, OPERATIONS, SERVERS)
+_MINE = (*_KEPT, MEMBERS, COUNTERS)
+
+
+def copy_out(engines: Engines, project: str) -> dict[str, Any]:
+    """Return the project's lease row, history, operations and servers, as of one moment.
+
+    Raises:
+        StoreUnavailable: the database does not answer.
+    """
+    reading = engines.durable.execution_options(fedhelm_reads=True)
+    with engines.turn(writes=False), reading.connect() as conn, conn.begin():
+        tables = {
+            table.name: [
+                {key: value for key, value in row.items() if key != "project"}
+                for row in conn.execute(sa.select(table).where(table.c.project == project)).mappings()
+            ]
+            for table in _KEPT
+        }
+    return {"schema": SCHEMA, "project": project, "tables": tables}
+
+
+def copy_in(engines: Engines, project: str, copy: Mapping[str, Any], *, epoch: int, log_seq: int) -> None:
+    """Replace what the database says of the project by ``copy``, with the lease free.
+
+    The row is *released* at ``epoch``, whatever it was: nobody who held it when the copy was made lives any more. So
+    the first server that is fit is granted the next epoch at once.
+
+    Args:
+        engines: the database.
+        project: whose part it is.
+        copy: from `copy_out`.
+        epoch: the highest epoch of the restored log.
+        log_seq: its last slot.
+
+    Raises:
+        BadInput: the copy is another project's, or of a later schema, or is no copy.
+        StoreUnavailable: the database does not answer; nothing was changed.
+    """
+    rows = _rows(copy, project)
+    with engines.turn(writes=True), engines.durable.begin() as conn:
+        make_tables(conn, project, engines.name)
+        for table in _MINE:
+            keep = sa.and_(table.c.project == project, *([table.c.name != "schema"] if table is COUNTERS else []))
+            conn.execute(sa.delete(table).where(keep))
+        for table in _KEPT:
+            for row in rows[table.name]:
+                known = {key: value for key, value in row.items() if key in table.columns}
+                if table is LEASE:
+                    known |= _free(row, epoch, log_seq)
+                conn.execute(sa.insert(table).values(project=project, **known))
+
+
+def _rows(copy: Mapping[str, Any], project: str) -> dict[str, list[dict[str, Any]]]:
+    try:
+        schema, owner, tables = copy["schema"], copy["project"], copy["tables"]
+        rows = {table.name: [dict(row) for row in tables[table.name]] for table in _KEPT}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"this is no copy of a lease store: {error!r}") from error
+    if schema > SCHEMA:
+        raise BadInput(f"the copy of the lease store has schema {schema}, this version reads up to {SCHEMA}")
+    if owner != project or len(rows[LEASE.name]) != 1:
+        raise BadInput(f"the copy of the lease store is of project {owner!r}, not of {project!r}")
+    return rows
+
+
+def _free(row: Mapping[str, Any], epoch: int, log_seq: int) -> dict[str, Any]:
+    return {
+        "version": row["version"] + 1,
+        "epoch": epoch,
+        "holder": None,
+        "incarnation": None,
+        "state": "released",
+        "cause": "restored from a backup",
+        "log_seq": log_seq,
+        "intent_target": None,
+        "intent_request": None,
+        "intent_by": None,
+        "paused": False,
+        "shutdown": None,
+    }
