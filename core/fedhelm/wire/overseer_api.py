@@ -66,6 +66,7 @@ _Id = Annotated[str, Field(pattern=r"^[0-9A-Za-z._-]{1,64}$")]
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,252}$")]
 _Epoch = Annotated[int, Field(ge=0, lt=2**53)]
 _Slot = Annotated[int, Field(ge=-1, lt=2**53)]
+_StoreToken = Annotated[str, Field(pattern=r"^[0-9A-Za-z._~-]{1,255}$")]
 _Reason = Annotated[str, Field(max_length=2000)]
 
 
@@ -154,7 +155,7 @@ class RegisterRequest(_Body):
     ready: bool = False
     role: Role = "STANDBY"
     reason: _Reason | None = None
-    store_token: _Id | None = None
+    store_token: _StoreToken | None = None
     log_versions: Annotated[tuple[int, ...], Field(min_length=1, max_length=8)] = (1,)
     software: Annotated[str, Field(max_length=64)] = ""
     announcement: Announcement | None = None
@@ -186,7 +187,7 @@ class BeatRequest(_Body):
     store_ok: bool = True
     unleased: bool = False
     reason: _Reason | None = None
-    store_token: _Id | None = None
+    store_token: _StoreToken | None = None
 
 
 class RenewRequest(_Body):
