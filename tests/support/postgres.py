@@ -99,7 +99,7 @@ class Postgres:
         assert done.returncode == 0, (program, done.stdout, done.stderr)
 
     def start(self):
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it answers. From the main thread: it ends with the thread that started it."""
         quiet = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "logging_collector=off"]
         settings = [word for one in quiet for word in ("-c", one)]
         # PDEATHSIG: it ends with this process, however that ends. SIGINT is its fast shutdown.
