@@ -16,26 +16,30 @@ from fedhelm.errors import (
     Ambiguous,
     BadCertificate,
     BadInput,
+    Conflict,
     JobNotFound,
     NotAuthorised,
-    NotSupportedYet,
+    NotFound,
     ProtocolError,
+    Refused,
 )
 from fedhelm.ids import check_job_id
 from fedhelm.persist.blobs import BlobReader, BlobRef
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
+from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto
 from fedhelm.wire.chain import Call
 from fedhelm_server import decisions, job_views
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.downloads import Downloads
-from fedhelm_server.fleet_service import WIRE_VERSIONS
+from fedhelm_server.fleet_service import ORDERS_WIRE, WIRE_VERSIONS
 from fedhelm_server.job_book import JobState, finished
 from fedhelm_server.job_control import JobControl
 from fedhelm_server.ledger import Placement
 from fedhelm_server.places import bundle_owner
 from fedhelm_server.runtime import Runtime
+from fedhelm_server.scheduler import ALL
 
 __all__ = ["LOGIN_CONTEXT", "MAX_BUNDLE", "AdminService"]
 
@@ -51,6 +55,9 @@ NONCE_S = 30.0
 MAX_NONCES = 100
 """Logins of one admin that may be under way at once; the oldest gives way, so that nobody locks out another."""
 PREFIX_LENGTH = 4
+PREPARE_TRIES = 5
+RESTART_DELAY_S = 0.3
+"""A child that is to be restarted answers first."""
 
 
 class AdminService:
@@ -107,7 +114,7 @@ class AdminService:
             sites_up=len(runtime.streams.connected()),
             sites=len(runtime.kit.sites),
             jobs_running=len(list(runtime.book.running())),
-            capabilities=["submit", "abort", "download", "watch"],
+            capabilities=["submit", "abort", "download", "watch", "delete", "operate"],
         )
 
     # -- submission ---------------------------------------------------------------------------------------------------
@@ -116,6 +123,8 @@ class AdminService:
         parts = owner.split("/")
         if len(parts) != 3 or owner != bundle_owner(check_job_id(parts[1])):
             raise NotAuthorised(f"an admin may not write to {owner!r:.80}")
+        if parts[1] in self._runtime.book.deleted:
+            raise Conflict(f"job {parts[1]} was deleted: its id is not used again", hint="submit again")
 
     async def missing_chunks(self, request: common.MissingChunksRequest, _: Call) -> common.MissingChunksReply:
         """Tell which chunks an upload need not send."""
@@ -126,6 +135,7 @@ class AdminService:
     async def put_blob(self, messages: AsyncIterator[bytes], _: Call) -> common.BlobRef:
         """Store a bundle."""
         await self._runtime.check_leads()
+        await self._control.disk.require_room()
         return ref_to_proto(await receive_blob(messages, self._runtime.store.blobs, self._check_upload, MAX_BUNDLE))
 
     async def submit_job(self, request: admin.SubmitJobRequest, call: Call) -> admin.SubmitJobReply:
@@ -137,6 +147,8 @@ class AdminService:
         if bundle.owner != bundle_owner(job_id):
             raise BadInput(f"the bundle of job {job_id} lies under another owner")
         known = self._runtime.book.jobs.get(job_id)
+        if known is None:
+            await self._control.disk.require_room()
         config = dict(known.config) if known else await asyncio.to_thread(self._validate, bundle)
         item = {
             "job": job_id,
@@ -182,7 +194,8 @@ class AdminService:
         streams = self._runtime.streams
         connected = streams.connected()
         held = {site: stream.held for site in connected if (stream := streams.get(site)) is not None}
-        return job_views.detail(job, self._runtime.clock.utcnow(), connected, held, self._control.waits)
+        given = self._runtime.holding.of(job.job) if job.ephemeral else None
+        return job_views.detail(job, self._runtime.clock.utcnow(), connected, held, self._control.waits, given=given)
 
     async def list_jobs(self, request: admin.ListJobsRequest, _: Call) -> admin.ListJobsReply:
         """Return jobs, newest first."""
@@ -207,7 +220,7 @@ class AdminService:
         try:
             while True:
                 await self._runtime.check_leads()
-                job = self._runtime.book.jobs[job_id]
+                job = self._find(job_id)
                 message = self._detail(job)
                 shown = (job.status, message.round, message.reason, str(message.sites), message.metrics_json)
                 if shown != last:
@@ -235,8 +248,14 @@ class AdminService:
         """Put a job's files together and list them."""
         await self._runtime.check_leads()
         job = self._find(request.job).job
-        seq = self._runtime.book.seq
-        files = await self._downloads.prepare(job, seq)
+        for tries in range(PREPARE_TRIES, 0, -1):
+            seq = self._runtime.book.seq
+            try:
+                files = await self._downloads.prepare(job, seq)
+                break
+            except NotFound:  # a checkpoint overtook it
+                if tries == 1:
+                    raise
         entries = [admin.DownloadEntry(path=f["path"], size=f["size"], blake3=f["blake3"]) for f in files]
         return admin.DownloadManifest(job=job, seq=seq, files=entries)
 
@@ -249,18 +268,57 @@ class AdminService:
         async for piece in self._downloads.stream(job, request.seq, request.path, request.offset):
             yield piece
 
-    async def delete_job(self, request: admin.DeleteJobRequest, _: Call) -> common.Empty:
-        """Delete an ended job's results and blobs."""
-        raise NotSupportedYet(f"job {request.job} cannot be deleted yet")
+    async def delete_job(self, request: admin.DeleteJobRequest, call: Call) -> common.Empty:
+        """Delete an ended job; the answer means that it is in the log. Its blobs go with the next checkpoints."""
+        await self._runtime.check_leads()
+        _check_request_id(request.request_id)
+        self._require_version_2("delete_job")
+        known = self._runtime.book.requests.get(request.request_id)  # an answer that was lost is given again
+        job = known[1] if known and known[0] == "delete" else self._find(request.job).job
+        now = iso(self._runtime.clock.utcnow())
+        decide = decisions.delete(job, call.principal.name, request.request_id, now)
+        await self._runtime.ledger.propose("job_deleted", decide, key=job)
+        _log.info("job %s was deleted by %s", job, call.principal.name)
+        return common.Empty()
 
-    async def operate(self, request: admin.OperateRequest, _: Call) -> admin.OperateReply:
-        """Shut down or restart sites, or restart this server."""
-        raise NotSupportedYet(f"{request.action} is not supported yet")
+    def _require_version_2(self, what: str) -> None:
+        version = self._runtime.book.log_version
+        if version < 2:
+            raise Refused(f"{what} needs log version 2, this log has {version}", hint="upgrade every server first")
+
+    async def operate(self, request: admin.OperateRequest, call: Call) -> admin.OperateReply:
+        """Shut down or restart sites, or restart this server; the answer means that it is in the log."""
+        runtime = self._runtime
+        await runtime.check_leads()
+        _check_request_id(request.request_id)
+        self._require_version_2("this")
+        connected = runtime.streams.connected()
+        sites = _named_sites(request, set(runtime.kit.sites) | connected)
+        item = {
+            "request_id": request.request_id,
+            "action": request.action,
+            "by": call.principal.name,
+            "target": " ".join([*sites, *(["server"] if request.server else [])]),
+            "reason": request.reason[:500],
+            "time": iso(runtime.clock.utcnow()),
+        }
+        await runtime.ledger.propose("admin_action", decisions.operate(item), key=request.request_id)
+        _log.info("%s: %s of %s (%s)", call.principal.name, request.action, item["target"], item["reason"])
+        order = fleet.Order(id=request.request_id, action=request.action, reason=item["reason"])
+        runtime.orders.give(order, sites)
+        runtime.streams.wake_all()
+        if request.server:
+            # This child ends, its supervisor starts another, and a standby may lead meanwhile.
+            asyncio.get_running_loop().call_later(RESTART_DELAY_S, runtime.stopping.set)
+        versions = runtime.streams.versions()
+        told = [site for site in sites if versions.get(site, 0) >= ORDERS_WIRE]
+        return admin.OperateReply(sites=told, disconnected=[site for site in sites if site not in told])
 
     async def check_status(self, _: common.Empty, __: Call) -> admin.StatusReply:
         """Return this server's state and the sites connected to it."""
         runtime = self._runtime
         await runtime.check_leads()
+        usage = await self._control.disk.look()
         reply = admin.StatusReply(
             server=runtime.kit.name,
             role=str(runtime.role),
@@ -268,12 +326,30 @@ class AdminService:
             log_seq=max(0, runtime.book.seq),
             jobs_running=len(list(runtime.book.running())),
             jobs_waiting=len(list(runtime.book.waiting())),
+            low_water=runtime.store.log.low_water,
+            checkpoint=runtime.store.log.checkpoint or 0,
+            log_version=runtime.book.log_version,
+            store_free=usage.free if usage else 0,
+            warnings=self._control.disk.warnings(),
         )
         connected = runtime.streams.connected()
         for site in sorted(set(runtime.kit.sites) | connected):
             stream = runtime.streams.get(site)
             reply.sites.add(name=site, connected=site in connected, jobs=sorted(stream.held) if stream else [])
         return reply
+
+
+def _named_sites(request: admin.OperateRequest, known: set[str]) -> list[str]:
+    if request.action not in ("shutdown", "restart"):
+        raise BadInput(f"{request.action!r:.40} is neither shutdown nor restart")
+    if request.server and request.action != "restart":
+        raise BadInput("a server is shut down by shutdown_system, not by its primary")
+    sites = sorted(known if ALL in request.sites else set(request.sites))
+    if strangers := [site for site in sites if site not in known]:
+        raise NotFound(f"no site {strangers[0]!r:.80} in this project", hint=" ".join(sorted(known)))
+    if not sites and not request.server:
+        raise BadInput("neither a site nor the server is named")
+    return sites
 
 
 def _check_request_id(value: str) -> None:

@@ -39,7 +39,7 @@ def _closed(job: JobState) -> list[fleet.ClosedRound]:
     return [fleet.ClosedRound(step=step, round=round_, kind=kind) for (step, kind), round_ in newest.items()]
 
 
-def _assigned(job: JobState, site: str) -> fleet.AssignedJob:
+def _assigned(job: JobState, site: str, has_given: bool) -> fleet.AssignedJob:
     message = fleet.AssignedJob(
         job=job.job,
         name=job.name,
@@ -53,14 +53,17 @@ def _assigned(job: JobState, site: str) -> fleet.AssignedJob:
         lines_acknowledged=job.lines.get(site, 0),
         custom_code=True,
         members=sorted(job.sites),
+        durability=job.config.get("durability", "durable"),
     )
-    task = None if finished(job.status) else task_of(job, site)
+    task = None if finished(job.status) or has_given else task_of(job, site)
     if task is not None:
         message.task.CopyFrom(task)
     return message
 
 
-def assignment(book: JobBook, site: str, epoch: int, held: Collection[str]) -> fleet.Assignment:
+def assignment(
+    book: JobBook, site: str, epoch: int, held: Collection[str], given: Collection[str] = ()
+) -> fleet.Assignment:
     """Return the whole of what ``site`` should be doing.
 
     Args:
@@ -68,10 +71,12 @@ def assignment(book: JobBook, site: str, epoch: int, held: Collection[str]) -> f
         site: whose.
         epoch: of the primary that sends it.
         held: ended jobs that the site still has something of; it is told how they ended.
+        given: ephemeral jobs whose open round has this site's result, which is held in memory. A task that is there
+            again, because nobody holds the result any more, asks the site for it.
     """
     wanted = {job.job for job in book.running()} | {job for job in held if job in book.jobs}
     jobs = [
-        _assigned(book.jobs[job], site)
+        _assigned(book.jobs[job], site, job in given)
         for job in sorted(wanted)
         if site in book.jobs[job].sites and book.jobs[job].status != "SUBMITTED"
     ]

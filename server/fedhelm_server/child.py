@@ -27,6 +27,7 @@ from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2, fleet_pb2
 from fedhelm.wire.chain import Call, ServiceHandlers, serve_options, server_credentials
 from fedhelm_server.admin_service import AdminService
+from fedhelm_server.checkpoints import Checkpoints
 from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.job_control import JobControl
 from fedhelm_server.runtime import Runtime
@@ -37,7 +38,7 @@ assert fedhelm.wire.TLS_1_3_ONLY
 
 _log = logging.getLogger("fedhelm.server")
 
-WRITES = frozenset({"SubmitJob", "AbortJob"})
+WRITES = frozenset({"SubmitJob", "AbortJob", "DeleteJob", "Operate"})
 
 
 def _audit(call: Call) -> None:
@@ -66,6 +67,7 @@ async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
     link = await open_fd(control_fd)
     runtime = Runtime(kit, incarnation, open_store(kit.store, kit.cluster), SystemClock(), link)
     control = JobControl(runtime)
+    checkpoints = Checkpoints(runtime)
     services = {
         kit.own_server.fed_learn_port: (fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], FleetService(runtime)),
         kit.own_server.admin_port: (admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(runtime, control)),
@@ -89,6 +91,8 @@ async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
         spawn(runtime.follow_log(), "log"),
         spawn(runtime.watch_store(), "store"),
         spawn(control.run(), "dispatch"),
+        spawn(control.disk.run(), "disk"),
+        spawn(checkpoints.run(), "checkpoints"),
     ]
     for loop in loops:
         # A loop that ends has failed: this child is no use any more, and its supervisor starts another.

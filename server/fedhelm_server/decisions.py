@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedhelm.errors import BadInput, Conflict, JobNotFound, NotAuthorised, ProtocolError
+from fedhelm.errors import BadInput, Conflict, JobNotFound, NotAuthorised, ProtocolError, Refused
 from fedhelm_server.job_book import CONTRIBUTION_KEY, ContributionKey, JobBook, JobState, Placed, finished
 from fedhelm_server.ledger import Answer
 
@@ -21,11 +21,16 @@ __all__ = [
     "SEQUENCE",
     "ContributionAnswer",
     "abort",
+    "checkpoint",
     "contribute",
+    "delete",
+    "differs",
     "dispatch",
     "fail_site",
     "finish",
     "lines",
+    "offer",
+    "operate",
     "own_lines",
     "round_close",
     "round_open",
@@ -41,19 +46,37 @@ Decision = Callable[[JobBook], Item | Answer]
 
 
 def _find(book: JobBook, job: str) -> JobState:
+    if job in book.deleted:
+        raise JobNotFound(f"job {job} was deleted by {book.deleted[job]['by']}")
     if job not in book.jobs:
         raise JobNotFound(f"no job {job}", hint="list_jobs")
     return book.jobs[job]
+
+
+def _is_repeated(book: JobBook, request_id: str, write: tuple[str, str, str]) -> bool:
+    """Tell whether this very write is in the log already.
+
+    Raises:
+        Conflict: the request id was used for another write.
+        Refused: it is older than those that are remembered, so nobody can tell.
+    """
+    known = book.requests.get(request_id)
+    if known is not None and known != write:
+        raise Conflict(f"request id {request_id} was used for another write")
+    if known is None and request_id <= book.request_floor:
+        raise Refused(f"request id {request_id} is older than all that are remembered", hint="give the command again")
+    return known is not None
 
 
 def submit(item: Item) -> Decision:
     """Record a job. The same request id, or the same job from the same submitter with the same bundle: one job."""
 
     def decide(book: JobBook) -> Item | Answer:
-        known = book.requests.get(item["request_id"])
-        if known is not None and known != ("submit", item["job"], item["submitter"]):
-            raise Conflict(f"request id {item['request_id']} was used for another write")
         job = book.jobs.get(item["job"])
+        if job is None or item["request_id"] in book.requests:
+            _is_repeated(book, item["request_id"], ("submit", item["job"], item["submitter"]))
+        if item["job"] in book.deleted:
+            raise Conflict(f"job id {item['job']} belongs to a job that was deleted", hint="submit again with a new id")
         if job is None:
             return item
         if (job.submitter, job.bundle["digest"]) != (item["submitter"], item["bundle"]["digest"]):
@@ -100,10 +123,7 @@ def abort(job_id: str, reason: str, by: str, request_id: str, time: str) -> Deci
     """Abort a job that has not ended. The same request id again: the same answer."""
 
     def decide(book: JobBook) -> Item | Answer:
-        known = book.requests.get(request_id)
-        if known is not None:
-            if known != ("abort", job_id, by):
-                raise Conflict(f"request id {request_id} was used for another write")
+        if _is_repeated(book, request_id, ("abort", job_id, by)):
             return Answer(None)
         job = _find(book, job_id)
         if finished(job.status):
@@ -118,6 +138,42 @@ def abort(job_id: str, reason: str, by: str, request_id: str, time: str) -> Deci
             "by": by,
             "time": time,
         }
+
+    return decide
+
+
+def delete(job_id: str, by: str, request_id: str, time: str) -> Decision:
+    """Delete a job that has ended. The same request id again: the same answer."""
+
+    def decide(book: JobBook) -> Item | Answer:
+        if _is_repeated(book, request_id, ("delete", job_id, by)):
+            return Answer(None)
+        job = _find(book, job_id)
+        if not finished(job.status):
+            raise Conflict(f"job {job_id} has not ended: {job.status}", hint=f"abort_job {job_id}")
+        return {"job": job_id, "request_id": request_id, "by": by, "time": time}
+
+    return decide
+
+
+def operate(item: Item) -> Decision:
+    """Record what an admin asks of sites or servers, before it is done. The same request id again: the same answer."""
+
+    def decide(book: JobBook) -> Item | Answer:
+        if _is_repeated(book, item["request_id"], (item["action"], item["target"], item["by"])):
+            return Answer(None)
+        return item
+
+    return decide
+
+
+def checkpoint(item: Item) -> Decision:
+    """Name a checkpoint's blob, unless the log has a newer one. Answers whether it was taken before."""
+
+    def decide(book: JobBook) -> Item | Answer:
+        if book.covered >= item["covered"]:
+            return Answer(book.checkpoints[-1].blob == item["blob"])
+        return item
 
     return decide
 
@@ -155,40 +211,56 @@ def contribute(item: Item) -> Decision:
         BadInput: its weight or a metric is no finite number.
         ProtocolError: no task has its sequence.
     """
-    if not (math.isfinite(item["weight"]) and item["weight"] >= 0):
-        raise BadInput(f"weight {item['weight']} of {item['site']} is not a number of at least 0")
-    if not _metrics_ok(item["metrics"]):
-        raise BadInput(f"metrics of {item['site']} are not finite numbers by name")
-    if item["sequence"] != SEQUENCE:
-        raise ProtocolError(f"a result with sequence {item['sequence']}: no task has it")
+    _check_contribution(item)
     key: ContributionKey = tuple(item[name] for name in CONTRIBUTION_KEY)
 
     def decide(book: JobBook) -> Item | Answer:
         job = _find(book, item["job"])
         placed = job.placed.get(key)
         if placed is not None:
-            return Answer(ContributionAnswer(placed, superseded=_digest(placed.item) != _digest(item)))
-        if item["site"] not in job.sites:
-            raise NotAuthorised(f"{item['site']} is no member of job {job.job}")
-        open_ = job.open
-        if finished(job.status) or item["attempt"] != job.attempt or _is_closed(job, key):
+            return Answer(ContributionAnswer(placed, superseded=differs(placed.item, item)))
+        if not _is_wanted(job, item):
             return Answer(ContributionAnswer(None, gone=True))
-        if open_ is None or (open_.step, open_.round, open_.kind) != key[1:4] or item["site"] not in open_.members:
-            raise ProtocolError(f"round {item['round']} ({item['kind']}) of job {job.job} is not open")
-        if (item["blob"] is None) != (item["kind"] == "evaluate"):
-            raise ProtocolError(f"a {item['kind']} result of job {job.job} with the wrong parts")
         return item
 
     return decide
 
 
-def _digest(item: Mapping[str, Any]) -> Any:
-    blob = item["blob"]
-    return None if blob is None else blob["digest"]
+def offer(book: JobBook, item: Item) -> bool:
+    """Tell whether the open round of an ephemeral job waits for this; False: it is gone. Raises as `contribute`."""
+    _check_contribution(item)
+    return _is_wanted(_find(book, item["job"]), item)
 
 
-def _is_closed(job: JobState, key: ContributionKey) -> bool:
-    return job.is_closed(key[1:4])
+def differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether two contributions with one id have other contents."""
+    return (one["blob"] or {}).get("digest") != (other["blob"] or {}).get("digest")
+
+
+def _check_contribution(item: Item) -> None:
+    if not (math.isfinite(item["weight"]) and item["weight"] >= 0):
+        raise BadInput(f"weight {item['weight']} of {item['site']} is not a number of at least 0")
+    if not _metrics_ok(item["metrics"]):
+        raise BadInput(f"metrics of {item['site']} are not finite numbers by name")
+    if item["sequence"] != SEQUENCE:
+        raise ProtocolError(f"a result with sequence {item['sequence']}: no task has it")
+
+
+def _is_wanted(job: JobState, item: Item) -> bool:
+    key = _round_key(item)
+    if item["site"] not in job.sites:
+        raise NotAuthorised(f"{item['site']} is no member of job {job.job}")
+    if finished(job.status) or item["attempt"] != job.attempt or job.is_closed(key):
+        return False
+    if job.open is None or job.open.key != key or item["site"] not in job.open.members:
+        raise ProtocolError(f"round {item['round']} ({item['kind']}) of job {job.job} is not open")
+    if (item["blob"] is None) != (item["kind"] == "evaluate"):
+        raise ProtocolError(f"a {item['kind']} result of job {job.job} with the wrong parts")
+    return True
+
+
+def _round_key(item: Mapping[str, Any]) -> tuple[int, int, str]:
+    return item["step"], item["round"], item["kind"]
 
 
 MAX_SOURCE_BYTES = 256 * 1024 * 1024
@@ -228,12 +300,19 @@ def lines(job_id: str, source: str, first: int, new: Sequence[Mapping[str, Any]]
     return decide
 
 
-def own_lines(job_id: str, source: str, new: Sequence[Mapping[str, Any]]) -> Decision:
-    """Record lines of a server's own runner, numbered as they are appended."""
+def own_lines(job_id: str, source: str, first: int, new: Sequence[Mapping[str, Any]]) -> Decision:
+    """Record lines of a server's own runner, which numbered them; those already in the log are left out.
+
+    Raises:
+        Conflict: lines before these are missing.
+    """
 
     def decide(book: JobBook) -> Item | Answer:
-        first = _find(book, job_id).lines.get(source, 0) + 1
-        return {"job": job_id, "source": source, "first": first, "lines": list(new)}
+        acknowledged = _find(book, job_id).lines.get(source, 0)
+        if first > acknowledged + 1:
+            raise Conflict(f"lines of {source} from {first} on do not follow line {acknowledged} of job {job_id}")
+        fresh = list(new[acknowledged + 1 - first :])
+        return {"job": job_id, "source": source, "first": acknowledged + 1, "lines": fresh} if fresh else Answer(None)
 
     return decide
 
@@ -259,10 +338,10 @@ def round_open(item: Item) -> Decision:
         job = _find(book, item["job"])
         if finished(job.status):
             raise Conflict(f"job {job.job} has ended")
-        if job.is_closed((item["step"], item["round"], item["kind"])):
+        if job.is_closed(_round_key(item)):
             return Answer(None)
         if job.open is not None:
-            if (job.open.step, job.open.round, job.open.kind) == (item["step"], item["round"], item["kind"]):
+            if job.open.key == _round_key(item):
                 return Answer(None)
             raise Conflict(f"round {job.open.round} of job {job.job} is open")
         return item
@@ -270,22 +349,23 @@ def round_open(item: Item) -> Decision:
     return decide
 
 
-def round_close(item: Item) -> Decision:
-    """Close the open round with exactly the contributions that are in the log (docs/ha.md section 6, I4)."""
+def round_close(item: Item, held: Callable[[], Collection[str]] = tuple) -> Decision:
+    """Close the open round with exactly the contributions that are in the log (docs/ha.md section 6, I4).
+
+    Args:
+        item: the record's body.
+        held: of an ephemeral job: tells the sites whose contributions to the open round are held now.
+    """
 
     def decide(book: JobBook) -> Item | Answer:
         job = _find(book, item["job"])
         if finished(job.status):
             raise Conflict(f"job {job.job} has ended")
-        if job.is_closed((item["step"], item["round"], item["kind"])):
+        if job.is_closed(_round_key(item)):
             return Answer(None)
-        if job.open is None or (job.open.step, job.open.round, job.open.kind) != (
-            item["step"],
-            item["round"],
-            item["kind"],
-        ):
+        if job.open is None or job.open.key != _round_key(item):
             raise Conflict(f"round {item['round']} of job {job.job} is not open")
-        if set(item["members"]) != set(job.open.contributions):
+        if set(item["members"]) != set(held() if job.ephemeral else job.open.contributions):
             raise Conflict(f"round {item['round']} of job {job.job} has had another contribution")
         return item
 

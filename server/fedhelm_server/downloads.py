@@ -11,17 +11,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fedhelm.errors import FedhelmError, NotFound
+from fedhelm.errors import Corrupt, FedhelmError, NotFound
 from fedhelm.persist.blobs import BlobRef
 from fedhelm.process import child_env
 from fedhelm.wire.bulk import PIECE, stream_blob
-from fedhelm_server.export import MANIFEST
+from fedhelm_server.export import MANIFEST, POSITION_GONE
 from fedhelm_server.places import job_folder
 from fedhelm_server.runtime import Runtime
 
 __all__ = ["Downloads"]
 
 _TIMEOUT_S = 600.0
+KEPT = 2
+"""Exports of one job that stay on this server's disk: the newest."""
 
 
 class Downloads:
@@ -35,6 +37,7 @@ class Downloads:
         """Return the files of ``job`` as of log position ``seq``: ``{path, size, blake3, blob}``.
 
         Raises:
+            NotFound: the log was shortened, and does not tell any more how the job was there.
             FedhelmError: the export failed; the message has its last line.
         """
         folder = self._folder(job, seq)
@@ -69,10 +72,18 @@ class Downloads:
             process.kill()
             await process.wait()
             raise
-        if process.returncode != 0:
+        if process.returncode:
             last = errors.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-            raise FedhelmError(f"the result of job {job} cannot be put together: {last[0]}")
+            error = NotFound if process.returncode == POSITION_GONE else FedhelmError
+            raise error(f"the result of job {job} cannot be put together: {last[0]}")
         part.replace(folder)
+        await asyncio.to_thread(self._prune, folder.parent)
+
+    def _prune(self, parent: Path) -> None:
+        numbers = {path: path.name.removeprefix("export-") for path in parent.glob("export-*")}
+        made = sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda p: int(numbers[p]))
+        for old in made[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
 
     async def stream(self, job: str, seq: int, path: str, offset: int) -> AsyncIterator[bytes]:
         """Yield one file of an export from an offset.
@@ -85,10 +96,18 @@ class Downloads:
         if entry is None:
             raise NotFound(f"job {job} has no file {path!r:.200}")
         if entry["blob"] is not None:
-            async for piece in stream_blob(self._runtime.store.blobs, BlobRef.from_json(entry["blob"]), offset):
-                yield piece
+            try:
+                async for piece in stream_blob(self._runtime.store.blobs, BlobRef.from_json(entry["blob"]), offset):
+                    yield piece
+            except Corrupt as error:
+                if self._runtime.book.covered <= seq:
+                    raise
+                raise NotFound(f"a newer model has replaced that of slot {seq}: {error}") from error
             return
-        fd = await asyncio.to_thread(os.open, self._folder(job, seq) / path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = await asyncio.to_thread(os.open, self._folder(job, seq) / path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NotFound(f"a newer download of job {job} has replaced that of slot {seq}") from error
         try:
             while piece := await asyncio.to_thread(os.pread, fd, PIECE, offset):
                 yield piece

@@ -9,30 +9,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from fedhelm.config.kit import read_kit
-from fedhelm.errors import JobNotFound, StoreUnavailable
+from fedhelm.errors import JobNotFound, NotFound, StoreUnavailable
 from fedhelm.ids import SITE_NAME
-from fedhelm.learning.workflow import ClosedView, best_round
 from fedhelm.persist.blobs import BlobReader, BlobRef
 from fedhelm.persist.record import Record
 from fedhelm.persist.store import Store, open_store
 from fedhelm.process import atomic_write, die_with_parent
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.job_book import JobBook, JobState
+from fedhelm_server.line_segments import line_items, read_segments
 from fedhelm_server.projection import LiveProjection
 
-__all__ = ["MANIFEST", "export", "main", "summary"]
+__all__ = ["MANIFEST", "POSITION_GONE", "export", "main", "summary"]
 
 MANIFEST = "export.json"
+POSITION_GONE = 3
+"""Exit status: the log was shortened, and does not tell any more how the job was at that position."""
 
 
-def summary(job: JobState, fences: Mapping[int, str]) -> dict[str, Any]:
+def summary(job: JobState) -> dict[str, Any]:
     """Return ``summary.json``: the job, and every round with members, weights, metrics, model hash and epoch."""
     rounds = [
         {
@@ -45,12 +47,12 @@ def summary(job: JobState, fences: Mapping[int, str]) -> dict[str, Any]:
             "site_metrics": entry["site_metrics"],
             "model_sha256": entry["model_sha256"],
             "epoch": entry["epoch"],
-            "primary": fences.get(entry["epoch"]),
+            "primary": entry["primary"],
             "closed": entry["time"],
         }
         for entry in job.closed
     ]
-    best = _best(job)
+    best = job.best()
     return {
         "schema_version": 1,
         "job_id": job.job,
@@ -67,29 +69,19 @@ def summary(job: JobState, fences: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
-def _best(job: JobState) -> Mapping[str, Any] | None:
-    step = job.config["workflow"][0]
-    closed = [ClosedView(entry["round"], entry["kind"], entry["metrics"]) for entry in job.closed]
-    number = best_round(closed, step.get("best_metric"))
-    return next((entry for entry in job.closed if entry["round"] == number and entry.get("model")), None)
-
-
 class _Logs:
     """``logs/<source>.log``: the log lines of each site and server."""
 
-    def __init__(self, root: Path, job: str) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._job = job
 
-    def apply(self, record: Record) -> None:
-        for item in record.body["items"]:
-            if item["job"] != self._job or not SITE_NAME.fullmatch(item["source"]):
-                continue
-            # A site may send any object as a line: what lacks its parts must not cost the job its download.
-            logs = [line for line in item["lines"] if line.get("kind") == "log"]
-            texts = [f"{line.get('time', '-')} {line.get('value', '')}\n" for line in logs]
-            if not texts:
-                continue
+    def add(self, item: Mapping[str, Any]) -> None:
+        if not SITE_NAME.fullmatch(item["source"]):
+            return
+        # A site may send any object as a line: what lacks its parts must not cost the job its download.
+        logs = [line for line in item["lines"] if line.get("kind") == "log"]
+        texts = [f"{line.get('time', '-')} {line.get('value', '')}\n" for line in logs]
+        if texts:
             self._root.mkdir(parents=True, exist_ok=True)
             with (self._root / f"{item['source']}.log").open("a", encoding="utf-8") as file:
                 file.writelines(texts)
@@ -112,40 +104,63 @@ def _model(name: str, entry: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [{"path": f"models/{name}", "size": size, "blake3": entry["model_blake3"], "blob": entry["model"]}]
 
 
+def _read(store: Store, job_id: str, seq: int) -> tuple[JobState, Iterator[Mapping[str, Any]]]:
+    """Return the job as of log position ``seq``, and its lines up to there."""
+    batch = store.log.read_new()
+    book = JobBook.restore(batch.base.state) if batch.base else JobBook()
+    then: JobState | None = None
+    for record in batch.records:
+        if record.seq == seq + 1 and job_id in book.jobs:
+            then = JobState.from_state(book.jobs[job_id].to_state())  # the book goes on: to the newest segments
+        book.apply(record)
+    if book.seq < seq:
+        raise StoreUnavailable(f"the log can be read up to slot {book.seq}, not {seq}")
+    now = book.jobs.get(job_id)
+    if now is None or now.seq > seq:
+        raise JobNotFound(f"no job {job_id} at slot {seq}")
+    if then is None:
+        then = now
+        changed = book.seq > seq and (now.end_seq is None or now.end_seq > seq)
+        if changed:  # a checkpoint covers that position, and the job went on since
+            raise NotFound(f"the log does not tell any more how job {job_id} was at slot {seq}; download it again")
+    return then, _lines(store, now, batch.records, book.covered, seq)
+
+
+def _lines(
+    store: Store, job: JobState, records: Sequence[Record], covered: int, seq: int
+) -> Iterator[Mapping[str, Any]]:
+    for item in read_segments(store.blobs, job.segments):
+        if item["seq"] <= seq:
+            yield item
+    for record in records:
+        if record.kind == "metrics" and covered < record.seq <= seq:
+            yield from line_items(record, job.job)
+
+
 def export(store: Store, job_id: str, seq: int, target: Path) -> list[dict[str, Any]]:
     """Write the files of ``job_id`` as of log position ``seq`` below ``target``; return the list of all files.
 
     Raises:
+        NotFound: the log was shortened, and does not tell any more how the job was there.
         FedhelmError: the store cannot be read, or something in it is damaged.
     """
     from fedhelm.job.bundle import unpack
 
-    book, fences = JobBook(), dict[int, str]()
-    events, logs = LiveProjection(target / "tensorboard", job_id), _Logs(target / "logs", job_id)
-    for record in store.log.read_new().records:
-        if record.seq > seq:
-            break
-        book.apply(record)
-        if record.kind == "fence":
-            fences[record.epoch] = record.by.name
-        elif record.kind == "metrics":
-            events.apply(record)
-            logs.apply(record)
+    job, lines = _read(store, job_id, seq)
+    events, logs = LiveProjection(target / "tensorboard"), _Logs(target / "logs")
+    for item in lines:
+        events.add(item)
+        logs.add(item)
     events.close()
-    if book.seq < seq:
-        raise StoreUnavailable(f"the log can be read up to slot {book.seq}, not {seq}")
-    if job_id not in book.jobs:
-        raise JobNotFound(f"no job {job_id} at slot {seq}")
-    job = book.jobs[job_id]
     archive = target / "bundle"
     reader = BlobReader(store.blobs, BlobRef.from_json(job.bundle))
     with archive.open("wb") as file:
         copy_blob(reader, file.write)
     unpack(archive, target / "job")
     archive.unlink()
-    (target / "summary.json").write_text(json.dumps(summary(job, fences), indent=2) + "\n", encoding="utf-8")
+    (target / "summary.json").write_text(json.dumps(summary(job), indent=2) + "\n", encoding="utf-8")
     files = [_entry(path, target) for path in sorted(target.rglob("*")) if path.is_file()]
-    return files + _model("final.safetensors", job.model) + _model("best.safetensors", _best(job))
+    return files + _model("final.safetensors", job.model) + _model("best.safetensors", job.best())
 
 
 def main(argv: list[str]) -> int:
@@ -160,7 +175,13 @@ def main(argv: list[str]) -> int:
     die_with_parent(options.parent_pid)
     kit = read_kit(options.kit)
     assert kit.store is not None
-    files = export(open_store(kit.store, kit.cluster), options.job, options.seq, options.target)
+    try:
+        files = export(open_store(kit.store, kit.cluster), options.job, options.seq, options.target)
+    except JobNotFound:
+        raise
+    except NotFound as error:
+        sys.stderr.write(f"{error}\n")
+        return POSITION_GONE
     atomic_write(options.target / MANIFEST, json.dumps(files).encode())
     return 0
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from fedhelm.clock import iso
-from fedhelm.errors import BadInput, NotAuthorised, NotFound, ProtocolError, WrongStore
+from fedhelm.errors import BadInput, Conflict, NotAuthorised, NotFound, ProtocolError, WrongStore
 from fedhelm.ids import check_job_id
+from fedhelm.persist.blobs import Manifest
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
@@ -22,14 +26,24 @@ from fedhelm_server.job_book import JobState, finished
 from fedhelm_server.ledger import Placement
 from fedhelm_server.places import sites_owner
 from fedhelm_server.runtime import Runtime
+from fedhelm_server.scheduler import EPHEMERAL_WIRE
 from fedhelm_server.streams import SiteStream
 
-__all__ = ["WIRE_VERSIONS", "FleetService"]
+__all__ = ["ORDERS_WIRE", "WIRE_VERSIONS", "FleetService"]
 
 _log = logging.getLogger("fedhelm.server")
 
-WIRE_VERSIONS = (1,)
-"""What this server speaks, newest last."""
+WIRE_VERSIONS = (2, 1)
+"""What this server speaks, newest first."""
+
+MAX_UPLOADS = 4
+"""Uploads of one site that are read at once."""
+
+MAX_RESULTS = 3
+"""Results that one site may upload to one round: a task that is run again gives another one."""
+
+ORDERS_WIRE = 2
+"""The first wire version whose sites take orders."""
 
 MAX_LINE_BYTES = 1024 * 1024
 MAX_LINES = 1000  # in one batch; a site sends at most 500
@@ -42,6 +56,8 @@ class FleetService:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._uploads: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_UPLOADS))
+        self._results: dict[tuple[str, str], set[str]] = {}
 
     # -- the long stream ----------------------------------------------------------------------------------------------
 
@@ -51,7 +67,7 @@ class FleetService:
         if first is None or first.WhichOneof("message") != "hello":
             raise ProtocolError("a stream does not begin with a hello")
         version = self._check_hello(first.hello)
-        stream = SiteStream(call.principal.name, first.hello.incarnation)
+        stream = SiteStream(call.principal.name, first.hello.incarnation, version)
         stream.hold(list(first.hello.jobs))
         self._runtime.streams.open(stream)
         self._runtime.site_changed(stream.site, connected=True)
@@ -104,7 +120,10 @@ class FleetService:
         if stream.announced != runtime.epoch:
             stream.announced = runtime.epoch
             messages.append(fleet.ServerMessage(announce=fleet.Announce(epoch=runtime.epoch)))
-        now = assignment(runtime.book, stream.site, runtime.epoch, stream.held)
+        if stream.version >= ORDERS_WIRE:
+            messages += [fleet.ServerMessage(order=order) for order in runtime.orders.of(stream.site)]
+        given = runtime.holding.jobs_with(stream.site)
+        now = assignment(runtime.book, stream.site, runtime.epoch, stream.held, given)
         now_seq, now.seq = now.seq, 0
         if stream.last is None or now != stream.last:
             stream.last = fleet.Assignment.FromString(now.SerializeToString())
@@ -127,11 +146,8 @@ class FleetService:
         if len(parts) != 4 or parts[0] != "jobs" or parts[3] != "sites":
             raise NotAuthorised(f"a site may not write to {owner!r:.80}")
         job = self._member_job(parts[1], site)
-        rounds = {(entry["step"], entry["round"]) for entry in job.closed}
-        if job.open is not None:
-            rounds.add((job.open.step, job.open.round))
-        if parts[2] not in {f"{step}-{round_}" for step, round_ in rounds}:
-            raise NotAuthorised(f"job {job.job} has no round {parts[2]!r:.40}")
+        if finished(job.status) or job.open is None or owner != sites_owner(job.job, job.open.step, job.open.round):
+            raise NotAuthorised(f"round {parts[2]!r:.40} of job {job.job} is not open")
 
     def _check_fetch(self, owner: str, site: str) -> None:
         parts = owner.split("/")
@@ -146,12 +162,32 @@ class FleetService:
         return await self._runtime.missing_chunks(request)
 
     async def put_blob(self, messages: AsyncIterator[bytes], call: Call) -> common.BlobRef:
-        """Store an upload."""
+        """Store an upload to an open round."""
         await self._runtime.check_leads()
-        ref = await receive_blob(
-            messages, self._runtime.store.blobs, lambda owner: self._check_upload(owner, call.principal.name)
-        )
+        site = call.principal.name
+        async with self._uploads[site]:  # one more waits, unread
+            first = await anext(messages, b"")
+            self._check_results(first, site)
+            ref = await receive_blob(
+                _again(first, messages), self._runtime.store.blobs, lambda owner: self._check_upload(owner, site)
+            )
+        self._results = {key: kept for key, kept in self._results.items() if self._is_open(key[1])}
+        self._results.setdefault((site, ref.owner), set()).add(ref.digest)
         return ref_to_proto(ref)
+
+    def _is_open(self, owner: str) -> bool:
+        job = self._runtime.book.jobs.get(owner.split("/")[1])
+        return job is not None and job.open is not None and owner == sites_owner(job.job, job.open.step, job.open.round)
+
+    def _check_results(self, first: bytes, site: str) -> None:
+        try:
+            header = common.PutBlobHeader.FromString(first)
+        except DecodeError:
+            return  # said where the upload is read
+        sent = header.manifest
+        kept = self._results.get((site, header.owner), ())
+        if len(kept) >= MAX_RESULTS and Manifest(sent.size, sent.chunk_size, tuple(sent.chunks)).digest not in kept:
+            raise Conflict(f"{site} has uploaded {len(kept)} other results to {header.owner}")
 
     async def get_manifest(self, request: common.BlobRef, call: Call) -> common.Manifest:
         """Return the manifest of a bundle or a model."""
@@ -175,6 +211,8 @@ class FleetService:
         item = self._contribution(request, call.principal.name)
         if item["blob"] is not None:
             await self._check_blob(request)
+        if self._runtime.book.jobs[item["job"]].ephemeral:
+            return self._hold(item)
         key = (item["job"], *(item[name] for name in decisions.CONTRIBUTION_KEY))
         answer = await self._runtime.ledger.propose("contribution", decisions.contribute(item), key=key, size=1024)
         if isinstance(answer, Placement):
@@ -184,6 +222,15 @@ class FleetService:
             return common.Receipt(gone=True)
         placed = answer.placed
         return common.Receipt(seq=placed.seq, index=placed.index, epoch=placed.epoch, superseded=answer.superseded)
+
+    def _hold(self, item: dict[str, Any]) -> common.Receipt:
+        stream = self._runtime.streams.get(item["site"])
+        if stream is not None and stream.version < EPHEMERAL_WIRE:
+            raise ProtocolError(f"{item['site']} speaks wire version {stream.version}: it would not keep its result")
+        if not decisions.offer(self._runtime.book, item):
+            return common.Receipt(gone=True)
+        held = self._runtime.holding.take(item)
+        return common.Receipt(held=True, epoch=self._runtime.epoch, superseded=decisions.differs(held, item))
 
     def _contribution(self, request: fleet.Contribution, site: str) -> dict[str, Any]:
         if request.site != site:
@@ -258,6 +305,12 @@ class FleetService:
         if answer is None or finished(job.status):
             return common.Receipt(gone=True)
         return common.Receipt(seq=answer["seq"], epoch=answer["epoch"])
+
+
+async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for message in rest:
+        yield message
 
 
 def _json_object(text: str, what: str) -> dict[str, Any]:

@@ -6,98 +6,71 @@ books. ``apply`` checks what no correct writer can violate (docs/ha.md section 6
 
 from __future__ import annotations
 
+import heapq
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from fedhelm.errors import Corrupt
 from fedhelm.persist.record import Record
+from fedhelm_server.job_state import (
+    CONTRIBUTION_KEY,
+    ContributionKey,
+    JobState,
+    Placed,
+    RoundState,
+    Segment,
+    finished,
+)
 
-__all__ = ["CONTRIBUTION_KEY", "ContributionKey", "Fence", "JobBook", "JobState", "Placed", "RoundState", "finished"]
+__all__ = [
+    "CONTRIBUTION_KEY",
+    "MAX_FENCES",
+    "MAX_REQUESTS",
+    "Checkpoint",
+    "ContributionKey",
+    "Fence",
+    "JobBook",
+    "JobState",
+    "Placed",
+    "RoundState",
+    "Segment",
+    "finished",
+]
 
-ContributionKey = tuple[int, int, int, str, str, int]
-"""(attempt, step, round, kind, site, sequence) of one job."""
+MAX_REQUESTS = 10_000
+"""Request ids that are remembered: the newest. Older ones are refused, so none is ever taken for a new one."""
 
-CONTRIBUTION_KEY = ("attempt", "step", "round", "kind", "site", "sequence")
+MAX_FENCES = 1000
+"""Fences that are remembered, so that the overseer's history can be made again from the log."""
+
+STATE_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Fence:
-    """The newest fence in the log: who may write."""
+    """A record that raised the epoch: who may write after it. After an ``epoch_repair`` that is nobody.
+
+    ``time`` is for people; None in records of version 1.
+    """
 
     epoch: int
     name: str
     incarnation: str
     cause: str
     seq: int
+    time: str | None = None
 
 
 @dataclass(frozen=True)
-class Placed:
-    """An item and where it is in the log."""
+class Checkpoint:
+    """A ``checkpoint`` record: its slot, the last slot that it covers, and its blob."""
 
     seq: int
-    index: int
-    epoch: int
-    item: Mapping[str, Any]
-
-
-@dataclass
-class RoundState:
-    """A round that is open."""
-
-    step: int
-    round: int
-    rounds: int
-    kind: str
-    members: tuple[str, ...]
-    model: Mapping[str, Any] | None
-    model_sha256: str | None
-    deadline_s: float | None
-    opened: str
-    contributions: dict[str, Placed] = field(default_factory=dict)
-
-
-@dataclass
-class JobState:
-    """What the log says of one job."""
-
-    job: str
-    name: str
-    submitter: str
-    request_id: str
-    bundle: Mapping[str, Any]
-    config: Mapping[str, Any]
-    submit_time: str
-    seq: int
-    status: str = "SUBMITTED"
-    reason: str = ""
-    traceback: str = ""
-    attempt: int = 1
-    sites: tuple[str, ...] = ()
-    failed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    open: RoundState | None = None
-    closed: list[Mapping[str, Any]] = field(default_factory=list)
-    placed: dict[ContributionKey, Placed] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)
-    line_bytes: dict[str, int] = field(default_factory=dict)
-    line_slots: list[int] = field(default_factory=list)
-    end_time: str | None = None
-
-    @property
-    def model(self) -> Mapping[str, Any] | None:
-        """The newest closed round that made a model, or None."""
-        return next((entry for entry in reversed(self.closed) if entry.get("model")), None)
-
-    def is_closed(self, which: tuple[int, int, str]) -> bool:
-        """Tell whether the round (step, round, kind) is closed."""
-        return any((entry["step"], entry["round"], entry["kind"]) == which for entry in self.closed)
-
-
-def finished(status: str) -> bool:
-    """Tell whether a job with this status has ended."""
-    return status.startswith("FINISHED:")
+    covered: int
+    blob: Mapping[str, Any]
 
 
 class JobBook:
@@ -106,12 +79,70 @@ class JobBook:
     def __init__(self) -> None:
         self.jobs: dict[str, JobState] = {}
         self._alive: dict[str, JobState] = {}
+        self.deleted: dict[str, Mapping[str, Any]] = {}
+        """Tombstones: the ``job_deleted`` bodies with their slots. Such an id is never used again."""
         self.requests: dict[str, tuple[str, str, str]] = {}
-        """request id -> (kind of write, job, submitter)"""
-        self.fence: Fence | None = None
+        """request id -> (kind of write, job or target, who); the newest ``MAX_REQUESTS``."""
+        self.request_floor = ""
+        """A request id up to this one that is not in ``requests`` was forgotten."""
+        self._request_order: list[str] = []
+        self.fences: deque[Fence] = deque(maxlen=MAX_FENCES)
         self.max_epoch = 0
         self.seq = -1
         self.handoff: Mapping[str, Any] | None = None
+        self.log_version = 1
+        self.checkpoints: tuple[Checkpoint, ...] = ()
+        """The newest two, the newest last."""
+
+    @property
+    def fence(self) -> Fence | None:
+        """The newest fence."""
+        return self.fences[-1] if self.fences else None
+
+    @property
+    def covered(self) -> int:
+        """The last slot that the newest checkpoint covers; -1 without one."""
+        return self.checkpoints[-1].covered if self.checkpoints else -1
+
+    def to_state(self) -> dict[str, Any]:
+        """Return all of it as JSON values, in a form that the next ``apply`` does not change."""
+        return {
+            "format": STATE_FORMAT,
+            "seq": self.seq,
+            "max_epoch": self.max_epoch,
+            "log_version": self.log_version,
+            "handoff": self.handoff,
+            "fences": [[*vars(one).values()] for one in self.fences],
+            "checkpoints": [[one.seq, one.covered, one.blob] for one in self.checkpoints],
+            "requests": [[key, *value] for key, value in self.requests.items()],
+            "request_floor": self.request_floor,
+            "deleted": list(self.deleted.values()),
+            "jobs": [job.to_state() for job in self.jobs.values()],
+        }
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> Self:
+        """Return the book that ``to_state`` gave ``state`` for.
+
+        Raises:
+            Corrupt: it is none, or of another version.
+        """
+        try:
+            if state["format"] != STATE_FORMAT:
+                raise Corrupt(f"a checkpoint of format {state['format']!r:.40}; this program reads {STATE_FORMAT}")
+            book = cls()
+            for name in ("seq", "max_epoch", "log_version", "handoff", "request_floor"):
+                setattr(book, name, state[name])
+            book.fences.extend(Fence(*parts) for parts in state["fences"])
+            book.checkpoints = tuple(Checkpoint(*parts) for parts in state["checkpoints"])
+            book.requests = {key: (kind, target, who) for key, kind, target, who in state["requests"]}
+            book._request_order = sorted(book.requests)  # a sorted list is a heap
+            book.deleted = {body["job"]: body for body in state["deleted"]}
+            book.jobs = {job.job: job for job in map(JobState.from_state, state["jobs"])}
+        except (KeyError, TypeError, ValueError) as error:
+            raise Corrupt(f"a checkpoint lacks or misstates {error}") from error
+        book._alive = {job.job: job for job in book.jobs.values() if not finished(job.status)}
+        return book
 
     def apply(self, record: Record) -> set[str]:
         """Fold one record; return the ids of the jobs it changed.
@@ -152,30 +183,77 @@ class JobBook:
             raise Corrupt(f"slot {record.seq}: a {record.kind} record of an unknown job {record.body['job']!r}")
         return job
 
+    def _remember(self, request_id: str, write: tuple[str, str, str]) -> None:
+        if request_id not in self.requests:
+            heapq.heappush(self._request_order, request_id)
+        self.requests[request_id] = write
+        if len(self.requests) > MAX_REQUESTS:
+            oldest = heapq.heappop(self._request_order)
+            del self.requests[oldest]
+            self.request_floor = max(self.request_floor, oldest)
+
     def _genesis(self, record: Record) -> set[str]:
         if record.seq != 0:
             raise Corrupt(f"slot {record.seq}: a second genesis")
+        self.log_version = record.v
         return set()
 
-    def _fence(self, record: Record) -> set[str]:
+    def _raise_epoch(self, record: Record, cause: str, time: str | None) -> None:
         if self.fence is not None and record.epoch <= self.fence.epoch:
             raise Corrupt(f"slot {record.seq}: a second fence of epoch {record.epoch}")
-        self.fence = Fence(record.epoch, record.by.name, record.by.incarnation, record.body["cause"], record.seq)
+        self.fences.append(Fence(record.epoch, record.by.name, record.by.incarnation, cause, record.seq, time))
         self.handoff = None
+
+    def _fence(self, record: Record) -> set[str]:
+        self._raise_epoch(record, record.body["cause"], record.body.get("time"))
+        return set()
+
+    def _epoch_repair(self, record: Record) -> set[str]:
+        self._raise_epoch(record, f"epoch repair: {record.body['reason']}", record.body["time"])
         return set()
 
     def _handoff(self, record: Record) -> set[str]:
         self.handoff = record.body
         return set()
 
+    def _config(self, record: Record) -> set[str]:
+        self.log_version = max(self.log_version, int(record.body["log_version"]))
+        return set()
+
+    def _admin_action(self, record: Record) -> set[str]:
+        body = record.body
+        self._remember(body["request_id"], (body["action"], body["target"], body["by"]))
+        return set()
+
+    def _checkpoint(self, record: Record) -> set[str]:
+        covered = int(record.body["covered"])
+        if not self.covered < covered < record.seq:
+            raise Corrupt(f"slot {record.seq}: a checkpoint of slot {covered} after one of slot {self.covered}")
+        for job_id, segment in record.body.get("lines", {}).items():
+            job = self.jobs.get(job_id)
+            if job is not None:  # deleted while the checkpoint was written
+                job.segments[segment["keep"] :] = [Segment(covered, segment["blob"])]
+                job.line_slots = [slot for slot in job.line_slots if slot > covered]
+        self.checkpoints = (*self.checkpoints[-1:], Checkpoint(record.seq, covered, record.body["blob"]))
+        return set()
+
+    def _job_deleted(self, record: Record) -> set[str]:
+        job, body = self._job(record), record.body
+        if not finished(job.status):
+            raise Corrupt(f"slot {record.seq}: job {job.job} is deleted before its end")
+        del self.jobs[job.job]
+        self.deleted[job.job] = {**body, "seq": record.seq}
+        self._remember(body["request_id"], ("delete", job.job, body["by"]))
+        return {job.job}
+
     def _job_submitted(self, record: Record) -> set[str]:
         body = record.body
-        if body["job"] in self.jobs:
+        if body["job"] in self.jobs or body["job"] in self.deleted:
             raise Corrupt(f"slot {record.seq}: job {body['job']} is submitted twice")
         names = ("job", "name", "submitter", "request_id", "bundle", "config")
         job = JobState(**{key: body[key] for key in names}, submit_time=body["time"], seq=record.seq)
         self.jobs[job.job] = self._alive[job.job] = job
-        self.requests[job.request_id] = ("submit", job.job, job.submitter)
+        self._remember(job.request_id, ("submit", job.job, job.submitter))
         return {job.job}
 
     def _job_state(self, record: Record) -> set[str]:
@@ -221,7 +299,7 @@ class JobBook:
                 raise Corrupt(f"slot {record.seq}: contribution {'/'.join(map(str, key))} is recorded twice")
             placed = Placed(record.seq, index, record.epoch, item)
             job.placed[key] = placed
-            if job.open is None or (job.open.step, job.open.round, job.open.kind) != key[1:4]:
+            if job.open is None or job.open.key != key[1:4]:
                 raise Corrupt(f"slot {record.seq}: a contribution to a round of {job.job} that is not open")
             job.open.contributions[item["site"]] = placed
             changed.add(job.job)
@@ -242,16 +320,12 @@ class JobBook:
 
     def _round_close(self, record: Record) -> set[str]:
         job, body = self._job(record), record.body
-        if job.open is None or (job.open.step, job.open.round, job.open.kind) != (
-            body["step"],
-            body["round"],
-            body["kind"],
-        ):
+        if job.open is None or job.open.key != (body["step"], body["round"], body["kind"]):
             raise Corrupt(f"slot {record.seq}: a round of job {job.job} is closed that is not open")
-        if set(body["members"]) != set(job.open.contributions):
+        given, members = set(job.open.contributions), set(body["members"])
+        if not members <= set(job.open.members) if job.ephemeral else members != given:
             raise Corrupt(f"slot {record.seq}: the closed set of job {job.job} is not what was contributed")
-        job.closed.append({**body, "epoch": record.epoch, "seq": record.seq})
-        job.open = None
+        job.close({**body, "epoch": record.epoch, "seq": record.seq, "primary": record.by.name})
         return {job.job}
 
     def _job_done(self, record: Record) -> set[str]:
@@ -261,10 +335,10 @@ class JobBook:
         job.status = body["status"]
         job.reason = body.get("reason") or ""
         job.traceback = body.get("traceback") or ""
-        job.end_time = body["time"]
+        job.end_time, job.end_seq = body["time"], record.seq
         del self._alive[job.job]
         if body.get("request_id"):
-            self.requests[body["request_id"]] = ("abort", job.job, body.get("by", ""))
+            self._remember(body["request_id"], ("abort", job.job, body.get("by", "")))
         return {job.job}
 
 
@@ -280,4 +354,9 @@ _HANDLERS: Mapping[str, Any] = {
     "metrics": JobBook._metrics,  # noqa: SLF001
     "round_close": JobBook._round_close,  # noqa: SLF001
     "job_done": JobBook._job_done,  # noqa: SLF001
+    "job_deleted": JobBook._job_deleted,  # noqa: SLF001
+    "checkpoint": JobBook._checkpoint,  # noqa: SLF001
+    "config": JobBook._config,  # noqa: SLF001
+    "epoch_repair": JobBook._epoch_repair,  # noqa: SLF001
+    "admin_action": JobBook._admin_action,  # noqa: SLF001
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from fedhelm.clock import iso
 from fedhelm.errors import FedhelmError
 from fedhelm.tasks import spawn
 from fedhelm_server import decisions
+from fedhelm_server.disk_budget import DiskBudget
 from fedhelm_server.runners import Runners
 from fedhelm_server.runtime import Runtime
 from fedhelm_server.scheduler import schedule
@@ -25,13 +27,21 @@ class JobControl:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.runners = Runners(runtime)
+        self.disk = DiskBudget(runtime.store.blobs)
         self.waits: Mapping[str, str] = {}
         self._look = asyncio.Event()
         runtime.on_change.append(self._changed)
+        runtime.holding.on_take.append(self._held)
 
     def _changed(self, jobs: set[str]) -> None:
+        for job in jobs:
+            self._runtime.holding.keep(job, self._runtime.book.jobs.get(job))
         self.runners.reconcile(jobs)
         self._look.set()
+
+    def _held(self, item: Mapping[str, Any]) -> None:
+        self.runners.hand(item)
+        self._runtime.streams.wake_all()
 
     async def run(self) -> None:
         """Dispatch jobs as soon as their sites are connected, until cancelled."""
@@ -43,7 +53,9 @@ class JobControl:
 
     async def _dispatch(self) -> None:
         runtime = self._runtime
-        plan = schedule(runtime.book.waiting(), runtime.streams.connected(), runtime.kit.sites)
+        plan = schedule(
+            runtime.book.waiting(), runtime.streams.connected(), runtime.kit.sites, runtime.streams.versions()
+        )
         self.waits = plan.waits
         for job, sites in plan.dispatch:
             decide = decisions.dispatch(job, sites, iso(runtime.clock.utcnow()))

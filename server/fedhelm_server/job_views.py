@@ -25,7 +25,9 @@ def summary(job: JobState, now: datetime) -> admin.JobSummary:
     )
 
 
-def site_status(job: JobState, site: str, connected: Collection[str], held: Mapping[str, str]) -> str:
+def site_status(
+    job: JobState, site: str, connected: Collection[str], held: Mapping[str, str], given: Collection[str]
+) -> str:
     """Return what `show_job` says of a site of a job.
 
     FAILED: its script died. DONE: it has contributed to the open round, or the job is complete. STOPPED: the job ended
@@ -36,6 +38,7 @@ def site_status(job: JobState, site: str, connected: Collection[str], held: Mapp
         site: one of its sites.
         connected: names of the sites with a stream.
         held: job id -> status, as that site's stream reported last.
+        given: the sites that have contributed to the open round.
     """
     if site in job.failed:
         return "FAILED"
@@ -43,19 +46,19 @@ def site_status(job: JobState, site: str, connected: Collection[str], held: Mapp
         return "DONE" if job.status == "FINISHED:COMPLETED" else "STOPPED"
     if site not in connected:
         return "DISCONNECTED"
-    if job.open is not None and site in job.open.contributions:
+    if job.open is not None and site in given:
         return "DONE"
     doing = held.get(job.job, "")
     return doing if doing in ("TRAINING", "STARTING") else "WAITING"
 
 
-def _reason(job: JobState, waits: Mapping[str, str], connected: Collection[str]) -> str:
+def _reason(job: JobState, waits: Mapping[str, str], connected: Collection[str], given: Collection[str]) -> str:
     if job.reason:
         return job.reason
     if job.job in waits:
         return waits[job.job]
     if job.open is not None:
-        absent = [s for s in job.open.members if s not in job.open.contributions and s not in connected]
+        absent = [s for s in job.open.members if s not in given and s not in connected]
         if absent:
             return f"round {job.open.round} waits for {', '.join(absent)} to connect"
     return ""
@@ -73,6 +76,8 @@ def detail(
     connected: Collection[str],
     held: Mapping[str, Mapping[str, str]],
     waits: Mapping[str, str],
+    *,
+    given: Collection[str] | None = None,
 ) -> admin.JobDetail:
     """Return what `show_job` shows.
 
@@ -82,15 +87,18 @@ def detail(
         connected: names of the sites with a stream.
         held: site -> (job id -> status), as the streams reported last.
         waits: job id -> why it is not dispatched yet.
+        given: sites whose contributions to the open round are held; None: they are those in the log.
     """
+    if given is None:
+        given = job.open.contributions if job.open is not None else ()
     message = admin.JobDetail(
         summary=summary(job, now),
         round=_round(job),
         rounds=job.config["workflow"][0]["rounds"],
-        reason=_reason(job, waits, connected),
+        reason=_reason(job, waits, connected, given),
         traceback=job.traceback,
         metrics_json=json.dumps(job.closed[-1]["metrics"]) if job.closed else "",
     )
     for site in sorted(job.sites):
-        message.sites.add(name=site, status=site_status(job, site, connected, held.get(site, {})))
+        message.sites.add(name=site, status=site_status(job, site, connected, held.get(site, {}), given))
     return message

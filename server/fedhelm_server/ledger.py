@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from fedhelm.clock import Clock, iso
 from fedhelm.errors import BadInput, Conflict, Corrupt, Fenced, NotPrimary, SlotTaken, StoreUnavailable
 from fedhelm.persist.chain import Tip
-from fedhelm.persist.log import Batch, Log
+from fedhelm.persist.log import Base, Batch, Log
 from fedhelm.persist.record import By, Draft, Record
 from fedhelm_server.job_book import CONTRIBUTION_KEY, JobBook
 
@@ -128,9 +128,26 @@ class Ledger:
     async def _read_on(self) -> list[Record]:
         if self._broken is not None:
             raise self._broken
-        records = (await self._in_thread(self._log.read_new)).records
-        self._fold(records)
-        return records
+        batch: Batch = await self._in_thread(self._log.read_new)
+        if batch.base is not None:
+            self._replace(batch.base)
+        self._fold(batch.records)
+        if batch.base is not None:
+            self.on_replaced()
+        return batch.records
+
+    def _replace(self, base: Base) -> None:
+        try:
+            self.book = JobBook.restore(base.state)
+        except Corrupt as error:
+            self._broken = error
+            self.close(str(error))
+            raise
+
+    async def snapshot(self) -> tuple[Tip, dict[str, Any]]:
+        """Return the position in the log and the state of the book there, taken between two appends."""
+        async with self._lock:
+            return self._log.tip, self.book.to_state()
 
     def _fold(self, records: list[Record]) -> None:
         before = self.book.seq
@@ -274,11 +291,10 @@ class Ledger:
                 return
             try:
                 record = await self._append([item for _, item in decided], decided[0][0].kind)
-            except SlotTaken:
-                await self._read_on()  # `applied` fences this server if the slot is a newer primary's
-                continue
-            except Fenced:  # below the mark: after the reload the fence found there says who leads
-                if not await self._moved_on():
+            except (SlotTaken, Fenced) as error:
+                # `applied` fences this server if what is read then ends with a newer primary's fence. Fenced: the slot
+                # was compacted away, and a checkpoint is read; or nothing new is there, and it is for good.
+                if not await self._moved_on() and isinstance(error, Fenced):
                     raise
                 continue
             except BadInput:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.ids import SITE_NAME
-from fedhelm.persist.record import Record
 
 __all__ = ["EventFile", "LiveProjection"]
 
@@ -131,33 +130,32 @@ class EventFile:
 
 
 class LiveProjection:
-    """Event files of one job, one folder for each source, from its metrics records in the order of the log.
+    """Event files of one job, one folder for each source, from its lines in the order of the log.
 
     Args:
-        root: is emptied first: the log is read from its beginning.
-        job: whose lines are taken.
+        root: is emptied first: the lines are read from the first on.
     """
 
-    def __init__(self, root: Path, job: str) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._job = job
         self._files: dict[str, EventFile] = {}
+        self.seq = -1
+        """The slot of the newest lines that it has."""
         shutil.rmtree(root, ignore_errors=True)
 
-    def apply(self, record: Record) -> None:
-        """Add the job's lines of one metrics record."""
-        for item in record.body["items"]:
-            if item["job"] != self._job or not SITE_NAME.fullmatch(item["source"]):
-                continue
-            source = item["source"]
-            if source not in self._files:
-                self._files[source] = EventFile(self._root / source, source)
-            for line in item["lines"]:
-                try:
-                    self._files[source].add(line)
-                except (KeyError, TypeError, ValueError, OverflowError) as error:
-                    _log.warning("a line of %s in slot %d is no TensorBoard data: %r", source, record.seq, error)
-            self._files[source].flush()
+    def add(self, item: Mapping[str, Any]) -> None:
+        """Add ``{seq, source, lines}``; what an earlier call added, by its slot, must not be given again."""
+        self.seq, source = item["seq"], item["source"]
+        if not SITE_NAME.fullmatch(source):
+            return
+        if source not in self._files:
+            self._files[source] = EventFile(self._root / source, source)
+        for line in item["lines"]:
+            try:
+                self._files[source].add(line)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                _log.warning("a line of %s in slot %d is no TensorBoard data: %r", source, self.seq, error)
+        self._files[source].flush()
 
     def close(self) -> None:
         """Write the rest out."""

@@ -1,6 +1,7 @@
 """The runner process of one job: reads the log, asks the workflow, aggregates, proposes. It never appends itself.
 
-It holds no state of its own: started again on any server, it reads the log and goes on at the same step. The child
+It holds no state of its own: started again on any server, it reads the log (from its newest checkpoint, where the log
+was shortened) and goes on at the same step. The child
 pokes it when the log has news for its job, and answers each proposal.
 """
 
@@ -13,6 +14,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from blake3 import blake3
 
 from fedhelm.clock import iso
 from fedhelm.config.kit import Kit, read_kit
-from fedhelm.errors import BadInput, Conflict, FedhelmError, StoreUnavailable, WrongStore
+from fedhelm.errors import BadInput, Conflict, Corrupt, FedhelmError, StoreUnavailable, WrongStore
 from fedhelm.learning.registry import workflow_of
 from fedhelm.learning.workflow import (
     Action,
@@ -36,17 +38,19 @@ from fedhelm.learning.workflow import (
     Wait,
     weighted_metrics,
 )
-from fedhelm.local.frames import SyncChannel
+from fedhelm.local.frames import Frame, SyncChannel
 from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter
 from fedhelm.persist.record import Record
 from fedhelm.persist.store import Store, open_store
 from fedhelm.process import die_with_parent
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.job_book import JobBook, JobState, finished
+from fedhelm_server.job_state import RoundKey
+from fedhelm_server.line_segments import line_items, read_segments
 from fedhelm_server.places import job_folder, model_owner
 from fedhelm_server.projection import LiveProjection
 
-__all__ = ["Runner", "main", "step_view"]
+__all__ = ["Runner", "given_in_log", "main", "step_view"]
 
 _log = logging.getLogger("fedhelm.runner")
 
@@ -58,17 +62,22 @@ class _Gone(Exception):
     """The child is gone, or wants this runner to end."""
 
 
-def step_view(job: JobState, step: int, opened_for_s: float) -> StepView:
-    """Return what the workflow may see of the job."""
+def given_in_log(job: JobState) -> dict[str, Mapping[str, Any]]:
+    """Return the contributions to the open round that are in the log, by site."""
+    return {site: placed.item for site, placed in job.open.contributions.items()} if job.open else {}
+
+
+def step_view(
+    job: JobState, step: int, opened_for_s: float, given: Mapping[str, Mapping[str, Any]] | None = None
+) -> StepView:
+    """Return what the workflow may see of the job; ``given``: the contributions to the open round, if not the log's."""
+    given = given_in_log(job) if given is None else given
     closed = tuple(
         ClosedView(entry["round"], entry["kind"], entry["metrics"]) for entry in job.closed if entry["step"] == step
     )
     open_ = None
     if job.open is not None:
-        contributions = {
-            site: ContributionView(site, placed.item["weight"], placed.item["metrics"])
-            for site, placed in job.open.contributions.items()
-        }
+        contributions = {site: ContributionView(site, item["weight"], item["metrics"]) for site, item in given.items()}
         open_ = RoundView(
             step,
             job.open.round,
@@ -90,22 +99,32 @@ class Runner:
         self._id = job
         self._channel = channel
         self._book = JobBook()
-        self._projection = LiveProjection(job_folder(kit.run, job) / "tensorboard", job)
+        self._projection = self._new_projection()
         self._unprojected: list[Record] = []
+        self._from_segments = False
+        self._held: dict[RoundKey, dict[str, Mapping[str, Any]]] = {}
         self._proposals = 0
+        self._said = 0
         self._round_since: tuple[tuple[int, int, str], float] | None = None
 
     @property
     def _job(self) -> JobState:
         return self._book.jobs[self._id]
 
+    def _has_ended(self) -> bool:
+        job = self._book.jobs.get(self._id)
+        return job is None or finished(job.status)  # None: deleted since
+
+    def _new_projection(self) -> LiveProjection:
+        return LiveProjection(job_folder(self._kit.run, self._id) / "tensorboard")
+
     def run(self) -> None:
         """Drive the job to its end; return when it has ended."""
         self._read_on()
-        if self._job.status == "DISPATCHED":
+        if not self._has_ended() and self._job.status == "DISPATCHED":
             self._say(f"job {self._id} ({self._job.name}) runs on {', '.join(self._job.sites)}")
             self._propose("job_state", {})
-        while not finished(self._job.status):
+        while not self._has_ended():
             self._step()
             self._read_on()
         self._project()
@@ -113,26 +132,53 @@ class Runner:
 
     def _project(self) -> None:
         """Bring the event files up to date when nothing is more urgent: a new primary's runner has all lines to do."""
+        if self._from_segments and not self._project_segments():
+            return
         waiting, self._unprojected = self._unprojected, []
         for record in waiting:
-            self._projection.apply(record)
+            if record.seq > self._projection.seq:
+                for item in line_items(record, self._id):
+                    self._projection.add(item)
+
+    def _project_segments(self) -> bool:
+        job = self._book.jobs.get(self._id)
+        try:
+            for item in read_segments(self._store.blobs, job.segments if job else (), self._projection.seq):
+                self._projection.add(item)
+        except (Corrupt, StoreUnavailable) as error:
+            # Merged into another one since, or out of reach: from the first line again, later.
+            _log.info("lines of job %s cannot be read now: %s", self._id, error)
+            self._projection.close()
+            self._projection = self._new_projection()
+            return False
+        self._from_segments = False
+        return True
 
     def _read_on(self) -> None:
         while True:
             try:
-                records = self._store.log.read_new().records
+                batch = self._store.log.read_new()
                 break
             except StoreUnavailable:  # a job outlives an outage of the store, however long
                 self._wait(STORE_RETRY_S)
-        for record in records:
+        if batch.base is not None:
+            self._book = JobBook.restore(batch.base.state)
+            self._from_segments = True
+        for record in batch.records:
             self._book.apply(record)
             if record.kind == "metrics":
                 self._unprojected.append(record)
 
+    def _given(self) -> dict[str, Mapping[str, Any]]:
+        """The contributions to the open round: those in the log, or those that the child holds (ephemeral)."""
+        if self._job.ephemeral:
+            return self._held.get(self._job.open.key, {}) if self._job.open else {}
+        return given_in_log(self._job)
+
     def _step(self) -> None:
         job, step = self._job, 0
         workflow = workflow_of(job.config["workflow"][step])
-        action = workflow.decide(step_view(job, step, self._opened_for(job)))
+        action = workflow.decide(step_view(job, step, self._opened_for(job), self._given()))
         try:
             self._act(action, step)
         except StoreUnavailable:
@@ -161,7 +207,7 @@ class Runner:
     def _opened_for(self, job: JobState) -> float:
         if job.open is None:
             return 0.0
-        key = (job.open.step, job.open.round, job.open.kind)
+        key = job.open.key
         if self._round_since is None or self._round_since[0] != key:
             # Counted from when this runner saw the round: no clock of another machine is compared with ours.
             self._round_since = (key, time.clock_gettime(time.CLOCK_BOOTTIME))
@@ -185,6 +231,7 @@ class Runner:
             "model_sha256": sha256,
             "deadline_s": deadline,
         }
+        self._held.clear()
         self._propose("round_open", body)
 
     def _initial_model(self) -> tuple[dict[str, Any] | None, str | None]:
@@ -209,7 +256,7 @@ class Runner:
     def _close(self, sites: tuple[str, ...]) -> None:
         open_ = self._job.open
         assert open_ is not None
-        items = {site: open_.contributions[site].item for site in sorted(open_.contributions)}
+        items = dict(sorted(self._given().items()))
         if set(items) != set(sites):
             raise RuntimeError("the workflow closes a round with other sites than the log has")
         body: dict[str, Any] = {
@@ -233,7 +280,7 @@ class Runner:
         self._say(f"round {open_.round} of {open_.rounds} ({open_.kind}) closes: {len(items)} sites; {numbers}")
         self._propose("round_close", body)
 
-    def _aggregate(self, step: int, number: int, items: dict[str, Any]) -> dict[str, Any]:
+    def _aggregate(self, step: int, number: int, items: Mapping[str, Any]) -> dict[str, Any]:
         from fedhelm.learning.aggregators import weighted_average  # numpy: not before the first round has been opened
 
         sources = [
@@ -260,12 +307,18 @@ class Runner:
     def _say(self, text: str) -> None:
         stamp = iso(datetime.now(UTC))
         line = {"kind": "log", "tag": "server", "value": text, "step": None, "time": stamp}
-        self._channel.send("log", lines=[line])
+        self._said = max(self._said, self._job.lines.get(self._kit.name, 0)) + 1
+        self._channel.send("log", first=self._said, lines=[line])
         _log.info(text)
 
     def _wait(self, seconds: float | None) -> None:
         self._project()
-        _wait_for_frame(self._channel, seconds)
+        self._take(_wait_for_frame(self._channel, seconds))
+
+    def _take(self, frame: Frame | None) -> None:
+        if frame is not None and frame["type"] == "held":
+            item = frame["item"]
+            self._held.setdefault((item["step"], item["round"], item["kind"]), {})[item["site"]] = item
 
     def _propose(self, kind: str, body: dict[str, Any]) -> None:
         """Have the child append; a refusal that another look at the log may cure is none.
@@ -284,6 +337,7 @@ class Runner:
                 raise _Gone
             if frame["type"] in ("committed", "rejected") and frame["id"] == self._proposals:
                 break
+            self._take(frame)
         if frame["type"] == "rejected":
             _log.info("%s was not taken: %s", kind, frame["reason"])
             if frame.get("code") == BadInput.code:
@@ -292,13 +346,14 @@ class Runner:
                 self._wait(STORE_RETRY_S)
 
 
-def _wait_for_frame(channel: SyncChannel, seconds: float | None) -> None:
+def _wait_for_frame(channel: SyncChannel, seconds: float | None) -> Frame | None:
     try:
         frame = channel.receive(timeout=seconds)
     except TimeoutError:
-        return
+        return None
     if frame is None:
         raise _Gone
+    return frame
 
 
 def main(argv: list[str]) -> int:

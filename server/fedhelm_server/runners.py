@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from fedhelm.clock import iso
@@ -37,6 +38,7 @@ class RunnerProcess:
 
     def __init__(self, runtime: Runtime, job: str) -> None:
         self._runtime = runtime
+        self._saying = asyncio.Lock()
         self.job = job
         self.crashes = 0
         self._rounds_at_crash = -1
@@ -54,6 +56,11 @@ class RunnerProcess:
         """Tell the runner that the log has something new for it."""
         if self._channel is not None:
             self._channel.post("poke")
+
+    def hand(self, item: Mapping[str, Any]) -> None:
+        """Give the runner a contribution that is not in the log."""
+        if self._channel is not None:
+            self._channel.post("held", item=item)
 
     async def stop(self) -> None:
         """End the process."""
@@ -74,8 +81,8 @@ class RunnerProcess:
                 _log.error("the runner of job %s cannot be started: %s", self.job, error)
                 await asyncio.sleep(START_RETRY_S)
                 continue
-            job = self._runtime.book.jobs[self.job]
-            if self._stopped or finished(job.status) or not self._runtime.leads:
+            job = self._runtime.book.jobs.get(self.job)
+            if self._stopped or job is None or finished(job.status) or not self._runtime.leads:
                 return
             if len(job.closed) > self._rounds_at_crash:
                 self.crashes = 0  # it got further since: only crashes at the same place count
@@ -109,13 +116,20 @@ class RunnerProcess:
                 stderr=stderr,
             )
         self._channel = await Channel.from_socket(ours)
+        for item in self._runtime.holding.of(self.job).values():
+            self.hand(item)
+        said = set[asyncio.Task[None]]()
         try:
             while (frame := await self._channel.receive()) is not None:
-                spawn(self._on_frame(frame, self._channel), f"runner frame of {self.job}")
+                task = spawn(self._on_frame(frame, self._channel), f"runner frame of {self.job}")
+                said.add(task)
+                task.add_done_callback(said.discard)
         finally:
             self._channel.close()
             self._channel = None
         await self._process.wait()
+        # The next runner counts its lines from those in the log: what this one said has to be there before.
+        await asyncio.gather(*said, return_exceptions=True)
         text = (await asyncio.to_thread(errors.read_bytes)).decode(errors="replace")
         if text:
             _log.warning("runner of job %s: %s", self.job, text[-2000:].rstrip())
@@ -126,9 +140,10 @@ class RunnerProcess:
             for line in frame["lines"]:
                 # The controller's status, for those who read log.txt.
                 _log.info("job %s: %s", self.job, line["value"].removeprefix(f"job {self.job} "))
-            decide = decisions.own_lines(self.job, self._runtime.kit.name, frame["lines"])
-            with contextlib.suppress(NotPrimary):
-                await self._propose("metrics", decide)
+            decide = decisions.own_lines(self.job, self._runtime.kit.name, frame["first"], frame["lines"])
+            async with self._saying:  # one after the other, in their order
+                with contextlib.suppress(NotPrimary):
+                    await self._propose("metrics", decide)
         elif frame["type"] == "propose":
             await self._on_proposal(frame, channel)
 
@@ -138,7 +153,7 @@ class RunnerProcess:
             case "round_open":
                 decide = decisions.round_open(body)
             case "round_close":
-                decide = decisions.round_close(body)
+                decide = decisions.round_close(body, lambda: self._runtime.holding.of(self.job))
             case "job_state":
                 decide = decisions.running(self.job, body["time"])
             case "job_done":
@@ -186,6 +201,11 @@ class Runners:
             spawn(self._end(runner), f"end of the runner of {job}")
         for job in changed & set(self._runners):
             self._runners[job].poke()
+
+    def hand(self, item: Mapping[str, Any]) -> None:
+        """Give a contribution that is not in the log to its job's runner."""
+        if item["job"] in self._runners:
+            self._runners[item["job"]].hand(item)
 
     async def _end(self, runner: RunnerProcess) -> None:
         with contextlib.suppress(TimeoutError):

@@ -17,12 +17,15 @@ from fedhelm.errors import Conflict, FedhelmError, Fenced, NotPrimary, StoreUnav
 from fedhelm.local.channel import Channel
 from fedhelm.local.frames import Frame
 from fedhelm.persist.blobs import Manifest
+from fedhelm.persist.chain import EPOCH_RAISING
 from fedhelm.persist.record import By, Record
 from fedhelm.persist.store import Store, probe
 from fedhelm.tasks import spawn
 from fedhelm.v1 import common_pb2 as common
+from fedhelm_server.holding import Holding
 from fedhelm_server.job_book import Fence, JobBook
 from fedhelm_server.ledger import Answer, Ledger
+from fedhelm_server.orders import Orders
 from fedhelm_server.role import WRITERS, Role, RoleEvent, transition
 from fedhelm_server.streams import Streams
 
@@ -55,7 +58,10 @@ class Runtime:
         self.ready = False
         self.stopping = asyncio.Event()
         self.streams = Streams()
+        self.holding = Holding()
+        self.orders = Orders(clock)
         self.ledger = Ledger(store.log, By(kit.name, incarnation), clock, self._applied)
+        self.ledger.on_replaced = self._replaced
         self.on_change: list[Callable[[set[str]], None]] = []
         """Called with the ids of changed jobs after records were folded; and with all of them on promotion."""
         self.on_lead: list[Callable[[], None]] = []
@@ -244,12 +250,16 @@ class Runtime:
     def _applied(self, records: list[Record]) -> None:
         changed: set[str] = set()
         for record in records:
-            if record.kind == "fence":
+            if record.kind in EPOCH_RAISING:
                 self._saw_fence()
             for item in record.body.get("items", (record.body,)):
                 if "job" in item:
                     changed.add(item["job"])
         self._changed(changed)
+
+    def _replaced(self) -> None:
+        self._saw_fence()
+        self._changed(set(self.book.jobs))
 
     def _saw_fence(self) -> None:
         fence: Fence | None = self.book.fence

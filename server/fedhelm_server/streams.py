@@ -20,8 +20,10 @@ MAX_STATUS = 32
 class SiteStream:
     """One connected site. `wake` makes its sender look at the book again; several wakes become one message."""
 
-    def __init__(self, site: str, incarnation: str) -> None:
+    def __init__(self, site: str, incarnation: str, version: int = 1) -> None:
         self.site = site
+        self.version = version
+        """Of the wire, as agreed with this site."""
         self.incarnation = incarnation
         self.held: dict[str, str] = {}
         self.replaced = False
@@ -70,6 +72,10 @@ class Streams:
     def get(self, site: str) -> SiteStream | None:
         """Return the site's stream, or None."""
         return self._streams.get(site)
+
+    def versions(self) -> dict[str, int]:
+        """Return the wire version of each connected site."""
+        return {site: stream.version for site, stream in self._streams.items()}
 
     def connected(self) -> frozenset[str]:
         """Return the names of the connected sites."""

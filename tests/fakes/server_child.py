@@ -97,7 +97,7 @@ class Child:
     def _on_frame(self, channel, frame):
         if frame["type"] == "log":
             self.said += [line["value"] for line in frame["lines"]]
-            self._append("metrics", decisions.own_lines(JOB, "server1", frame["lines"]))
+            self._append("metrics", decisions.own_lines(JOB, "server1", frame["first"], frame["lines"]))
             return
         kind, body = frame["kind"], {**frame["body"], "job": JOB, "time": TIME}
         self.proposed.append(kind)

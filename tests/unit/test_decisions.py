@@ -290,12 +290,17 @@ def test_only_a_member_has_lines_and_failures():
             decide(book_of(*OPEN))
 
 
-def test_a_servers_own_lines_are_numbered_as_they_come():
-    item = decisions.own_lines(JOB, "server1", [line("a", "log")])(book_of(*OPEN))
+def test_a_servers_own_lines_are_recorded_once_by_the_numbers_that_the_runner_gave():
+    def say(first, *texts):
+        return decisions.own_lines(JOB, "server1", first, [line(text, "log") for text in texts])
+
+    item = say(1, "a", "b")(book_of(*OPEN))
     assert item["first"] == 1
-    assert (
-        decisions.own_lines(JOB, "server1", [line("b", "log")])(book_of(*OPEN, ("metrics", batch(item))))["first"] == 2
-    )
+    book = book_of(*OPEN, ("metrics", batch(item)))
+    assert say(1, "a", "b")(book) == Answer(None)  # its answer was lost
+    assert (say(2, "b", "c")(book)["first"], say(2, "b", "c")(book)["lines"]) == (3, [line("c", "log")])
+    with pytest.raises(Conflict, match="do not follow line 2"):
+        say(4, "d")(book)
 
 
 def failure(site="site-1", reason="boom", attempt=1):
@@ -325,7 +330,7 @@ def test_the_first_reason_of_a_failed_site_stays():
         decisions.round_open(opened(job=OTHER)),
         decisions.round_close(closed(job=OTHER)),
         decisions.lines(OTHER, "site-1", 1, []),
-        decisions.own_lines(OTHER, "server1", []),
+        decisions.own_lines(OTHER, "server1", 1, []),
         decisions.fail_site({**failure(), "job": OTHER}),
         decisions.finish(OTHER, "FINISHED:FAILED", "", "", TIME),
         decisions.running(OTHER, TIME),
@@ -351,7 +356,7 @@ def test_what_a_decision_records_can_always_be_folded(steps):
         ("contribution", decisions.contribute(contribution("site-1"))),
         ("contribution", decisions.contribute(contribution("site-2", number=2))),
         ("metrics", lines(1, 1.0)),
-        ("metrics", decisions.own_lines(JOB, "server1", [line("a", "log")])),
+        ("metrics", decisions.own_lines(JOB, "server1", 1, [line("a", "log")])),
     ]
     recorded = 0
     for kind, decide in every:

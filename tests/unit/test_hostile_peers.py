@@ -18,6 +18,7 @@ from fedhelm.wire.chain import Call
 from fedhelm_server import admin_service, fleet_service, streams
 from fedhelm_server.admin_service import LOGIN_CONTEXT, AdminService
 from fedhelm_server.fleet_service import FleetService
+from fedhelm_server.holding import Holding
 from tests.fakes.persist_memory import MemoryBlobStore
 from tests.fakes.server_log import JOB, OTHER, Clock
 
@@ -31,9 +32,10 @@ class Runtime:
         self.kit = SimpleNamespace(project="poc", name="server1", servers=("server1",), sites=(), run=None)
         self.epoch = 1
         self.streams = streams.Streams()
+        self.holding = Holding()
         self.book = SimpleNamespace(
             jobs={
-                JOB: SimpleNamespace(job=JOB, sites=("site-1",)),
+                JOB: SimpleNamespace(job=JOB, sites=("site-1",), ephemeral=False),
                 OTHER: SimpleNamespace(job=OTHER, sites=("site-2",)),
             },
             running=lambda: iter(()),

@@ -197,12 +197,13 @@ async def test_one_id_twice_in_a_batch_is_one_item_with_one_receipt(store):
 async def test_lines_of_one_source_are_never_numbered_twice_in_a_batch(store):
     ledger = new_ledger(store)
 
-    def say(text):
-        return ledger.propose("metrics", decisions.own_lines(JOB, "server1", [line(text, "log")]))
+    def say(text, first):
+        decide = decisions.own_lines(JOB, "server1", first, [line(text, "log")])
+        return ledger.propose("metrics", decide, key=(JOB, "server1"))
 
     async with serving(ledger):
         await ledger.fence(2, "start")
-        outcomes = await held_batch(ledger, store, say("one"), say("two"), say("three"))
+        outcomes = await held_batch(ledger, store, say("one", 1), say("two", 2), say("three", 3))
     assert all(isinstance(one, Placement) for one in outcomes), outcomes
     book, records = fold(store)
     assert book.jobs[JOB].lines["server1"] == 3
@@ -251,8 +252,8 @@ async def test_an_item_that_is_no_json_does_not_poison_its_batch(store, poison):
             ledger,
             store,
             push(ledger, "site-1", 1, [line(1.0)]),
-            ledger.propose("metrics", decisions.own_lines(JOB, "server1", [line(poison)]), key=(JOB, "server1")),
-            ledger.propose("metrics", decisions.own_lines(JOB, "server2", [line(2.0)]), key=(JOB, "server2")),
+            ledger.propose("metrics", decisions.own_lines(JOB, "server1", 1, [line(poison)]), key=(JOB, "server1")),
+            ledger.propose("metrics", decisions.own_lines(JOB, "server2", 1, [line(2.0)]), key=(JOB, "server2")),
         )
     assert isinstance(bad, BadInput)
     assert isinstance(before, Placement)
@@ -265,7 +266,7 @@ async def test_items_larger_than_they_said_go_into_several_slots(store):
 
     def large(source):
         return ledger.propose(
-            "metrics", decisions.own_lines(JOB, source, [line("x" * 1_500_000, "log")]), key=source, size=1
+            "metrics", decisions.own_lines(JOB, source, 1, [line("x" * 1_500_000, "log")]), key=source, size=1
         )
 
     async with serving(ledger):

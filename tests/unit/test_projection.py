@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedhelm.persist.record import By, Record
+from fedhelm_server.line_segments import line_items
 from fedhelm_server.projection import EventFile, LiveProjection
 from tests.fakes.server_log import JOB, OTHER, line
 
@@ -34,9 +35,10 @@ def record(*lines, source="site-1", job=JOB, seq=5):
 
 
 def project(root, *records):
-    projection = LiveProjection(root, JOB)
+    projection = LiveProjection(root)
     for one in records:
-        projection.apply(one)
+        for item in line_items(one, JOB):
+            projection.add(item)
     projection.close()
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 

@@ -9,6 +9,7 @@ import pytest
 from fedhelm.clock import SystemClock
 from fedhelm.errors import NotPrimary
 from fedhelm_server import runners
+from fedhelm_server.holding import Holding
 from fedhelm_server.runners import MAX_CRASHES, Runners
 from tests.support.waiting import eventually
 
@@ -23,7 +24,7 @@ def runtime(tmp_path):
     job = SimpleNamespace(job="a23456723456", status="RUNNING", closed=[])
     book = SimpleNamespace(jobs={job.job: job}, running=lambda: [job])
     kit = SimpleNamespace(name="server1", run=tmp_path, root=tmp_path)
-    return SimpleNamespace(book=book, kit=kit, leads=True, ledger=Ledger(), clock=SystemClock())
+    return SimpleNamespace(book=book, kit=kit, leads=True, ledger=Ledger(), clock=SystemClock(), holding=Holding())
 
 
 async def test_a_runner_that_cannot_be_started_is_started_later(runtime, monkeypatch):

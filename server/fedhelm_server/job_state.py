@@ -1,0 +1,192 @@
+"""One job as the log tells it, and its form in a checkpoint. Pure.
+
+What ``to_state`` returns is made of JSON values. It shares what nobody changes (bodies of records) and copies the rest,
+so a thread may write it while the book goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from fedhelm.learning.workflow import ClosedView, best_round
+
+__all__ = [
+    "CONTRIBUTION_KEY",
+    "ContributionKey",
+    "JobState",
+    "Placed",
+    "RoundKey",
+    "RoundState",
+    "Segment",
+    "finished",
+]
+
+ContributionKey = tuple[int, int, int, str, str, int]
+"""(attempt, step, round, kind, site, sequence) of one job."""
+
+CONTRIBUTION_KEY = ("attempt", "step", "round", "kind", "site", "sequence")
+
+RoundKey = tuple[int, int, str]
+"""(step, round, kind) of one job."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An item and where it is in the log."""
+
+    seq: int
+    index: int
+    epoch: int
+    item: Mapping[str, Any]
+
+    @property
+    def key(self) -> ContributionKey:
+        """What no two contributions have in common."""
+        return tuple(self.item[name] for name in CONTRIBUTION_KEY)
+
+    def to_state(self) -> list[Any]:
+        """Return it as JSON values."""
+        return [self.seq, self.index, self.epoch, self.item]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A blob with lines that have left the log: those of the slots after the segment before, up to ``last``."""
+
+    last: int
+    blob: Mapping[str, Any]
+
+
+@dataclass
+class RoundState:
+    """A round that is open."""
+
+    step: int
+    round: int
+    rounds: int
+    kind: str
+    members: tuple[str, ...]
+    model: Mapping[str, Any] | None
+    model_sha256: str | None
+    deadline_s: float | None
+    opened: str
+    contributions: dict[str, Placed] = field(default_factory=dict)
+
+    @property
+    def key(self) -> RoundKey:
+        """Which round of its job it is."""
+        return self.step, self.round, self.kind
+
+    def to_state(self) -> dict[str, Any]:
+        """Return it as JSON values; the contributions are in the job's ``placed``."""
+        return {**vars(self), "members": list(self.members), "contributions": None}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], placed: Mapping[ContributionKey, Placed]) -> Self:
+        """Return the round that ``to_state`` gave ``state`` for."""
+        found = cls(**{**state, "members": tuple(state["members"]), "contributions": {}})
+        given = {one.item["site"]: one for key, one in placed.items() if key[1:4] == found.key}
+        found.contributions.update(given)
+        return found
+
+
+@dataclass
+class JobState:
+    """What the log says of one job.
+
+    ``placed`` has the contributions to the open round and to the one closed last: an older offer is "gone", because
+    its round is closed. ``line_slots`` are the slots with its lines that no segment holds yet. ``end_seq`` is the slot
+    that ended it.
+    """
+
+    job: str
+    name: str
+    submitter: str
+    request_id: str
+    bundle: Mapping[str, Any]
+    config: Mapping[str, Any]
+    submit_time: str
+    seq: int
+    status: str = "SUBMITTED"
+    reason: str = ""
+    traceback: str = ""
+    attempt: int = 1
+    sites: tuple[str, ...] = ()
+    failed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    open: RoundState | None = None
+    closed: list[Mapping[str, Any]] = field(default_factory=list)
+    placed: dict[ContributionKey, Placed] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
+    line_bytes: dict[str, int] = field(default_factory=dict)
+    line_slots: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    end_time: str | None = None
+    end_seq: int | None = None
+    _closed_keys: set[RoundKey] = field(default_factory=set, repr=False)
+
+    @property
+    def model(self) -> Mapping[str, Any] | None:
+        """The newest closed round that made a model, or None."""
+        return next((entry for entry in reversed(self.closed) if entry.get("model")), None)
+
+    def best(self, closed: Sequence[Mapping[str, Any]] | None = None) -> Mapping[str, Any] | None:
+        """Return the closed round that made the best model so far, or None; ``closed``: as of an earlier time."""
+        entries = self.closed if closed is None else closed
+        views = [ClosedView(entry["round"], entry["kind"], entry["metrics"]) for entry in entries]
+        number = best_round(views, self.config["workflow"][0].get("best_metric"))
+        return next((entry for entry in entries if entry["round"] == number and entry.get("model")), None)
+
+    @property
+    def ephemeral(self) -> bool:
+        """Whether its contributions stay out of the log."""
+        return self.config.get("durability") == "ephemeral"
+
+    def is_closed(self, which: RoundKey) -> bool:
+        """Tell whether the round (step, round, kind) is closed."""
+        return which in self._closed_keys
+
+    def close(self, entry: Mapping[str, Any]) -> None:
+        """Close the open round with this entry; forget contributions to the rounds before it."""
+        key = (entry["step"], entry["round"], entry["kind"])
+        self.closed.append(entry)
+        self._closed_keys.add(key)
+        self.open = None
+        self.placed = {one: placed for one, placed in self.placed.items() if one[1:4] == key}
+
+    def to_state(self) -> dict[str, Any]:
+        """Return it as JSON values; what is copied is what changes."""
+        state = {**vars(self)}
+        del state["_closed_keys"]
+        return state | {
+            "sites": list(self.sites),
+            "failed": dict(self.failed),
+            "open": self.open and self.open.to_state(),
+            "closed": list(self.closed),
+            "placed": [one.to_state() for one in self.placed.values()],
+            "lines": dict(self.lines),
+            "line_bytes": dict(self.line_bytes),
+            "line_slots": list(self.line_slots),
+            "segments": [[one.last, one.blob] for one in self.segments],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """Return the job that ``to_state`` gave ``state`` for."""
+        placed = {one.key: one for one in (Placed(*parts) for parts in state["placed"])}
+        changed = {
+            **{name: dict(state[name]) for name in ("failed", "lines", "line_bytes")},
+            **{name: list(state[name]) for name in ("closed", "line_slots")},
+            "sites": tuple(state["sites"]),
+            "open": state["open"] and RoundState.from_state(state["open"], placed),
+            "placed": placed,
+            "segments": [Segment(*parts) for parts in state["segments"]],
+            "_closed_keys": {(entry["step"], entry["round"], entry["kind"]) for entry in state["closed"]},
+        }
+        return cls(**{**state, **changed})
+
+
+def finished(status: str) -> bool:
+    """Tell whether a job with this status has ended."""
+    return status.startswith("FINISHED:")

@@ -1,0 +1,97 @@
+"""Lines that have left the log: blobs of their job, one line of JSON for each item of a ``metrics`` record.
+
+A checkpoint covers slots that compaction then deletes. So their lines are copied first, and the checkpoint's record
+names the copies. Small segments are merged, so that a job that runs for weeks has few of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fedhelm.errors import Corrupt
+from fedhelm.persist.base import BlobStore
+from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter
+from fedhelm.persist.log import Log
+from fedhelm.persist.record import Record, canonical
+from fedhelm_server.blob_copy import BLOCK, copy_blob
+from fedhelm_server.job_state import Segment
+from fedhelm_server.places import lines_owner
+
+__all__ = ["line_items", "read_segments", "write_segments"]
+
+LineItem = Mapping[str, Any]
+"""``{seq, source, first, lines}``: one item and the slot it stood in."""
+
+SMALL = 1024 * 1024
+RUN = 16
+"""So many segments of less than ``SMALL`` bytes at the end of a job's list become one."""
+
+
+def line_items(record: Record, job: str) -> Iterator[LineItem]:
+    """Yield what a ``metrics`` record has of one job."""
+    for item in record.body["items"]:
+        if item["job"] == job:
+            yield {"seq": record.seq, "source": item["source"], "first": item["first"], "lines": item["lines"]}
+
+
+def read_segments(blobs: BlobStore, segments: Iterable[Segment], after: int = -1) -> Iterator[LineItem]:
+    """Yield the items of the slots above ``after`` that the segments hold, in the order of the log.
+
+    Raises:
+        Corrupt: a segment is damaged, or was merged into another one meanwhile: read on in the log, and try again.
+        StoreUnavailable: the store cannot be read.
+    """
+    for segment in segments:
+        if segment.last <= after:
+            continue
+        for line in _split(BlobReader(blobs, BlobRef.from_json(segment.blob))):
+            try:
+                item = json.loads(line)
+                wanted = item["seq"] > after
+            except (ValueError, KeyError, TypeError) as error:
+                raise Corrupt(f"the lines up to slot {segment.last} are damaged: {error!r}") from error
+            if wanted:
+                yield item
+
+
+def _split(reader: BlobReader) -> Iterator[bytes]:
+    rest = b""
+    for offset in range(0, reader.size, BLOCK):
+        *whole, rest = (rest + reader.read(offset, min(BLOCK, reader.size - offset))).split(b"\n")
+        yield from whole
+
+
+def write_segments(log: Log, blobs: BlobStore, covered: int, jobs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Copy the lines that a checkpoint of slot ``covered`` covers out of the log; blocking.
+
+    Args:
+        log: only slots that it has read are read.
+        blobs: where they go.
+        covered: the last slot.
+        jobs: as the book's state has them there.
+
+    Returns:
+        What the checkpoint's record says as ``lines``: job id -> ``{keep, blob}``. The job keeps so many of its
+        segments, and this one follows.
+    """
+    made = {}
+    for job in jobs:
+        if job["line_slots"]:
+            keep = _kept(job["segments"])
+            writer = BlobWriter(blobs, lines_owner(job["job"], covered))
+            for _, merged in job["segments"][keep:]:
+                copy_blob(BlobReader(blobs, BlobRef.from_json(merged)), writer.write)
+            for slot in job["line_slots"]:
+                for item in line_items(log.at(slot), job["job"]):
+                    writer.write(canonical(item) + b"\n")
+            made[job["job"]] = {"keep": keep, "blob": writer.finish().to_json()}
+    return made
+
+
+def _kept(segments: Sequence[Sequence[Any]]) -> int:
+    small = 0
+    while small < len(segments) and segments[-1 - small][1]["size"] < SMALL:
+        small += 1
+    return len(segments) - small if small >= RUN else len(segments)
