@@ -57,7 +57,12 @@ def _foreground(root: Path) -> int:
         from fedhelm_overseer.service import Service
 
         listener = listen(address.host, address.port)
-        service = Service(kit, listener, opened=lambda: _ready(kit.name, kit.run, address.port))
+        service = Service(
+            kit,
+            listener,
+            opened=lambda: _ready(kit.name, kit.run, address.port),
+            waiting=lambda error: write_state(kit.run, ready=False, reason=str(error)),
+        )
         asyncio.run(service.run(signals=True))
     finally:
         lock.release()

@@ -111,6 +111,7 @@ class Service:
         listener: see ``listen``; closed with the service.
         clock: for tests.
         opened: called once it serves and the lease store is open.
+        waiting: called with what keeps the lease store from being open, when that changes.
 
     Raises:
         StoreUnavailable, Corrupt: the file that holds the lease.
@@ -125,11 +126,13 @@ class Service:
         *,
         clock: Clock | None = None,
         opened: Callable[[], None] = lambda: None,
+        waiting: Callable[[FedhelmError], None] = lambda _error: None,
     ) -> None:
         self._kit = kit
         self._listener = listener
         self._clock = clock or SystemClock()
         self._tell = opened
+        self._waiting = waiting
         self._front = Front()
         self._serving = False
         self._open: _Opened | None = None
@@ -197,6 +200,7 @@ class Service:
     def _refuse(self, error: FedhelmError) -> None:
         if error.message != self._front.reason.message:
             _log.error("nothing is served: %s", error)
+            self._waiting(error)
         self._front.reason = error
 
     def _served(self) -> None:

@@ -1,6 +1,6 @@
 """A participant's process without a federation: takes the lock, says that it is ready, has a child, ends at SIGTERM.
 
-``local/fake.json`` of the kit changes it: {"die": line, "late": true, "deaf": true}.
+``local/fake.json`` of the kit changes it: {"die": line, "late": true, "deaf": true, "reason": text, "says": line}.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def main(role, kit):
         return 1
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     child = subprocess.Popen(["sleep", "600"], env=child_env(kit, "child"))
-    write_state(kit / "run", ready=not options.get("late"))
+    if "says" in options:
+        sys.stderr.write(options["says"] + "\n")
+    write_state(kit / "run", ready=not (options.get("late") or "reason" in options), reason=options.get("reason"))
     if options.get("deaf"):
         signal.sigwait([signal.SIGUSR1])
     signal.sigwait([signal.SIGTERM])

@@ -11,12 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedhelm.config.kit import read_kit
-from fedhelm.errors import AlreadyRunning, BadInput, DeadlineExceeded, PortTaken
+from fedhelm.errors import AlreadyRunning, BadInput, Corrupt, DeadlineExceeded, PortTaken
 from fedhelm.process import ParticipantLock, child_env, marked_processes
 from fedhelm.provision.launch import is_ready, spawn, start_all
 from fedhelm.provision.stop import live_processes, stop_all
@@ -337,6 +338,22 @@ def test_who_is_late_is_named_with_the_end_of_its_log(workspace):
     with pytest.raises(DeadlineExceeded, match=r"not ready after 2 s: site-1$") as caught:
         start_all([workspace.kit("overseer"), workspace.kit("site-1")], 2, FAKE)
     assert "client starts" in caught.value.hint
+
+
+@pytest.mark.processes
+def test_who_says_why_it_is_not_ready_is_not_waited_for(workspace):
+    behave(workspace.kit("overseer"), reason="the lease store does not answer")
+    with pytest.raises(DeadlineExceeded, match=r"^overseer is not ready: the lease store does not answer$"):
+        start_all([quick(workspace.kit("overseer"))], 60, FAKE, patience=0.1)
+    behave(workspace.kit("server1"), reason="corrupt", says="error[CORRUPT]: slot 7: the hash is wrong (hint: fsck)")
+    with pytest.raises(Corrupt, match=r"^server1 is not ready: slot 7: the hash is wrong$") as caught:
+        start_all([quick(workspace.kit("server1")), quick(workspace.kit("site-1"))], 60, FAKE, patience=0.1)
+    assert caught.value.hint == "fsck"
+    eventually_sync(lambda: is_ready(workspace.kit("site-1").run))
+
+
+def quick(kit):
+    return replace(kit, timing=replace(kit.timing, lease=0.01))
 
 
 @pytest.mark.processes

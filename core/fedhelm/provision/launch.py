@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -45,6 +46,8 @@ _MARKS = {"overseer": "overseer", "server": "supervisor", "site": "agent"}
 
 LOCK_TIMEOUT = 30.0  # seconds from spawning a process to its lock; imports on a loaded machine
 SETTLE = 1.0  # seconds a locked participant gets to become ready, or to die of a taken port, before we report
+
+PATIENCE = 10.0  # seconds for which a participant may say why it is not ready, before nobody waits for it any more
 
 _ERROR_LINE = re.compile(r"error\[([A-Z_]+)\]: (.*?)(?: \(hint: (.*)\))?")
 
@@ -190,19 +193,58 @@ def _died(launched: Launched) -> bool:
     return launched.exited and ParticipantLock.holder(launched.kit.run) is None
 
 
-def start_all(kits: Iterable[Kit], timeout: float, program: Sequence[str] = PROGRAM) -> list[str]:
+def _obstacle(kit: Kit) -> str | None:
+    """Return why a participant that runs says that it is not ready."""
+    state = read_state(kit.run) or {}
+    reason = state.get("reason")
+    mine = state.get("pid") == ParticipantLock.holder(kit.run)
+    return reason if mine and state.get("ready") is not True and isinstance(reason, str) else None
+
+
+class _Obstacles:
+    """What keeps participants from being ready, and since when."""
+
+    def __init__(self, kits: Sequence[Kit], patience: float) -> None:
+        # A server whose former run may be alive waits for two terms of the lease by itself.
+        self._kits = {kit.name: (kit, max(patience, 3 * kit.timing.lease)) for kit in kits}
+        self._since: dict[str, float] = {}
+
+    def lasting(self) -> list[Kit]:
+        """Return whose obstacle will not go away by itself, as far as one can tell."""
+        now = time.monotonic()
+        found = []
+        for name, (kit, patience) in self._kits.items():
+            if _obstacle(kit) is None:
+                self._since.pop(name, None)
+            elif now - self._since.setdefault(name, now) >= patience:
+                found.append(kit)
+        return found
+
+
+def _refusal(kit: Kit, offset: int) -> FedhelmError:
+    """Return why the participant does not become ready: the error in its log, else what it says in its state."""
+    error, reason = last_error(kit.log_file, offset), _obstacle(kit)
+    if error is None:
+        return DeadlineExceeded(f"{kit.name} is not ready: {reason}", hint=f"see {kit.log_file}")
+    return type(error)(f"{kit.name} is not ready: {error.message}", hint=error.hint or f"see {kit.log_file}")
+
+
+def start_all(
+    kits: Iterable[Kit], timeout: float, program: Sequence[str] = PROGRAM, *, patience: float = PATIENCE
+) -> list[str]:
     """Start what is not running, all at once, and wait until all of them are ready.
 
     Args:
         kits: of participants with a process.
         timeout: seconds.
         program: see :func:`spawn`.
+        patience: seconds for which one may say why it is not ready; three terms of the lease if they are longer.
 
     Returns:
         The names of those that were started now.
 
     Raises:
-        FedhelmError: one died; the error is the one it died of.
+        FedhelmError: one died, or keeps saying why it is not ready; the error is its own.
         DeadlineExceeded: some are not ready in time; names them, and the last lines of their logs.
     """
     kits = list(kits)
@@ -210,10 +252,20 @@ def start_all(kits: Iterable[Kit], timeout: float, program: Sequence[str] = PROG
     for kit in kits:
         with contextlib.suppress(AlreadyRunning):
             started.append(spawn(kit, program))
-    wait_until(lambda: any(map(_died, started)) or all(is_ready(kit.run) for kit in kits), timeout)
+    obstacles = _Obstacles(kits, patience)
+    refusing: list[Kit] = []
+
+    def settled() -> bool:
+        refusing[:] = obstacles.lasting()
+        return bool(refusing) or any(map(_died, started)) or all(is_ready(kit.run) for kit in kits)
+
+    wait_until(settled, timeout)
     for one in started:
         if _died(one):
             raise one.death()
+    if refusing:
+        offsets = {one.kit.name: one.offset for one in started}
+        raise _refusal(refusing[0], offsets.get(refusing[0].name, 0))
     late = [kit for kit in kits if not is_ready(kit.run)]
     if late:
         shown = "; ".join(f"{kit.name}: {' | '.join(log_tail(kit.log_file, 3)) or 'no log'}" for kit in late)
