@@ -219,6 +219,64 @@ def test_a_part_beyond_the_chunk_is_refused(store):
         store.read_part(OWNER, chunk, 2, view)
 
 
+def test_owners_are_listed_below_a_prefix(store):
+    assert store.owners("") == []
+    names = ["checkpoints/0000000000000009", "jobs/a/0-1/model", "jobs/a/0-1/sites", "jobs/a/bundle", "jobs/ab/bundle"]
+    for name in names:
+        write(store, content(10), name)
+    assert store.owners("") == names
+    assert store.owners("jobs") == names[1:]
+    assert store.owners("jobs/a") == names[1:4]
+    assert store.owners("jobs/a/bundle") == ["jobs/a/bundle"]
+    assert store.owners("jobs/b") == []
+    with pytest.raises(BadInput):
+        store.owners("../x")
+
+
+def test_an_owner_with_an_unfinished_upload_is_listed(store):
+    store.put_chunk(OWNER, blake3_hex(b"data"), b"data")
+    assert store.owners("jobs") == [OWNER]
+    assert store.delete_owner(OWNER) == 4
+    assert store.owners("") == []
+
+
+def test_a_deleted_owner_is_gone_and_nothing_else(store):
+    data, job = content(2 * CHUNK + 1), OWNER.rsplit("/", 2)[0]
+    ref = write(store, data)
+    others = [write(store, data, f"{job}/{name}") for name in ("bundle", "0-1/model", "0-10/sites")]
+    below = write(store, data, f"{OWNER}/deeper")
+    freed = store.delete_owner(OWNER)
+    assert freed == len(data) + len(manifest_of(data).canonical())
+    assert store.delete_owner(OWNER) == 0
+    assert store.owners(OWNER) == [f"{OWNER}/deeper"]
+    with pytest.raises(Corrupt, match="missing"):
+        store.manifest(ref)
+    for other in (*others, below):
+        assert BlobReader(store, other).read() == data
+
+
+def test_a_late_upload_to_a_deleted_owner_is_swept_by_the_next_deletion(store):
+    data = content(CHUNK)
+    write(store, data)
+    store.delete_owner(OWNER)
+    assert BlobReader(store, write(store, data)).read() == data
+    assert store.owners("jobs") == [OWNER]
+    store.delete_owner(OWNER)
+    assert store.owners("") == []
+
+
+def test_no_foreign_owner_is_deleted(store):
+    with pytest.raises(BadInput):
+        store.delete_owner("../log")
+    assert store.delete_owner("jobs/never/was") == 0
+
+
+def test_the_room_on_the_disk_is_told(store):
+    usage = store.usage()
+    assert 0 <= usage.free <= usage.total
+    assert usage.total > 0
+
+
 def test_many_threads_may_write_the_same_blob_and_others(store):
     shared = content(3 * CHUNK, seed=99)
 

@@ -80,6 +80,61 @@ def test_large_and_binary_contents_survive(store):
     assert store.read(0) == data
 
 
+def test_slots_are_listed_in_their_order(store):
+    assert store.slots() == []
+    for seq in (10, 0, 9, 10**15):
+        store.create(seq, b"x")
+    assert store.slots() == [0, 9, 10, 10**15]
+
+
+def test_a_deleted_slot_is_gone_for_every_member_and_may_be_deleted_again(opener):
+    writer, other = opener(), opener()
+    for seq in range(3):
+        writer.create(seq, b"%d" % seq)
+    other.delete(1)
+    writer.delete(1)
+    writer.delete(7)
+    assert [writer.read(seq) for seq in range(3)] == [b"0", None, b"2"]
+    assert other.slots() == [0, 2]
+    assert other.highest() == 2
+
+
+def test_a_new_store_has_no_marks(store):
+    assert store.highest_mark() == 0
+    assert store.read_mark(1) is None
+
+
+def test_marks_are_created_once_and_are_no_slots(opener):
+    first, second = opener(), opener()
+    first.create_mark(1, b"one")
+    second.create_mark(2, b"two")
+    with pytest.raises(SlotTaken, match="2"):
+        first.create_mark(2, b"other")
+    assert [second.read_mark(number) for number in (1, 2, 3)] == [b"one", b"two", None]
+    assert first.highest_mark() == second.highest_mark() == 2
+    assert first.slots() == []
+    first.create(2, b"slot")
+    assert second.read_mark(2) == b"two"
+    first.sync()
+
+
+def test_of_many_who_make_a_mark_one_does(opener):
+    start = threading.Barrier(6)
+
+    def race(me: int) -> bool:
+        start.wait(timeout=30)
+        try:
+            opener().create_mark(1, b"%d" % me)
+        except SlotTaken:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        won = list(pool.map(race, range(6)))
+    assert won.count(True) == 1
+    assert opener().read_mark(1) == b"%d" % won.index(True)
+
+
 def test_of_many_racing_creators_exactly_one_wins_each_slot(opener):
     writers, slots = 8, 25
     start = threading.Barrier(writers)

@@ -9,6 +9,10 @@ from fedhelm.persist.base import BytesLike
 from fedhelm.persist.files import Files
 
 
+class Killed(BaseException):
+    """The process is gone."""
+
+
 class FaultyFiles(Files):
     """The real disk, with failures.
 
@@ -16,12 +20,14 @@ class FaultyFiles(Files):
         fail: Step ("write", "link", "linked", "unlink", "sync_directory") to the errno it raises. "linked" fails after the link
             was made, as a lost reply of a network filesystem does.
         late: Whether listings are from before anything was there.
+        kill_at: Number of the step, from 0, at which the process dies instead of doing it: `Killed`. Later ones work.
         steps: What was done, in order, as (step, file name).
     """
 
     def __init__(self) -> None:
         self.fail: dict[str, int] = {}
         self.late = False
+        self.kill_at: int | None = None
         self.steps: list[tuple[str, str]] = []
 
     def write(self, path: Path, data: BytesLike) -> None:
@@ -56,5 +62,8 @@ class FaultyFiles(Files):
         return sum(step in {"write", "sync_directory"} for step, _ in self.steps)
 
     def _maybe(self, step: str) -> None:
+        if self.kill_at is not None and self.kill_at == len(self.steps) - 1:
+            self.kill_at = None
+            raise Killed
         if step in self.fail:
             raise OSError(self.fail[step], os.strerror(self.fail[step]))

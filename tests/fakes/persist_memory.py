@@ -22,6 +22,8 @@ class MemoryLogStore:
     Attributes:
         contents: The slots that are there.
         marks: The marks that are there.
+        archive: The first contents of every slot that was deleted.
+        called: Called with the name of each call and its number, before it does anything: other members' chance.
         faults: Consumed one per `create`: UNAVAILABLE, LOST, REPEATED, or None for none.
         before_create: Called with the slot before each `create`: another writer's chance to be first.
         down: While True every call raises StoreUnavailable.
@@ -31,6 +33,8 @@ class MemoryLogStore:
     def __init__(self) -> None:
         self.contents: dict[int, bytes] = {}
         self.marks: dict[int, bytes] = {}
+        self.archive: dict[int, bytes] = {}
+        self.called: Callable[[str, int], None] | None = None
         self.faults: deque[str | None] = deque()
         self.before_create: Callable[[int], None] | None = None
         self.down = False
@@ -54,7 +58,7 @@ class MemoryLogStore:
             raise SlotTaken(f"slot {seq} is taken")
 
     def read(self, seq: int) -> bytes | None:
-        self._require()
+        self._call("read", seq)
         return self.contents.get(seq)
 
     def highest(self) -> int | None:
@@ -65,18 +69,20 @@ class MemoryLogStore:
         return sorted(self.contents)
 
     def delete(self, seq: int) -> None:
-        self._require()
-        self.contents.pop(seq, None)
+        self._call("delete", seq)
+        data = self.contents.pop(seq, None)
+        if data is not None:
+            self.archive.setdefault(seq, data)
 
     def create_mark(self, number: int, data: bytes) -> None:
-        self._require()
+        self._call("create_mark", number)
         with self._lock:
             if number in self.marks:
                 raise SlotTaken(f"mark {number} is taken")
             self.marks[number] = bytes(data)
 
     def read_mark(self, number: int) -> bytes | None:
-        self._require()
+        self._call("read_mark", number)
         return self.marks.get(number)
 
     def highest_mark(self) -> int:
@@ -86,6 +92,11 @@ class MemoryLogStore:
     def sync(self) -> None:
         self._require()
         self.synced += 1
+
+    def _call(self, name: str, number: int) -> None:
+        if self.called is not None:
+            self.called(name, number)
+        self._require()
 
     def _require(self) -> None:
         if self.down:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fedhelm.errors import Fenced, SlotTaken, StoreUnavailable
 from fedhelm.persist.log import Log
-from fedhelm.persist.record import By, Draft
-from tests.fakes.persist_memory import LOST, REPEATED, UNAVAILABLE, MemoryLogStore
+from fedhelm.persist.record import By, Draft, decode, encode
+from tests.fakes.persist_memory import LOST, REPEATED, UNAVAILABLE, MemoryBlobStore, MemoryLogStore
 
 SITES = ("site-1", "site-2", "site-3")
 
@@ -17,14 +19,17 @@ SITES = ("site-1", "site-2", "site-3")
 class Server:
     """A child: reads, decides from what it has read, appends, acknowledges."""
 
-    def __init__(self, name: str, incarnation: int, store: MemoryLogStore) -> None:
+    def __init__(self, name: str, incarnation: int, store: MemoryLogStore, blobs: MemoryBlobStore) -> None:
         self.by = By(name, str(incarnation))
-        self.log = Log(store)
+        self.log = Log(store, blobs)
         self.epoch = 0
         self.records = []
 
     def read(self):
-        self.records += self.log.read_new().records
+        batch = self.log.read_new()
+        if batch.base is not None:
+            self.records = [decode(text.encode(), seq) for seq, text in enumerate(batch.base.state["records"])]
+        self.records += batch.records
 
     def append(self, kind, body):
         record = self.log.append(Draft(kind, self.epoch, self.by, body))
@@ -41,9 +46,10 @@ class Federation(RuleBasedStateMachine):
 
     @initialize()
     def found(self):
-        self.store = MemoryLogStore()
+        self.store, self.blobs = MemoryLogStore(), MemoryBlobStore()
         Log(self.store).append(Draft("genesis", 0, By("provision", "p"), {"cluster": "c", "project": "p"}))
-        self.server = [Server(f"server{index + 1}", 0, self.store) for index in (0, 1)]
+        self.server = [Server(f"server{index + 1}", 0, self.store, self.blobs) for index in (0, 1)]
+        self.checkpoints: list[list] = [[], []]
         self.late: list[tuple[int, bytes]] = []
         self.acknowledged: dict[str, int] = {}
         self.served_epoch, self.served_from = 0, 0
@@ -99,20 +105,82 @@ class Federation(RuleBasedStateMachine):
     @rule(index=servers)
     def restart(self, index):
         old = self.server[index]
-        self.server[index] = Server(old.by.name, int(old.by.incarnation) + 1, self.store)
+        self.server[index] = Server(old.by.name, int(old.by.incarnation) + 1, self.store, self.blobs)
+        self.checkpoints[index].clear()
         self.server[index].read()
 
     @rule()
     def arrive_late(self):
         if self.late:
             seq, data = self.late.pop()
-            if seq == max(self.store.contents) + 1:
-                self.store.contents[seq] = data
+            # Also where the slot was deleted meanwhile: a ghost.
+            if seq <= max(self.store.contents) + 1:
+                self.store.contents.setdefault(seq, data)
+
+    @rule(index=servers)
+    def write_a_checkpoints_blob(self, index):
+        server = self.server[index]
+        state = {"records": [encode(record).decode() for record in server.records]}
+        self.checkpoints[index].append((server.log.tip, server.log.write_checkpoint_blob(server.log.tip, state)))
+
+    @rule(index=servers, fault=faults)
+    def record_a_checkpoint(self, index, fault):
+        server = self.server[index]
+        if not self.checkpoints[index] or not server.log.leads(server.epoch, server.by):
+            return
+        position, ref = self.checkpoints[index].pop()
+        known = server.log.tip.checkpoints
+        if known and position.next_seq - 1 <= known[-1].covered:
+            return
+        self.arm(fault)
+        self.attempt(server, "checkpoint", {"covered": position.next_seq - 1, "blob": ref.to_json()})
+
+    @rule(index=servers)
+    def take_over_and_checkpoint_twice(self, index):
+        """What happens sooner or later: all slots so far may go."""
+        server = self.server[index]
+        if not server.log.leads(server.epoch, server.by):
+            self.restart(index)
+            self.promote(index, self.server[index].log.epoch + 1, None)
+        for _ in range(2):
+            self.write_a_checkpoints_blob(index)
+            self.record_a_checkpoint(index, None)
+
+    @rule(index=servers)
+    def compact(self, index):
+        before = self.server[index].log.low_water
+        done = self.server[index].log.compact()
+        assert done.low_water >= before
+        event("a compaction deleted slots" if done.slots else "a compaction had nothing to do")
+
+    @rule(index=servers, stop=st.integers(0, 3))
+    def compact_and_die(self, index, stop):
+        left = [stop]
+
+        def die(name, _):
+            if name in {"create_mark", "delete"}:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise StoreUnavailable("dead")
+
+        self.store.called = die
+        with suppress(StoreUnavailable):
+            self.server[index].log.compact()
+        self.store.called = None
+        self.restart(index)
+
+    def history(self):
+        """Every record there ever was: what was deleted is in the archive, and what is below the mark may be a ghost."""
+        log = Log(self.store, self.blobs)
+        log.read_new()
+        contents = {seq: data for seq, data in self.store.contents.items() if seq >= log.low_water}
+        whole = MemoryLogStore()
+        whole.contents = {0: self.store.contents[0], **self.store.contents, **self.store.archive, **contents}
+        return Log(whole).read_new().records
 
     @invariant()
     def the_log_is_whole(self):
-        log = Log(self.store)
-        records = log.read_new().records
+        records = self.history()
         contributions = {}
         for record in records:
             if record.kind == "contribution":
@@ -125,9 +193,12 @@ class Federation(RuleBasedStateMachine):
         assert len(writers) == len({epoch for epoch, _ in writers}), "two writers in one epoch"
         for server in self.server:
             assert server.records == records[: server.log.next_seq]
+        fresh = Server("reader", 0, self.store, self.blobs)
+        fresh.read()
+        assert fresh.records == records
 
 
 Federation.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestFederation = Federation.TestCase

@@ -37,8 +37,9 @@ def write(blobs: BlobStore, position: Tip, state: dict[str, Any]) -> BlobRef:
         ValueError: the position is the beginning of the log.
         StoreUnavailable: full, missing or read-only.
     """
+    data = canonical({"position": position.to_json(), "state": state})
     writer = BlobWriter(blobs, checkpoint_owner(position.next_seq - 1))
-    writer.write(canonical({"position": position.to_json(), "state": state}))
+    writer.write(data)
     return writer.finish()
 
 

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from fedhelm.errors import BadInput, Corrupt, SlotTaken
+from fedhelm.errors import BadInput, Corrupt, SlotTaken, StoreUnavailable
 from fedhelm.persist.base import LogStore
 from fedhelm.persist.record import canonical
 
@@ -79,12 +79,12 @@ class Marks:
         return self._current.low_water
 
     def find(self) -> Mark:
-        """Look by a listing, as who starts does, and then as `look`."""
+        """Look by a listing, as who starts does, and then as `look`; raises what `look` raises."""
         highest = self._store.highest_mark()
         if highest > self._current.number:
             data = self._store.read_mark(highest)
             if data is None:
-                raise Corrupt(f"mark {highest} is listed and cannot be read")
+                raise StoreUnavailable(f"mark {highest} is listed, and cannot be read yet")
             self._see(decode_mark(data, highest))
         return self.look()
 
