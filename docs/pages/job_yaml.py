@@ -42,7 +42,7 @@ These are refused with `NOT_SUPPORTED_YET`, never ignored:
 * keys: {keys};
 * keys of a step: {step_keys};
 * `type` of a step: {types};
-* `durability: ephemeral`; more than one app; more than one step.
+* more than one app; more than one step.
 """
 
 _RULES = """\

@@ -54,6 +54,12 @@ def folder(tmp_path):
     return root
 
 
+@pytest.mark.parametrize("durability", ["durable", "ephemeral"])
+def test_a_job_says_how_durable_its_contributions_are(durability):
+    config = parse_config(SMALL + f"durability: {durability}\n", "job.yaml")
+    assert JobConfig.from_json(config.to_json()).durability == durability
+
+
 def test_defaults():
     config = parse_config(SMALL, "job.yaml")
     assert (config.app, config.sites, config.script_path) == ("app", None, "app/train.py")
@@ -152,7 +158,6 @@ LATER = {
     "priority": (SMALL + "priority: 3\n", "job.yaml:5:1: priority: not supported yet"),
     "filters": (SMALL + "filters: []\n", "filters: not supported yet"),
     "metrics": (SMALL + "metrics: []\n", "metrics: not supported yet"),
-    "ephemeral": (SMALL + "durability: ephemeral\n", "job.yaml:5:1: durability: ephemeral is not supported yet"),
     "another workflow": (SMALL.replace("fedavg", "scaffold"), "job.yaml:4:6: workflow[0].type: scaffold is not supported yet"),
     "two steps": (SMALL + "  - {type: fedavg, rounds: 5}\n", "job.yaml:5:5: workflow[1]: more than one step is not supported yet"),
     "two apps": (SMALL.replace("{app:", "{app: [site-1], app2:"), "deploy.app2: more than one app is not supported yet"),

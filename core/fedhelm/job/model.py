@@ -107,7 +107,8 @@ class JobConfig(_Frozen):
         options: what the script finds in ``site.options``.
         initial_model: a safetensors file in the job folder, the first round's model; None: the sites begin.
         workflow: one step.
-        durability: ``durable``: a contribution is on the servers' disk before it is acknowledged.
+        durability: ``durable``: a contribution is in the servers' log before it is acknowledged; ``ephemeral``: the log
+            has the rounds alone, and each site keeps its result until the round is closed. Neither loses finished work.
     """
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -118,7 +119,7 @@ class JobConfig(_Frozen):
     options: Annotated[dict[str, Any], pydantic.AfterValidator(_json)] = pydantic.Field(default_factory=dict)
     initial_model: _FolderPath | None = None
     workflow: Annotated[tuple[FedAvgStep, ...], pydantic.AfterValidator(_some)]
-    durability: Literal["durable"] = "durable"
+    durability: Literal["durable", "ephemeral"] = "durable"
 
     @property
     def app(self) -> str:

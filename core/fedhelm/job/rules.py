@@ -23,8 +23,6 @@ def _later(value: dict[str, Any]) -> Iterator[_Finding]:
     for key in _LATER_KEYS:
         if key in value:
             yield (key,), "not supported yet"
-    if value.get("durability") == "ephemeral":
-        yield ("durability",), "ephemeral is not supported yet"
     deploy, workflow = value.get("deploy"), value.get("workflow")
     if isinstance(deploy, dict) and len(deploy) > 1:
         yield ("deploy", list(deploy)[1]), "more than one app is not supported yet"
