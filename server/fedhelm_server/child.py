@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ import grpc.aio
 from fedhelm.clock import SystemClock
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, PortTaken
-from fedhelm.local.channel import open_fd
+from fedhelm.local.channel import Channel, open_fd
 from fedhelm.log import setup
 from fedhelm.persist.store import open_store
 from fedhelm.process import die_with_parent, set_non_dumpable
@@ -30,6 +31,7 @@ from fedhelm_server.admin_service import AdminService
 from fedhelm_server.checkpoints import Checkpoints
 from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.job_control import JobControl
+from fedhelm_server.local_settings import read_settings
 from fedhelm_server.runtime import Runtime
 
 __all__ = ["main", "serve"]
@@ -63,9 +65,22 @@ async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
     Raises:
         FedhelmError: the store is not the right one, or damaged, or a port is taken.
     """
-    assert kit.store is not None
     link = await open_fd(control_fd)
-    runtime = Runtime(kit, incarnation, open_store(kit.store, kit.cluster), SystemClock(), link)
+    try:
+        await _serve(kit, incarnation, link)
+    except FedhelmError as error:
+        with contextlib.suppress(ConnectionError):
+            await link.send("failed", reason=str(error))
+        raise
+    finally:
+        link.close()
+
+
+async def _serve(kit: Kit, incarnation: str, link: Channel) -> None:
+    assert kit.store is not None
+    settings = read_settings(kit.local)
+    store = open_store(kit.store, kit.cluster)
+    runtime = Runtime(kit, incarnation, store, SystemClock(), link, settings=settings)
     control = JobControl(runtime)
     checkpoints = Checkpoints(runtime)
     services = {
@@ -90,6 +105,7 @@ async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
         spawn(runtime.ledger.run(), "ledger"),
         spawn(runtime.follow_log(), "log"),
         spawn(runtime.watch_store(), "store"),
+        spawn(runtime.tokens.run(), "store tokens"),
         spawn(control.run(), "dispatch"),
         spawn(control.disk.run(), "disk"),
         spawn(checkpoints.run(), "checkpoints"),
@@ -102,7 +118,6 @@ async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
     await control.runners.stop()
     await asyncio.gather(*(server.stop(0.2) for server in servers))
     await cancel(*loops)
-    link.close()
     for failure in failures:
         if isinstance(failure, FedhelmError):
             raise failure  # a damaged record, above all: its slot is the last word of this child's log

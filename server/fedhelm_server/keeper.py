@@ -263,9 +263,10 @@ class _Step(Answers):
         if child.phase is not Phase.ALIVE or child.beat_at is None:
             return
         others = {name: token for name, token in lease.store_tokens.items() if name != self.settings.name}
-        if others != child.told_tokens:
-            self.set_child(told_tokens=others)
-            self.send("tokens", tokens=others)
+        primary = lease.holder if lease.state in {"granted", "active"} else None
+        if (others, primary) != (child.told_tokens, child.told_primary) and (others or child.told_tokens):
+            self.set_child(told_tokens=others, told_primary=primary)
+            self.send("tokens", tokens=others, primary=primary)
         if lease.log_version > child.told_log_version:
             self.set_child(told_log_version=lease.log_version)
             self.send("log_version", version=lease.log_version)

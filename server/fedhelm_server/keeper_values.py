@@ -399,6 +399,7 @@ class Child:
     last_words: str | None = None
     bad_store_since: float | None = None
     told_tokens: Mapping[str, str] = field(default_factory=dict)  # of the other servers
+    told_primary: str | None = None
     told_log_version: int = 1
     counts: bool = True  # its exit makes the next start wait
 

@@ -25,8 +25,11 @@ from fedhelm.v1 import common_pb2 as common
 from fedhelm_server.holding import Holding
 from fedhelm_server.job_book import Fence, JobBook
 from fedhelm_server.ledger import Answer, Ledger
+from fedhelm_server.local_settings import LocalSettings
 from fedhelm_server.orders import Orders
+from fedhelm_server.pace import Pace
 from fedhelm_server.role import WRITERS, Role, RoleEvent, transition
+from fedhelm_server.store_tokens import StoreTokens
 from fedhelm_server.streams import Streams
 
 __all__ = ["Runtime"]
@@ -34,8 +37,8 @@ __all__ = ["Runtime"]
 _log = logging.getLogger("fedhelm.server")
 
 BEAT_S = 0.1
-UNLEASED_PAUSE_S = 0.05
-"""How long an unleased writer leaves the next slot free (docs/ha.md section 4)."""
+_LAST_APPENDS_S = 0.5
+"""How long a stop waits for appends that are on their way."""
 
 
 class Runtime:
@@ -47,9 +50,19 @@ class Runtime:
         store: log and blobs.
         clock: boot time for deadlines.
         link: to the supervisor.
+        settings: the server's own.
     """
 
-    def __init__(self, kit: Kit, incarnation: str, store: Store, clock: Clock, link: Channel) -> None:
+    def __init__(
+        self,
+        kit: Kit,
+        incarnation: str,
+        store: Store,
+        clock: Clock,
+        link: Channel,
+        *,
+        settings: LocalSettings | None = None,
+    ) -> None:
         self.kit = kit
         self.incarnation = incarnation
         self.store = store
@@ -66,9 +79,25 @@ class Runtime:
         """Called with the ids of changed jobs after records were folded; and with all of them on promotion."""
         self.on_lead: list[Callable[[], None]] = []
         self.on_stop: list[Callable[[], None]] = []
+        self.on_append: list[Callable[[float], None]] = []
+        """Called with the seconds that each append took."""
+        self.tokens = StoreTokens(store.root, kit.name, incarnation, kit.timing)
+        self.deadline = 0.0
+        """Boot time up to which the lease may be used."""
+        self.figures: dict[str, int] = {}
+        """What the supervisor counted over its children: renewals, failures (of renewals), fenced."""
+        self.trouble: str | None = None
+        """Why the store cannot be used."""
+        self._settings = settings or LocalSettings()
+        self._pace = Pace()
+        self.ledger.on_append = self._appended
         self._link = link
-        self._deadline = 0.0
         self._tailed = 0.0
+        self._reading_since: float | None = None
+        self._alarmed = False
+        self._seconds: dict[Role, float] = {}
+        self._role_since = clock.boottime()
+        self._log_version = 1
         self._promotion: asyncio.Task[None] | None = None
 
     # -- what others ask ---------------------------------------------------------------------------------------------
@@ -87,6 +116,15 @@ class Runtime:
     def leads(self) -> bool:
         """Whether this server serves as the primary (also while the store is away, and without a lease)."""
         return self.role in WRITERS or self.role is Role.READONLY
+
+    def seconds_as(self, role: Role) -> float:
+        """Return how long this child has been in ``role``."""
+        now = self.clock.boottime()
+        return self._seconds.get(role, 0.0) + (now - self._role_since if role is self.role else 0.0)
+
+    def ask_restart(self, reason: str) -> None:
+        """Have the supervisor replace this child; while it leads, its standby takes over."""
+        self._link.post("restart", reason=reason)
 
     def refusal(self) -> NotPrimary:
         """Return the error for a caller that took this server for the primary."""
@@ -107,7 +145,7 @@ class Runtime:
             raise self.refusal()
         timing = self.kit.timing
         now = self.clock.boottime()
-        if now > self._deadline and now - self._tailed > timing.observe:
+        if now > self.deadline and now - self._tailed > timing.observe:
             await self._tail()
             if not self.leads:
                 raise self.refusal()
@@ -121,18 +159,28 @@ class Runtime:
         while (frame := await self._link.receive()) is not None:
             _log.debug("supervisor: %s", frame)
             if frame["type"] == "stop":
+                await self._finish()
                 break
             self._on_frame(frame)
         self.stopping.set()
 
+    async def _finish(self) -> None:
+        """Let the appends on their way end, and take no more."""
+        self.ledger.close(f"{self.kit.name} stops")
+        try:
+            async with asyncio.timeout(_LAST_APPENDS_S):
+                await self.ledger.drained()
+        except TimeoutError:
+            _log.warning("an append is still on its way")
+
     def _on_frame(self, frame: Frame) -> None:
         match frame["type"]:
             case "grant":
-                self._deadline = float(frame["deadline"])
+                self.deadline = float(frame["deadline"])
                 if self.role is Role.STANDBY and self._promotion is None:
                     self._promotion = spawn(self._promote(frame), "promotion")
             case "lease":
-                self._deadline = float(frame["deadline"])
+                self.deadline = float(frame["deadline"])
                 self._event(RoleEvent.LEASED)
                 self._reopen_if_leading()
             case "unleased":
@@ -142,9 +190,20 @@ class Runtime:
                 if self.role is Role.ACTIVE:
                     spawn(self._drain(frame), "drain")
             case "resume":
-                self._deadline = float(frame["deadline"])
+                self.deadline = float(frame["deadline"])
                 self._event(RoleEvent.RESUME)
                 self._reopen_if_leading()
+            case _:
+                self._on_news(frame)
+
+    def _on_news(self, frame: Frame) -> None:
+        match frame["type"]:
+            case "tokens":
+                self.tokens.told(frame["tokens"], frame.get("primary"))
+            case "log_version":
+                self._log_version = int(frame["version"])
+            case "figures":
+                self.figures = {name: int(value) for name, value in frame.items() if name != "type"}
             case unknown:
                 _log.warning("the supervisor sent a frame %r that this version does not know", unknown)
 
@@ -157,12 +216,28 @@ class Runtime:
         before, self.role = self.role, transition(self.role, event)
         if before is not self.role:
             _log.info("%s: %s, was %s", self.kit.name, self.role, before)
-            self.ledger.breathing_space = UNLEASED_PAUSE_S if self.role is Role.UNLEASED else 0.0
+            now = self.clock.boottime()
+            self._seconds[before] = self._seconds.get(before, 0.0) + now - self._role_since
+            self._role_since = now
+        self._make_room()
+
+    def _appended(self, seconds: float) -> None:
+        self._pace.took(seconds)
+        self._make_room()
+        for listener in self.on_append:
+            listener(seconds)
+
+    def _make_room(self) -> None:
+        """Whoever writes without a lease leaves room for the fence of one that was granted it."""
+        alone = self.role is Role.UNLEASED or (self.role in WRITERS and self.clock.boottime() > self.deadline)
+        self.ledger.breathing_space = self._pace.pause if alone else 0.0
 
     async def beat(self) -> None:
         """Tell the supervisor every 0.1 s, from this loop, that the loop runs."""
         while True:
             self._mind_deadline()
+            self._mind_store()
+            self._make_room()
             fence = self.book.fence
             self._link.post(
                 "beat",
@@ -170,10 +245,12 @@ class Runtime:
                 epoch=self.ledger.epoch or 0,
                 ready=self.ready,
                 append_age=self.ledger.append_age,
+                reason=self.reason,
+                store_token=self.tokens.token,
                 log_epoch=self.book.max_epoch,
                 log_seq=self.book.seq,
                 cluster=self.kit.cluster,
-                store_ok=self.ledger.store_ok,
+                store_ok=self.ledger.store_ok and self.trouble is None and (self.leads or self.tokens.problem is None),
                 streams=len(self.streams.connected()),
                 primary=fence.name if fence else None,
             )
@@ -182,8 +259,45 @@ class Runtime:
     def _mind_deadline(self) -> None:
         # The supervisor may be stopped or starved: this process keeps the time itself. The log keeps a writer without
         # a lease harmless; the pause after each append keeps it from starving the fence of whoever was granted one.
-        if self.role is Role.ACTIVE and self.clock.boottime() > self._deadline:
+        over = self.clock.boottime() - self.deadline
+        if self.role is Role.ACTIVE and over > 0:
             self._event(RoleEvent.UNLEASED)
+        if self._settings.stop_when_unleased and self.leads and over > self.kit.timing.margin / 2:
+            _log.error("%s has no lease, and stops, as local/server.json says", self.kit.name)
+            self.ledger.close(f"{self.kit.name} has no lease")
+            self.stopping.set()
+
+    @property
+    def reason(self) -> str | None:
+        """Why this server is not ready, or cannot be trusted to write; None if all is well."""
+        if self.trouble is not None:
+            return self.trouble
+        if not self.ready:
+            return "it reads the log"
+        return None if self.leads else self.tokens.problem
+
+    def _mind_store(self) -> None:
+        """Notice what hangs: a call of the store cannot be broken off (docs/ha.md, section 4)."""
+        now, timing = self.clock.boottime(), self.kit.timing
+        append = self.ledger.append_age or 0.0
+        reading = now - self._reading_since if self._reading_since is not None and self.ready else 0.0
+        alarm = append > timing.commit_alarm
+        if alarm and not self._alarmed:
+            _log.warning("%s: an append to the store takes longer than %g s", self.kit.name, timing.commit_alarm)
+        self._alarmed = alarm
+        limit = timing.lease / 2
+        if append > limit or reading > limit:
+            what = "an append to" if append > limit else "reading"
+            self._lose_store(f"{what} the store takes longer than {limit:g} s")
+        elif self.ledger.store_ok:
+            self.trouble = None
+
+    def _lose_store(self, why: str) -> None:
+        if self.trouble is None:
+            _log.warning("%s: %s", self.kit.name, why)
+        self.trouble = why
+        if self.leads:
+            self._event(RoleEvent.STORE_LOST)
 
     async def watch_store(self) -> None:
         """Notice that the store was lost, and try it until it takes writes again."""
@@ -194,14 +308,26 @@ class Runtime:
                 try:
                     await asyncio.to_thread(probe, self.store.root)
                 except FedhelmError as error:
-                    _log.warning("the store takes no writes: %s", error)
+                    self._lose_store(f"the store takes no writes: {error}")
                 else:
                     self.ledger.store_ok = True
-            if self.role is Role.READONLY and self.ledger.store_ok:
+                    self._mind_store()
+            if self.role is Role.READONLY and self.ledger.store_ok and self.trouble is None:
                 self._event(RoleEvent.STORE_BACK)
                 self.ledger.reopen()
                 self._changed(set(self.book.jobs))
+            await self._raise_log_version()
             await asyncio.sleep(self.kit.timing.renew)
+
+    async def _raise_log_version(self) -> None:
+        """All servers read a newer version of the log: write it from now on."""
+        if self.role is Role.ACTIVE and self._log_version > self.book.log_version:
+            try:
+                await self.ledger.raise_log_version(self._log_version)
+            except FedhelmError as error:
+                _log.warning("the log stays at version %d: %s", self.book.log_version, error)
+            else:
+                _log.info("%s writes version %d of the log from now on", self.kit.name, self._log_version)
 
     # -- promotion, draining, fencing ---------------------------------------------------------------------------------
 
@@ -210,22 +336,30 @@ class Runtime:
         self._event(RoleEvent.GRANT)
         try:
             await self.ledger.read_on()
-            if self.book.seq < int(frame.get("log_seq") or 0):
-                raise Conflict(f"the store went backwards: the log ends at {self.book.seq}, was at {frame['log_seq']}")
+            self._check_forward(int(frame.get("log_seq") or 0))
             await self.ledger.fence(epoch, cause)
         except FedhelmError as error:
             _log.warning("%s cannot take over with epoch %d: %s", self.kit.name, epoch, error)
             self._event(RoleEvent.REFUSED)
             await self._link.send("refused", epoch=epoch, reason=str(error))
             return
+        except BaseException:
+            # A defect: a server that neither serves nor refuses would keep the lease.
+            self.stopping.set()
+            raise
         finally:
             self._promotion = None
         self._event(RoleEvent.FENCED_IN)
         _log.info("%s leads with epoch %d (%s)", self.kit.name, epoch, cause)
-        await self._link.send("active", epoch=epoch, log_seq=self.book.seq)
+        jobs = len(list(self.book.running()))
+        await self._link.send("active", epoch=epoch, log_seq=self.book.seq, jobs=jobs)
         self._changed(set(self.book.jobs))
         for listener in self.on_lead:
             listener()
+
+    def _check_forward(self, log_seq: int) -> None:
+        if self.book.seq < log_seq:
+            raise Conflict(f"the store went backwards: the log ends at {self.book.seq}, was at {log_seq}")
 
     async def _drain(self, frame: Frame) -> None:
         self._event(RoleEvent.DRAIN)
@@ -287,17 +421,22 @@ class Runtime:
             await asyncio.sleep(self.kit.timing.observe)
 
     async def _tail(self) -> None:
+        first = self._reading_since is None
+        if first:
+            self._reading_since = self.clock.boottime()
         try:
             await self.ledger.read_on()
         except StoreUnavailable as error:
-            if self.ledger.store_ok:
-                _log.warning("the store cannot be read: %s", error)
             self.ledger.store_ok = False
+            self._lose_store(f"the store cannot be read: {error}")
         except Fenced:
             self._saw_fence()
         else:
             self._tailed = self.clock.boottime()
             self.ready = True
+        finally:
+            if first:
+                self._reading_since = None
 
     # -- small services of the store ----------------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ async def test_a_grant_makes_a_standby_the_primary_after_its_fence(tmp_path):
         await bench.lead()
         await bench.runtime.check_leads()
         await eventually(lambda: "active" in bench.link.types())
-        assert bench.link.heard[-1] == {"type": "active", "epoch": 2, "log_seq": bench.runtime.book.seq}
+        assert bench.link.heard[-1] == {"type": "active", "epoch": 2, "log_seq": bench.runtime.book.seq, "jobs": 1}
         assert isinstance(await bench.offer(), Placement)
     assert fold(bench.slots)[0].fence.name == "server1"
 
