@@ -8,7 +8,18 @@ import pytest
 
 from fedhelm.config.timing import PROFILES
 from fedhelm.wire.overseer_api import Intent
-from fedhelm_overseer.decide import Adopt, DropIntent, Grant, Seen, Server, Wait, decide, unfit
+from fedhelm_overseer.decide import (
+    EXPIRED,
+    Adopt,
+    DropIntent,
+    Grant,
+    Seen,
+    Server,
+    Wait,
+    after_primary,
+    decide,
+    unfit,
+)
 from fedhelm_overseer.lease import HANDOFF, Holder, LeaseRow
 
 TIMING = PROFILES["default"]
@@ -111,8 +122,90 @@ class TestAHeldLease:
     def test_of_a_single_server_goes_to_its_new_incarnation(self):
         assert granted(decide(HELD, seen(led(NEW_ONE)), TIMING, now=T)) == ("server1", 2)
 
-    def test_is_not_moved_while_failover_is_paused(self):
-        assert isinstance(decide(replace(HELD, paused=True), seen(led(TWO)), TIMING, now=1e6), Wait)
+    def test_is_not_given_up_for_a_promoting_holder_that_renews(self):
+        row = replace(HELD, state="granted")
+        servers = seen(replace(led(ONE), role="PROMOTING"), led(TWO), unchanged_since=99.5, version_since=0.0)
+        assert isinstance(decide(row, servers, TIMING, now=100.0), Wait)
+
+    def test_of_a_server_that_dies_while_it_promotes_is_the_next_epoch_of_another(self):
+        row = replace(HELD, epoch=2, state="granted", cause=EXPIRED)
+        third = Server("server3", "dd", 2, log_epoch=1, log_seq=10)
+        silent = replace(led(ONE), role="PROMOTING", live=False)
+        action = decide(row, seen(silent, third, led(TWO)), TIMING, now=T)
+        assert action == Grant(3, TWO.holder, EXPIRED, expired=True)
+
+
+class TestAPause:
+    @pytest.mark.parametrize("row", [NEVER, HELD, RELEASED, replace(HELD, state="granted")])
+    def test_lets_nothing_be_granted_whatever_is_due_and_says_so(self, row):
+        action = decide(replace(row, paused=True), seen(led(OLD, epoch=0), led(TWO, epoch=0)), TIMING, now=1e6)
+        assert isinstance(action, Wait)
+        assert (action.alarm, action.paused) == (True, True)
+        assert "failover is paused" in action.reason
+
+    def test_says_nothing_while_the_primary_is_well(self):
+        row = replace(HELD, paused=True)
+        action = decide(row, seen(led(ONE), led(TWO), unchanged_since=10.0), TIMING, now=11.0)
+        assert action == Wait("the lease is held")
+
+    def test_does_not_keep_a_row_behind_a_living_writer(self):
+        writer = replace(led(ONE, epoch=7, seq=120), role="ACTIVE")
+        assert decide(replace(NEVER, paused=True), seen(writer), TIMING, now=0.0) == Adopt(7, ONE.holder, 120)
+
+    def test_does_not_repair_epochs_by_a_grant(self):
+        action = decide(replace(NEVER, paused=True), seen(led(ONE, epoch=7), led(TWO, epoch=7)), TIMING, now=1e6)
+        assert isinstance(action, Wait)
+        assert action.paused
+
+    def test_does_not_stop_a_switchover_that_an_admin_asked_for_nor_the_way_back(self):
+        handed = replace(RELEASED, cause=HANDOFF, intent=TO_TWO, paused=True)
+        assert granted(decide(handed, seen(led(OLD), led(TWO)), TIMING, now=0.0)) == ("server2", 2)
+        under_way = LeaseRow(version=4, epoch=2, holder=TWO.holder, state="granted", intent=TO_TWO, paused=True)
+        servers = seen(led(NEW_ONE), led(TWO), unchanged_since=9.9, version_since=8.0)
+        assert granted(decide(under_way, servers, TIMING, now=10.0)) == ("server1", 3)
+
+    def test_stops_the_failover_of_a_primary_that_was_asked_and_died_instead(self):
+        row = replace(HELD, intent=TO_TWO, paused=True)
+        action = decide(row, seen(led(ONE), led(TWO)), TIMING, now=T)
+        assert isinstance(action, Wait)
+        assert action.paused
+        crashed = replace(RELEASED, intent=TO_TWO, paused=True)
+        assert isinstance(decide(crashed, seen(led(OLD), led(TWO)), TIMING, now=0.0), Wait)
+
+
+class TestAnIncarnationThatWasGrantedInVain:
+    row = LeaseRow(version=9, epoch=3, holder=TWO.holder, renew_seq=4, state="active")
+    missed = replace(ONE, spent=True, log_epoch=3, log_seq=40)
+
+    def test_is_a_candidate_again_once_it_has_read_a_later_fence_as_a_standby(self):
+        assert unfit(self.missed, self.row) is None
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"log_epoch": 2}, {"role": "FENCED"}, {"role": "PROMOTING"}, {"role": "DRAINING"}],
+    )
+    def test_is_none_before(self, change):
+        assert unfit(replace(self.missed, **change), self.row)
+
+    def test_is_none_as_the_last_holder_or_while_nobody_serves(self):
+        own = replace(self.row, holder=ONE.holder, state="released")
+        assert "held the lease before" in unfit(self.missed, own)
+        assert "held the lease before" in unfit(self.missed, replace(self.row, state="granted"))
+
+
+class TestIfThePrimaryDied:
+    def next_of(self, row, servers):
+        action = after_primary(row, servers, TIMING, now=50.0)
+        return action.holder.name if isinstance(action, Grant | Adopt) else None
+
+    def test_the_best_standby_would_follow(self):
+        third = Server("server3", "dd", 2, log_epoch=1, log_seq=99)
+        assert self.next_of(HELD, seen(led(ONE), led(TWO), third, unchanged_since=50.0)) == "server3"
+
+    def test_nobody_would_without_a_standby_or_while_it_is_paused(self):
+        assert self.next_of(HELD, seen(led(ONE), unchanged_since=50.0)) is None
+        both = seen(led(ONE), led(TWO), unchanged_since=50.0)
+        assert self.next_of(replace(HELD, paused=True), both) is None
 
 
 class TestTheChoice:
@@ -192,6 +285,26 @@ class TestAdoption:
     def test_not_at_the_rows_own_epoch(self):
         active = replace(led(ONE, epoch=1), role="ACTIVE")
         assert isinstance(decide(HELD, seen(active, led(TWO), unchanged_since=5.0), TIMING, now=6.0), Wait)
+
+
+class TestARepairOfEpochs:
+    """The row was emptied or comes from a backup: nobody may get an epoch that the log has already."""
+
+    @pytest.mark.parametrize("row", [NEVER, HELD, RELEASED, replace(HELD, state="granted")])
+    @pytest.mark.parametrize("top", [2, 6, 1_048_583])
+    def test_goes_above_row_and_log_after_a_whole_term_and_not_before(self, row, top):
+        servers = seen(led(NEW_ONE, epoch=top), led(TWO, epoch=top), unchanged_since=10.0)
+        assert isinstance(decide(row, servers, TIMING, now=10.0 + T - 0.01), Wait)
+        action = decide(row, servers, TIMING, now=10.0 + T)
+        assert action.epoch == top + 1
+        assert action.expired
+
+    def test_also_heeds_the_log_of_a_server_that_is_down(self):
+        dead = replace(led(ONE, epoch=9), live=False)
+        assert granted(decide(RELEASED, seen(dead, led(TWO, epoch=1)), TIMING, now=T)) == ("server2", 10)
+
+    def test_is_none_when_row_and_log_agree(self):
+        assert granted(decide(replace(RELEASED, epoch=6), seen(led(TWO, epoch=6)), TIMING, now=0.0)) == ("server2", 7)
 
 
 class TestASwitchover:

@@ -1,4 +1,8 @@
-"""Random histories of two overseers on one lease row: whatever happens, an epoch has one holder and epochs rise."""
+"""Random histories of two overseers on one lease row.
+
+Safety: an epoch has one holder, epochs rise, and while a holder's lease may live, it is given to nobody, whatever the
+overseers read late, and however their clocks drift. Progress: once everything is well, somebody leads.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fedhelm.config.timing import PROFILES
+from fedhelm.config.timing import PROFILES, RHO
 from fedhelm.wire.overseer_api import BeatRequest, Intent, RegisterRequest
 from fedhelm_overseer.board import Board
 from fedhelm_overseer.decide import Adopt, DropIntent, Grant, decide
@@ -35,8 +39,16 @@ class TwoOverseers(RuleBasedStateMachine):
         self.log = 0
         self.holders = {}
         self.highest = 0
+        self.changed_at = self.now
+        self.requests = 0
+
+    def clock(self, which):
+        """Boot time of one overseer's machine: one is as fast, the other as slow as is allowed for."""
+        return self.now * (1 + (RHO, -RHO)[which])
 
     def note(self, row):
+        if row is not None:
+            self.changed_at = self.now
         if row is not None and row.epoch and row.holder:
             assert self.holders.setdefault(row.epoch, row.holder) == row.holder, "two holders of one epoch"
         if row is not None:
@@ -47,8 +59,8 @@ class TwoOverseers(RuleBasedStateMachine):
         holder = Holder(name, str(self.incarnations[name]))
         member = self.store.register(holder)
         request = RegisterRequest(incarnation=holder.incarnation, log_epoch=self.log, log_seq=self.log, ready=True)
-        for board in self.boards:
-            board.registered(member, request, self.now)
+        for which, board in enumerate(self.boards):
+            board.registered(member, request, self.clock(which))
 
     @rule(seconds=st.sampled_from([0.01, 0.2, 0.5, 1.0, 3.0, 30.0]))
     def time_passes(self, seconds):
@@ -65,28 +77,40 @@ class TwoOverseers(RuleBasedStateMachine):
             incarnation=str(self.incarnations[name]), role=role, log_epoch=self.log, log_seq=self.log, ready=ready
         )
         if self.boards[hears].knows(Holder(name, beat.incarnation)):
-            self.boards[hears].beat(name, beat, self.now)
+            self.boards[hears].beat(name, beat, self.clock(hears))
 
     @rule(which=observers)
     def an_overseer_reads(self, which):
         self.readings[which] = self.store.read()
-        self.boards[which].saw_row(self.readings[which], self.now)
-        self.boards[which].observed(self.now)
+        self.boards[which].sync(NAMES, self.store.members())
+        self.boards[which].saw_row(self.readings[which], self.clock(which))
+        self.boards[which].observed(self.clock(which))
 
     @rule(which=observers)
     def an_overseer_decides_on_what_it_read(self, which):
         row = self.readings[which]
-        action = decide(row, self.boards[which].seen(self.now), TIMING, self.now)
+        now = self.clock(which)
+        action = decide(row, self.boards[which].seen(now), TIMING, now)
         if isinstance(action, Grant):
             assert action.epoch > row.epoch
             assert action.holder != row.holder or row.state == "released"
             assert self.boards[which].knows(action.holder)
-            keep = action.keep_intent
-            self.note(self.store.grant(row, action.epoch, action.holder, action.cause, AT, keep_intent=keep))
+            assert not row.paused or row.intent is not None, "granted while paused"
+            new = self.store.grant(row, action.epoch, action.holder, action.cause, AT, keep_intent=action.keep_intent)
+            if new is not None:
+                self.check_grant(row, action)
+            self.note(new)
         elif isinstance(action, Adopt):
             self.note(self.store.adopt(row, action.epoch, action.holder, action.log_seq, AT))
         elif isinstance(action, DropIntent):
             self.store.set_intent(row, None)
+
+    def check_grant(self, row, action):
+        member = next(one for one in self.store.members() if one.name == action.holder.name)
+        assert member.refused is None
+        if row.state in {"granted", "active"} and action.cause != "switchover rolled back":
+            # It renewed or was granted at changed_at; it counts its own lease as over before this time has passed.
+            assert self.now - self.changed_at >= TIMING.lease * (1 - RHO) > TIMING.holder_lease
 
     @rule()
     def the_holder_renews(self):
@@ -112,6 +136,31 @@ class TwoOverseers(RuleBasedStateMachine):
         row = self.store.read()
         if row.state == "active":
             self.store.set_intent(row, Intent(target=towards, request_id=request))
+
+    @rule(paused=st.booleans())
+    def an_admin_pauses_or_resumes(self, paused):
+        self.requests += 1
+        self.store.set_paused(self.store.read(), paused, "admin", request_id=f"p{self.requests}", at=AT)
+
+    @rule()
+    def everything_heals_and_somebody_leads(self):
+        """All servers come back, nobody is cut off, and nothing is paused: the lease is held within a bounded time."""
+        self.an_admin_pauses_or_resumes(paused=False)
+        for name in NAMES:
+            self.a_new_child_registers(name)
+        limit = self.now + 6 * TIMING.lease  # the longest of all waits is that for a switchover nobody began
+        while self.now < limit:
+            self.now += TIMING.observe
+            for which in range(2):
+                for name in NAMES:
+                    self.a_server_beats(name, which, "STANDBY", ready=True)
+                self.an_overseer_reads(which)
+                self.an_overseer_decides_on_what_it_read(which)
+            row = self.store.read()
+            if row.state == "granted" and row.holder.incarnation == str(self.incarnations[row.holder.name]):
+                self.the_holder_fences_and_activates()
+                return
+        raise AssertionError(f"nobody leads: {row}")
 
     @invariant()
     def history_rises_and_agrees_with_the_grants(self):
