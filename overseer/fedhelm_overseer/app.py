@@ -136,7 +136,8 @@ async def _off_loop(request: Request, call: Callable[..., _T], *args: Any) -> _T
 
 @_root.get("/healthz")
 async def healthz(request: Request, _caller: Prober) -> Health:
-    """Tell that this overseer serves, and which project."""
+    """Tell that this overseer serves, and which project; 503 STORE_UNAVAILABLE while it cannot read the lease."""
+    await _off_loop(request, _desk(request).check_store)
     return Health(status="ok", project=request.app.state.kit.project, version=_version())
 
 

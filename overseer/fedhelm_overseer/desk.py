@@ -217,6 +217,10 @@ class Desk:
         """As :meth:`AdminDesk.promote`."""
         return self.admins.promote(admin, request)
 
+    def check_store(self) -> None:
+        """Raise StoreUnavailable if the lease store does not answer."""
+        self._store.read()
+
     def lease(self) -> LeaseView:
         """Return the row as last seen, and what is seen of the servers."""
         return self._table.view()

@@ -138,6 +138,7 @@ async def test_while_the_database_is_frozen_calls_answer_503_and_then_everything
         await eventually(lambda: answers(503), 30)
         refusal = (await overseers.get("overseer", "/api/v1/history")).json()
         assert refusal["code"] == "STORE_UNAVAILABLE"
+        assert await overseers.status("overseer", "/healthz") == 503
         assert (await overseers.get("overseer", "/api/v1/servers")).status_code == 200, "what it knows it still says"
     await eventually(lambda: answers(200), 30)
 
