@@ -43,7 +43,7 @@ def run_line(console: Console, line: str, fmt: Format) -> Outcome:
         if said != "table":
             bound = replace(bound, live=None)
         if call.command.grade:
-            bound.check_confirmable(call.command.name)
+            bound.check_confirmable(call.command.name, call.command.grade)
         try:
             result = call.command.run(bound, *call.positional, **call.options)
         finally:

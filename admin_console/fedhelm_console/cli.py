@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from fedhelm.errors import BadInput, FedhelmError, UsageError
@@ -26,6 +27,7 @@ def _parser() -> CommandParser:
     parser.add_argument("-f", dest="file", metavar="FILE", help="run the commands in a file, one a line; - is stdin")
     add_output_option(parser)
     parser.add_argument("--yes", action="store_true", help="confirmations are answered with yes")
+    parser.add_argument("--confirm", metavar="PROJECT", help="the same for what ends the whole system")
     parser.add_argument(
         "--timeout",
         type=_seconds,
@@ -108,6 +110,7 @@ def _run(argv: list[str], fmt: Format) -> int:
 
     talk = Talk(sys.stderr)
     console = make_console(kit, talk, timeout=arguments.timeout, yes=arguments.yes, ascii_only=arguments.ascii)
+    console = replace(console, confirmed=arguments.confirm)
     try:
         if lines is None:
             from fedhelm_console.repl import run_prompt

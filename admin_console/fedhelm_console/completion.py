@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhelm.output import FORMATS
-from fedhelm_console.grammar import COMMON_FLAGS, Word, split
+from fedhelm_console.grammar import COMMON_FLAGS, CONFIRM, Word, split
 from fedhelm_console.registry import Command, Parameter, Registry
 from fedhelm_console.render import duration
 
@@ -104,6 +104,9 @@ def _values(parameter: Parameter, registry: Registry, view: View) -> Iterable[tu
         return _jobs(parameter, view)
     if kind == "server":
         return ((server.name, server.state) for server in view.servers)
+    if kind == "member":
+        members = [(server.name, server.state) for server in view.servers]
+        return [*members, *((name, "site") for name in view.site_names), ("@ALL", "every site")]
     if kind == "command":
         return ((command.name, command.summary) for command in registry)
     return ((choice, "") for choice in parameter.arg.choices)
@@ -118,7 +121,7 @@ def _expected(command: Command, words: list[Word]) -> tuple[Parameter | None, st
             pending = None
         elif word.text.startswith("-") and not word.quoted:
             option = command.option(word.text)
-            if (option is not None and option.takes_value) or word.text in ("-o", "--output", "--timeout"):
+            if (option is not None and option.takes_value) or word.text in ("-o", "--output", "--timeout", CONFIRM):
                 pending = word.text
         elif wanted and not wanted[0].many:
             wanted.pop(0)
@@ -158,7 +161,7 @@ def _inside(
     argument, pending = _expected(command, words)
     if pending is None and current.text.startswith("-") and not current.quoted:
         flags = [(flag, one.arg.help) for one in command.options for flag in one.arg.flags]
-        flags += [(flag, "") for flag in COMMON_FLAGS]
+        flags += [(flag, "") for flag in (*COMMON_FLAGS, *([CONFIRM] if command.grade == 3 else []))]
         return _ranked(current.text, offset, (one for one in flags if one[0].startswith("--")))
     if pending in ("-o", "--output"):
         return _ranked(current.text, offset, ((one, "") for one in FORMATS))

@@ -43,7 +43,8 @@ class Console:
         ask: asks a person and returns the answer; None where there is no terminal.
         transfer: the admin's folder of jobs and results.
         timeout: seconds given by the user; None: not given, each command has its default.
-        yes: confirmations are answered already.
+        yes: confirmations are answered already, but for those of grade 3.
+        confirmed: the project's name, where the user gave it: the answer to a confirmation of grade 3.
         interactive: a person sits at the prompt.
         progress: is told of the bytes of an upload or a download.
         live: shows a line in place of the one before; None where nobody watches.
@@ -59,6 +60,7 @@ class Console:
     ask: Callable[[str], str] | None = None
     timeout: float | None = None
     yes: bool = False
+    confirmed: str | None = None
     interactive: bool = False
     progress: Callable[[int, int], None] | None = None
     live: Callable[[str], None] | None = None
@@ -69,20 +71,22 @@ class Console:
     def for_call(self, call: Call) -> Console:
         """Return the console with a line's own options: what is inside the line wins."""
         timeout = self.timeout if call.timeout is None else call.timeout
-        return replace(self, timeout=timeout, yes=self.yes or call.yes)
+        return replace(self, timeout=timeout, yes=self.yes or call.yes, confirmed=call.confirm or self.confirmed)
 
     def limit(self, default: float | None) -> float | None:
         """Return the seconds this command may take."""
         return default if self.timeout is None else self.timeout
 
-    def check_confirmable(self, name: str) -> None:
+    def check_confirmable(self, name: str, grade: int = 1) -> None:
         """Do nothing if a person can be asked, or has agreed already.
 
         Raises:
             Refused: neither; nothing was sent.
         """
-        if not self.yes and self.ask is None:
-            raise Refused(f"{name} must be confirmed, and there is no terminal to ask at", hint="--yes")
+        agreed = self.yes if grade < 3 else self.confirmed is not None
+        if not agreed and self.ask is None:
+            hint = "--yes" if grade < 3 else f"--confirm {self.session.kit.project}"
+            raise Refused(f"{name} must be confirmed, and there is no terminal to ask at", hint=hint)
 
     def confirm(self, question: str, name: str | None = None) -> None:
         """Ask a person.
@@ -105,6 +109,23 @@ class Console:
             agreed = self.ask(f"{question}\nType {name} to go on: ").strip() == name
         if not agreed:
             raise Refused("not confirmed; nothing was done")
+
+    def confirm_project(self, question: str, count: int) -> None:
+        """Ask for the project's name and a count; ``--confirm PROJECT`` is the answer in scripts, ``--yes`` is none.
+
+        Args:
+            question: shows what will happen to what.
+            count: of what goes: whoever types it has read the question.
+
+        Raises:
+            Refused: anything else was typed, or another project was named.
+        """
+        project = self.session.kit.project
+        if self.confirmed is not None:
+            if self.confirmed != project:
+                raise Refused(f"this project is {project}, not {self.confirmed}; nothing was done")
+            return
+        replace(self, yes=False).confirm(question, f"{project} {count}")
 
     def remember(self, job_id: str) -> None:
         """Make a job the one that ``@last`` means."""

@@ -9,10 +9,13 @@ from fedhelm.errors import UsageError
 from fedhelm.output import FORMATS, Format
 from fedhelm_console.registry import Command, Parameter, Registry
 
-__all__ = ["COMMON_FLAGS", "Call", "Word", "parse", "split"]
+__all__ = ["COMMON_FLAGS", "CONFIRM", "Call", "Word", "parse", "split"]
 
 COMMON_FLAGS = ("-o", "--output", "--timeout", "--yes")
 """Understood by every command."""
+
+CONFIRM = "--confirm"
+"""Understood by commands of grade 3."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Call:
     output: Format | None = None
     timeout: float | None = None
     yes: bool = False
+    confirm: str | None = None
 
 
 def split(line: str) -> list[Word]:
@@ -121,7 +125,8 @@ class _Binder:
             # -n5, -ojson
             flag, given = flag[:2], flag[2:]
         option = self._command.option(flag)
-        if option is None and flag not in COMMON_FLAGS:
+        confirm = flag == CONFIRM and self._command.grade == 3
+        if option is None and flag not in COMMON_FLAGS and not confirm:
             raise self._wrong(f"no option {flag}")
         if flag == "--yes" or (option is not None and not option.takes_value):
             if given is not None:
@@ -134,6 +139,8 @@ class _Binder:
             given = rest.pop(0).text
         if option is not None:
             self._options[option.name] = self._value(option, given)
+        elif confirm:
+            self._common["confirm"] = given
         elif flag == "--timeout":
             self._common["timeout"] = self._seconds(given)
         else:

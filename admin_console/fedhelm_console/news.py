@@ -48,6 +48,7 @@ class News:
         leader: who leads, if known.
         electing: a grant was heard, and not yet that its holder leads.
         held: what is told when it lasts.
+        going: the system is being shut down.
     """
 
     up: frozenset[str] = frozenset()
@@ -55,6 +56,7 @@ class News:
     leader: str | None = None
     electing: bool = False
     held: tuple[_Held, ...] = ()
+    going: bool = False
 
     @staticmethod
     def since(up: Iterable[str], leader: str | None) -> News:
@@ -84,6 +86,8 @@ class News:
 
     def holding(self, about: str, item: Item, now: float) -> News:
         """Return the news with an item that is told unless it is taken back in time."""
+        if self.going:
+            return self
         return replace(self, held=(*self.without(about).held, _Held(now + PATIENCE, about, item)))
 
     def without(self, about: str) -> News:
@@ -109,7 +113,7 @@ def _active(news: News, event: Event, now: float) -> tuple[News, list[Item]]:
     name, previous = data.get("name"), data.get("previous")
     if name is None:
         return _as_it_is(news, event, now)
-    after = replace(news.without(_LEASE), electing=False, leader=name, up=news.up | {name})
+    after = replace(news.without(_LEASE), electing=False, leader=name, up=news.up | {name}, going=False)
     if data.get("cause") == "adopted":
         return after, [Item(event.time, "good", event.text)]
     if previous is None:
@@ -172,6 +176,19 @@ def _member_up(news: News, event: Event, now: float) -> tuple[News, list[Item]]:
     return after, [Item(event.time, "good", f"{name} is up{standby}")]
 
 
+def _alarm(news: News, event: Event, _now: float) -> tuple[News, list[Item]]:
+    return news, [Item(event.time, "bad", event.text)]
+
+
+def _better(news: News, event: Event, _now: float) -> tuple[News, list[Item]]:
+    return news, [Item(event.time, "good", event.text)]
+
+
+def _shutdown(news: News, event: Event, _now: float) -> tuple[News, list[Item]]:
+    # Everything goes now, as it was told to: that is no news.
+    return replace(news, up=frozenset(), held=(), going=True), [Item(event.time, "bad", event.text)]
+
+
 _RULES: Mapping[str, Callable[[News, Event, float], tuple[News, list[Item]]]] = {
     "grant": _grant,
     "active": _active,
@@ -180,4 +197,8 @@ _RULES: Mapping[str, Callable[[News, Event, float], tuple[News, list[Item]]]] = 
     "promote": _promote,
     "member_down": _member_down,
     "member_up": _member_up,
+    "member_added": _better,
+    "resume": _better,
+    "alarm": _alarm,
+    "shutdown": _shutdown,
 }

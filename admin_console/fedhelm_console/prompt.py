@@ -17,21 +17,38 @@ Fragment = tuple[str, str]
 """(style class, text), as prompt_toolkit takes it."""
 
 _GLYPHS = {"▲": "^", "▼": "v", "●": "*"}
-_COLOURS = {"up": "ansigreen", "electing": "ansiyellow", "none": "ansired"}
+_COLOURS = {"up": "ansigreen", "electing": "ansiyellow", "down": "ansired", "none": "ansired"}
+_DEGRADED = "DEGRADED: no failover"
+_GOOD = ("active", "failover", "promote", "member_up", "member_added", "resume")
+_PLAIN = ("grant", "pause", "member_removed")
 _KEYS = "F1 help  F3 events"
 
 
 def _name(view: View) -> str:
+    if view.mode == "down":
+        return "system down"
     if view.mode == "none" or view.server is None:
         return "no primary" if view.mode == "none" else "(electing…)"
     tail = " (electing…)" if view.mode == "electing" else ""
     return f"{view.server}·e{view.epoch}{tail}"
 
 
+def _marks(view: View) -> list[str]:
+    """What an operator must not overlook, beside who leads."""
+    marks = ["[failover paused]"] if view.paused and view.mode != "down" else []
+    if view.mode == "up" and view.role == "UNLEASED":
+        marks.append("[no failover]")
+    if view.mode == "up" and view.role == "READONLY":
+        marks.append("[ro]")
+    return marks
+
+
 def prompt(view: View, style: Style) -> list[Fragment]:
-    """Return ``fl server1·e1 ▸``: green, yellow while nobody leads, red when nobody answers."""
+    """Return ``fl server1·e1 ▸``: green, yellow while nobody leads, red when nobody answers; marks are yellow."""
     colour = _COLOURS[view.mode] if style.colour else ""
-    return [("", "fl "), (colour, style.plain(_name(view))), ("", style.plain(" ▸ "))]
+    marks = "".join(f" {mark}" for mark in _marks(view))
+    warning = [(_COLOURS["electing"] if style.colour else "", marks)] if marks else []
+    return [("", "fl "), (colour, style.plain(_name(view))), *warning, ("", style.plain(" ▸ "))]
 
 
 def title(view: View, style: Style) -> str:
@@ -46,13 +63,18 @@ def toolbar(view: View, style: Style) -> str:
         + {
             "up": f"{view.server} e{view.epoch}",
             "electing": f"electing, last {view.server} e{view.epoch}" if view.server else "electing",
+            "down": "the system is down: an admin has shut it down",
             "none": "no primary",
         }[view.mode]
     )
     if view.mode == "up" and not view.servers:
         head += " (no overseer)"
+    if view.mode == "up" and view.role == "UNLEASED":
+        head += f" {_DEGRADED}"
+    if view.paused and view.mode != "down":
+        head += " [failover paused]"
     parts: dict[str, str] = {"head": head}
-    if view.mode != "none":
+    if view.mode not in ("none", "down"):
         names = " ".join(server.name for server in view.standbys)
         parts["standbys"] = f"standby {names}" if names else "no standby"
         parts["sites"] = f"sites {view.sites_up}/{view.sites}"
@@ -73,9 +95,7 @@ def toolbar(view: View, style: Style) -> str:
 
 def event_line(event: Event, style: Style) -> str:
     """Return one event as it was published: local time, a glyph for up or down, what happened."""
-    glyph, colour = ("▲", "32") if event.kind in ("active", "failover", "promote", "member_up") else ("▼", "31")
-    if event.kind == "grant":
-        glyph, colour = "●", "33"
+    glyph, colour = ("▲", "32") if event.kind in _GOOD else ("●", "33") if event.kind in _PLAIN else ("▼", "31")
     text = event.text if style.ascii else event.text.replace(" -> ", " → ")
     return style.paint(f"{_clock(event.time)} {_GLYPHS[glyph] if style.ascii else glyph} {_clean(text, style)}", colour)
 

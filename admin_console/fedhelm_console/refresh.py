@@ -1,4 +1,4 @@
-"""Keep the view fresh in the background: on request, never on a timer."""
+"""Keep the view fresh in the background: on request, and now and then; only what has changed is drawn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from fedhelm_console.view import View
 
 __all__ = ["Refresher"]
+
+_EVERY = 10.0
 
 
 class Refresher:
@@ -42,7 +44,9 @@ class Refresher:
         self._thread.join(timeout=0.5)
 
     def _run(self) -> None:
-        while self._kicked.wait():
+        while True:
+            # Overseers that are away send no events: what a look now and then finds is all there is.
+            self._kicked.wait(_EVERY)
             self._kicked.clear()
             if self._stopped:
                 return

@@ -15,11 +15,12 @@ from fedhelm.errors import ExitStatus, UnknownCommand
 
 __all__ = ["Arg", "Command", "Grade", "Kind", "Parameter", "Registry", "Result"]
 
-Kind = Literal["job", "running", "finished", "server", "path", "command", "status", "text", "number", "part"]
+Kind = Literal["job", "running", "finished", "server", "member", "path", "command", "status", "text", "number", "part"]
 """What an argument names; decides what completion offers."""
 
-Grade = Literal[0, 1, 2]
-"""How a command is confirmed: not at all, by y/N, by typing the name of what it touches."""
+Grade = Literal[0, 1, 2, 3]
+"""How a command is confirmed: not at all, by y/N, by typing the name of what it touches, by typing the project's name
+and how much of it goes; ``--yes`` is an answer to the first two only."""
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedhelm.admin.models import Event, Failover, Job, JobDetail, Server, Site, Status
+    from fedhelm.admin.models import (
+        Event,
+        Explanation,
+        Failover,
+        Job,
+        JobDetail,
+        Primary,
+        Server,
+        Site,
+        Status,
+        System,
+    )
 
 __all__ = [
     "Style",
+    "counted",
     "duration",
     "events",
+    "explanation",
     "failovers",
     "job_detail",
     "job_line",
@@ -23,8 +37,13 @@ __all__ = [
     "servers",
     "sites",
     "size",
+    "standing",
     "status",
+    "topology",
 ]
+
+_NARROW = 20
+"""A column is not made narrower than that."""
 
 _NAMED = 4
 """So many sites are named one by one."""
@@ -50,6 +69,8 @@ _GLYPHS = {
     "TRAINING": ("▶", ">", "36"),
     "DONE": ("✓", "+", "32"),
     "FAILED": ("✗", "x", "31"),
+    "yes": ("✓", "+", "32"),
+    "no": ("✗", "x", "31"),
 }
 
 
@@ -110,6 +131,17 @@ def size(count: float) -> str:
 def moment(iso: str | None) -> str:
     """Return ``2026-11-22 15:04:05`` (UTC) of an ISO time."""
     return iso[:19].replace("T", " ") if iso else "-"
+
+
+def _wrapped(style: Style, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns under headers; where the terminal is too narrow the last one goes on below itself."""
+    widths = [max(len(row[column]) for row in [list(headers), *rows]) for column in range(len(headers))]
+    room = max(style.width - sum(widths[:-1]) - 2 * (len(widths) - 1), _NARROW)
+    if widths[-1] > room:
+        pieces = [(row, textwrap.wrap(row[-1], room) or [""]) for row in rows]
+        empty = [""] * (len(headers) - 1)
+        rows = [[*(row[:-1] if not at else empty), text] for row, texts in pieces for at, text in enumerate(texts)]
+    return _table(style, headers, rows, flexible=len(headers) - 1)
 
 
 def _table(style: Style, headers: Sequence[str], rows: Sequence[Sequence[str]], flexible: int) -> str:
@@ -195,6 +227,11 @@ def _metrics(text: str) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, int | float))
 
 
+def counted(count: int, thing: str) -> str:
+    """Return ``1 job``, ``2 jobs``, ``no job``."""
+    return f"{count or 'no'} {thing}{'s' if count > 1 else ''}"
+
+
 def servers(found: Sequence[Server], style: Style) -> str:
     """Return the servers as the overseer sees them."""
     rows = [
@@ -202,15 +239,50 @@ def servers(found: Sequence[Server], style: Style) -> str:
             server.name,
             style.state(server.state),
             "-" if server.epoch is None else str(server.epoch),
-            "-" if server.log_seq is None else str(server.log_seq),
+            "-" if server.epoch is not None else style.state("yes" if server.candidate else "no"),
+            "-" if server.lag is None else str(server.lag),
             "-" if server.beat_age_s is None else duration(server.beat_age_s),
             server.note or "",
         ]
         for server in found
     ]
     return (
-        _table(style, ["SERVER", "STATE", "EPOCH", "LOG", "SEEN", "NOTE"], rows, flexible=5) if rows else "no servers"
+        _wrapped(style, ["SERVER", "STATE", "EPOCH", "CANDIDATE", "LAG", "SEEN", "NOTE"], rows)
+        if rows
+        else "no servers"
     )
+
+
+def standing(found: Sequence[Server], system: System) -> list[str]:
+    """Return what an operator has to know beside the table: a pause, a system that is down, no failover."""
+    lines = []
+    if system.down:
+        lines.append("the system is down: it was shut down by an admin")
+    if system.paused:
+        by = f" by {system.paused_by}" if system.paused_by else ""
+        lines.append(
+            f"failover is paused{by}{f': {system.reason}' if system.reason else ''}; resume_failover ends that"
+        )
+    if any(one.state == "UNLEASED" for one in found):
+        lines.append("DEGRADED: no failover, the primary cannot renew its lease")
+    return lines
+
+
+def topology(word: str, leads: Primary, found: Sequence[Server], jobs: int | None, style: Style) -> str:
+    """Return one line: ``before  server1 primary, epoch 4 · server2 ○ STANDBY · 2 jobs running``."""
+    parts = [f"{leads.name} primary, epoch {leads.epoch}"]
+    parts += [f"{one.name} {style.state(one.state)}" for one in found if one.name != leads.name]
+    if jobs is not None:
+        parts.append(f"{counted(jobs, 'job')} running")
+    return style.plain(f"{word.ljust(6)}  {' · '.join(parts)}")
+
+
+def explanation(found: Explanation, style: Style) -> str:
+    """Return the verdict, each condition with its finding, and who would be next."""
+    rows = [[one.name.replace("_", " "), style.state("yes" if one.ok else "no"), one.text] for one in found.checks]
+    following = f"If the primary died now, {found.next or 'nobody'} would lead."
+    parts = [found.verdict, "", _wrapped(style, ["CHECK", "OK", "FINDING"], rows), "", following]
+    return "\n".join(parts if rows else [found.verdict, following])
 
 
 def sites(found: Sequence[Site], style: Style) -> str:
@@ -226,16 +298,22 @@ def sites(found: Sequence[Site], style: Style) -> str:
 
 def status(found: Status, style: Style) -> str:
     """Return the primary's view of itself."""
-    return _pairs(
-        style,
-        [
-            ("primary", found.server),
-            ("state", style.paint(style.state(found.role), _colour_of(found.role))),
-            ("epoch", str(found.epoch)),
-            ("log", f"slot {found.log_seq}"),
-            ("jobs", f"{found.jobs_running} running, {found.jobs_waiting} waiting"),
-        ],
-    )
+    log = [f"slot {found.log_seq}"]
+    if found.checkpoint:
+        log.append(f"checkpoint in slot {found.checkpoint}")
+    if found.low_water:
+        log.append(f"kept from slot {found.low_water}")
+    pairs = [
+        ("primary", found.server),
+        ("state", style.paint(style.state(found.role), _colour_of(found.role))),
+        ("epoch", str(found.epoch)),
+        ("log", ", ".join([*log, f"version {found.log_version}"])),
+        ("jobs", f"{found.jobs_running} running, {found.jobs_waiting} waiting"),
+    ]
+    if found.store_free:
+        pairs.append(("store", f"{size(found.store_free)} free"))
+    pairs += [("warning", style.paint(one, "33")) for one in found.warnings]
+    return _pairs(style, pairs)
 
 
 def events(found: Sequence[Event], style: Style) -> str:
@@ -245,6 +323,16 @@ def events(found: Sequence[Event], style: Style) -> str:
 
 
 def failovers(found: Sequence[Failover], style: Style) -> str:
-    """Return the epochs with their causes and gaps."""
-    rows = [[str(one.epoch), moment(one.time), one.name, duration(one.gap_s), one.cause] for one in found]
-    return _table(style, ["EPOCH", "GRANTED", "SERVER", "GAP", "CAUSE"], rows, flexible=4) if rows else "no history"
+    """Return the epochs with their causes and gaps, and the jobs that went on."""
+    rows = [
+        [
+            str(one.epoch),
+            moment(one.time),
+            one.name,
+            duration(one.gap_s),
+            "-" if one.jobs is None else str(one.jobs),
+            one.cause + (f", asked by {one.by}" if one.by else ""),
+        ]
+        for one in found
+    ]
+    return _wrapped(style, ["EPOCH", "GRANTED", "SERVER", "GAP", "JOBS", "CAUSE"], rows) if rows else "no history"

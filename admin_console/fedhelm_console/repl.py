@@ -38,7 +38,7 @@ from fedhelm_console.notify import Notifier
 from fedhelm_console.refresh import Refresher
 from fedhelm_console.registry import Command
 from fedhelm_console.render import duration
-from fedhelm_console.terminal import Talk
+from fedhelm_console.terminal import Talk, without_marks
 from fedhelm_console.view import collect
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ _BELL = 10.0
 _TALLY = 2.0
 _OVERSEER_TRIES = 20
 _POLL = 0.15
+_START = "start the servers and sites again"
 
 
 class ConsoleCompleter(Completer):
@@ -223,7 +224,7 @@ class _Prompt:
 
     def run(self, fmt: Format) -> int:
         """Sign in, then read and run lines until the person leaves."""
-        with self._interrupts.installed():
+        with self._interrupts.installed(), without_marks():
             return self._run(fmt)
 
     def _run(self, fmt: Format) -> int:
@@ -302,6 +303,12 @@ class _Prompt:
         self._known = News.since((one.name for one in servers if one.state != "DOWN"), signed_in.server)
         return sum(one.state == "STANDBY" for one in servers)
 
+    def _is_down(self) -> bool:
+        try:
+            return self._console.session.system(timeout=_TALLY).down
+        except FedhelmError:
+            return False
+
     def _find_primary(self) -> None:
         """Ask the overseer until it names a primary; without an overseer the login tries every server."""
         from fedhelm.admin.follow import Note
@@ -314,7 +321,9 @@ class _Prompt:
             waited = self._clock.boottime() - began
             try:
                 found = self._console.session.primary()
-            except NoPrimary:
+            except NoPrimary as nobody:
+                if self._is_down():
+                    raise NoPrimary("the system is down: an admin has shut it down", hint=_START) from nobody
                 if limit is not None and waited > limit:
                     raise
                 self._talk.note(Note("electing", self._console.style.plain(f"electing… {waited:.1f} s"), waited))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from fedhelm_console.commands import REGISTRY
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from fedhelm.admin.follow import Note
     from fedhelm.config.kit import Kit
 
-__all__ = ["Talk", "make_console", "style_of"]
+__all__ = ["Talk", "make_console", "style_of", "without_marks"]
 
 _EVERY = 0.1
 _AT_ONCE = 0.3
@@ -32,6 +34,24 @@ def style_of(stream: TextIO, *, ascii_only: bool = False) -> Style:
     encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
     width = shutil.get_terminal_size((80, 24)).columns if terminal else 1 << 16
     return Style(width, colour=colour, ascii=ascii_only or not encoding.startswith("utf"))
+
+
+@contextmanager
+def without_marks() -> Iterator[None]:
+    """Keep the terminal from writing ``^C`` into what a command shows, for the time of the block."""
+    try:
+        before = termios.tcgetattr(sys.stdin.fileno())
+    except (OSError, ValueError, termios.error):  # no terminal
+        yield
+        return
+    quiet = [*before]
+    quiet[3] = before[3] & ~termios.ECHOCTL
+    termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        with suppress(termios.error):  # the terminal was closed
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
 
 
 class Talk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -21,10 +22,11 @@ LIMIT = 3.0
 class View:
     """Who leads, who stands by, which sites are up, the newest jobs.
 
-    ``mode`` is ``up``, ``electing`` (nobody leads just now) or ``none`` (nobody answers).
+    ``mode`` is ``up``, ``electing`` (nobody leads just now), ``down`` (an admin shut the system down) or ``none``
+    (nobody answers). ``role`` is the primary's own word. ``paused``: nobody takes over by itself.
     """
 
-    mode: Literal["up", "electing", "none"] = "none"
+    mode: Literal["up", "electing", "down", "none"] = "none"
     server: str | None = None
     epoch: int | None = None
     servers: tuple[Server, ...] = ()
@@ -33,6 +35,9 @@ class View:
     running: int = 0
     waiting: int = 0
     jobs: tuple[Job, ...] = ()
+    role: str = "ACTIVE"
+    paused: bool = False
+    site_names: tuple[str, ...] = ()
 
     @property
     def standbys(self) -> tuple[Server, ...]:
@@ -50,12 +55,19 @@ def _overseer(session: Session, before: View) -> View:
         # Without an overseer the servers still serve: the connection in use says who leads.
         signed_in = session.signed_in
         if signed_in is None:
-            return replace(before, mode="none")
-        return replace(before, mode="up", server=signed_in.server, epoch=signed_in.epoch)
-    servers = tuple(session.servers())
+            return replace(before, mode="none", servers=())
+        return replace(before, mode="up", server=signed_in.server, epoch=signed_in.epoch, servers=())
+    # Without what changes with each look: a view that is like the one before is not drawn again.
+    servers = tuple(replace(one, beat_age_s=None, log_seq=None, lag=None) for one in session.servers())
+    before = replace(before, servers=servers)
+    with contextlib.suppress(FedhelmError):
+        system = session.system()
+        before = replace(before, paused=system.paused)
+        if primary is None and system.down:
+            return replace(before, mode="down")
     if primary is None:
-        return replace(before, mode="electing", servers=servers)
-    return replace(before, mode="up", server=primary.name, epoch=primary.epoch, servers=servers)
+        return replace(before, mode="electing")
+    return replace(before, mode="up", server=primary.name, epoch=primary.epoch)
 
 
 def collect(session: Session, before: View) -> View:
@@ -80,6 +92,8 @@ def collect(session: Session, before: View) -> View:
         view,
         server=status.server,
         epoch=max(status.epoch, view.epoch or 0),
+        role=status.role,
+        site_names=tuple(site.name for site in status.sites),
         sites_up=sum(site.connected for site in status.sites),
         sites=len(status.sites),
         running=status.jobs_running,

@@ -142,11 +142,29 @@ def test_the_overseers_answers(run, session):
         "fed_learn_port": 8002,
         "admin_port": 8003,
     }
+    session.notes["server2"] = "not preferred"
     assert run("list_sp")[1]["data"] == [
-        {"name": "server1", "state": "ACTIVE", "epoch": 1},
-        {"name": "server2", "state": "STANDBY", "epoch": None},
+        {
+            "name": "server1",
+            "state": "ACTIVE",
+            "epoch": 1,
+            "candidate": False,
+            "lag": 0,
+            "beat_age_s": 0.2,
+            "note": None,
+        },
+        {
+            "name": "server2",
+            "state": "STANDBY",
+            "epoch": None,
+            "candidate": True,
+            "lag": 0,
+            "beat_age_s": 0.2,
+            "note": "not preferred",
+        },
     ]
-    assert run("history")[1]["data"][1]["gap_s"] == 0.412
+    last = run("history")[1]["data"][1]
+    assert (last["gap_s"], last["jobs"], last["by"]) == (0.412, 2, None)
     session.leader = None
     status, body = run("get_active_sp")
     assert (status, body["error"]["code"]) == (3, "NO_PRIMARY")
@@ -158,6 +176,9 @@ def test_the_overseers_answers(run, session):
 def test_check_status(run):
     data = run("check_status")[1]["data"]
     assert data["server"]["name"] == "server1"
+    assert data["server"]["checkpoint"] == 40
+    assert data["server"]["low_water"] == 12
+    assert data["server"]["warnings"] == ["the store has 4.9 GiB free, new jobs are refused below 1.0 GiB"]
     assert [site["name"] for site in data["sites"]] == ["site-1", "site-2"]
     assert run("status client site-2")[1]["data"] == [{"name": "site-2", "connected": False, "jobs": []}]
     assert run("status client nobody")[0] == 1
@@ -224,7 +245,11 @@ def test_promote_wants_the_servers_name(run, session):
     assert "promote" not in session.verbs()
     asked = []
     assert run("promote_sp server2", ask=lambda question: asked.append(question) or "server2\n")[0] == 0
-    assert "Primary: server1, epoch 1 → server2" in asked[0]
+    assert asked[0].splitlines() == [
+        "before  server1 primary, epoch 1 · server2 ○ STANDBY · 1 job running",
+        "Switch over to server2?",
+        "Type server2 to go on: ",
+    ]
     status, body = run("promote_sp server9", yes=True)
     assert (status, body["error"]["code"]) == (1, "NOT_FOUND")
 

@@ -148,7 +148,7 @@ def test_clear_empties_the_screen(start):
     terminal.prompt_is("fl server1·e1 ▸")
     terminal.sees("jobs 1▶")
     terminal.send("clear\r")
-    eventually_sync(lambda: next(line for line in terminal.lines() if line) == "fl server1·e1 ▸")
+    eventually_sync(lambda: next((line for line in terminal.lines() if line), "") == "fl server1·e1 ▸")
     assert b"\x1b[2J" in bytes(terminal.raw)
 
 
@@ -232,7 +232,7 @@ def test_confirmations_at_the_prompt(start):
     terminal.send("promote_sp server2\r")
     terminal.sees("Type server2 to go on:")
     terminal.send("server2\r")
-    terminal.sees("server2 leads, epoch 2")
+    terminal.sees("after   server2 primary, epoch 2 · server1 ○ STANDBY · 1 job running")
 
 
 def test_errors_and_did_you_mean(start):
@@ -291,3 +291,58 @@ def test_an_idle_prompt_writes_nothing(start):
         return time.monotonic() - quiet["since"] > 1.0
 
     eventually_sync(second_of_silence)
+
+
+def test_a_paused_failover_stands_in_prompt_toolbar_and_above(start):
+    terminal = start(columns=120)
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.send("list_j")
+    terminal.play("pause")
+    terminal.sees("12:03:41 ● admin@nvidia.com paused failover: upgrade")
+    terminal.sees("fl server1·e1 [failover paused] ▸ list_j")
+    terminal.sees("● server1 e1 [failover paused] │")
+
+
+def test_a_primary_without_a_lease_is_degraded(start):
+    terminal = start(columns=120)
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.play("unleased")
+    terminal.sees("12:03:41 ▼ the lease store does not answer")
+    terminal.sees("DEGRADED: no failover")
+    terminal.prompt_is("fl server1·e1 [no failover] ▸")
+
+
+def test_a_system_that_was_shut_down_is_said_to_be_down(start):
+    terminal = start()
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.play("down")
+    terminal.sees("12:03:41 ▼ admin@nvidia.com shuts the system down")
+    terminal.prompt_is("fl system down ▸")
+    terminal.sees("the system is down: an admin has shut it down")
+    assert "is down" not in [line for line in terminal.lines() if "server1" in line]
+
+
+def test_grade_3_wants_the_projects_name_and_the_count(start):
+    terminal = start()
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.send("shutdown_system\r")
+    terminal.sees("Shut down server1, server2, site-1. 1 job running: stopped, and going on after the next start.")
+    terminal.sees("Type poc 3 to go on:")
+    terminal.send("poc 2\r")
+    terminal.sees("error[REFUSED]: not confirmed; nothing was done")
+    terminal.send("shutdown_system\r")
+    eventually_sync(lambda: terminal.text().count("Type poc 3 to go on:") == 2)
+    terminal.send("poc 3\r")
+    terminal.sees("the system is down")
+
+
+def test_an_interrupt_leaves_no_mark(start):
+    terminal = start()
+    terminal.prompt_is("fl server1·e1 ▸")
+    terminal.send("wait k7m3tq\r")
+    terminal.sees("round 2 of 5")
+    for _ in range(5):
+        terminal.send("\x03")
+    terminal.sees("detached; the job continues")
+    terminal.prompt_is("fl server1·e1 ▸")
+    assert "^C" not in terminal.text()

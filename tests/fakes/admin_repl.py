@@ -1,6 +1,7 @@
 """The real prompt over a fake session, for terminal tests: ``python -m tests.fakes.admin_repl ROOT FIFO``.
 
-Words read from the FIFO play the federation: ``failover``, ``back``, ``lost``, ``flood``; ``next`` is a job's next round.
+Words read from the FIFO play the federation: ``failover``, ``back``, ``lost``, ``flood``, ``pause``, ``unleased``,
+``down``; ``next`` is a job's next round.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from fedhelm.admin.models import Event
+from fedhelm.admin.models import Event, System
 from fedhelm.errors import NoPrimary, Unreachable
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.context import Console
@@ -48,6 +49,19 @@ def play(word: str, session: FakeSession) -> None:
     elif word == "next":
         session.wait.round += 1
         session.wait.told.release()
+    elif word == "pause":
+        session.standing = System(True, "admin@nvidia.com", "upgrade")
+        text = "admin@nvidia.com paused failover: upgrade"
+        session.publish(Event(7, "pause", NOON, text, {"admin": "admin@nvidia.com"}))
+    elif word == "unleased":
+        session.role = "UNLEASED"
+        session.raises["primary"] = Unreachable("no overseer answers")
+        session.publish(Event(8, "alarm", NOON, "the lease store does not answer"))
+    elif word == "down":
+        session.leader, session.standing = None, System(down=True)
+        session.publish(Event(9, "shutdown", NOON, "admin@nvidia.com shuts the system down"))
+        for name in ("server1", "server2"):
+            session.publish(Event(10, "member_down", NOON, f"{name} is down", {"name": name}))
     elif word == "lost":
         session.leader = None
         session.publish(Event(2, "release", NOON, "server1 is gone"))

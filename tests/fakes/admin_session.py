@@ -8,16 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fedhelm.admin.models import (
+    Check,
     Event,
+    Explanation,
     Failover,
     Job,
     JobDetail,
+    Operated,
     Primary,
     Server,
+    Shutdown,
     SignedIn,
     Site,
     SiteStatus,
     Status,
+    System,
 )
 from fedhelm.errors import JobNotFound, NoPrimary
 
@@ -26,6 +31,18 @@ JOBS = [
     Job("k7m3aaaaaaaa", "hello-numpy", "FINISHED:COMPLETED", "2026-11-22T11:00:00.000Z", 2.5, "admin@nvidia.com"),
     Job("k6aaaaaaaaaa", "broken", "FINISHED:FAILED", "2026-11-21T11:00:00.000Z", 3700.0, "lead@nvidia.com"),
 ]
+
+EXPLAINED = Explanation(
+    "server2",
+    False,
+    "server2 cannot be granted the lease: it is 12 records behind.",
+    (
+        Check("heard", True, "heard 0.2 s ago"),
+        Check("log", False, "epoch 1, slot 29, 12 records behind: promote_sp would be refused until it has read them"),
+        Check("hold_down", True, "not held down"),
+    ),
+    "server3",
+)
 
 
 def failover(epoch=4):
@@ -48,7 +65,7 @@ FAILOVER = [*failover(), Event(6, "member_up", "2026-11-22T12:03:44.000Z", "serv
 
 class FakeSession:
     def __init__(self, root: Path):
-        self.kit = SimpleNamespace(name="admin@nvidia.com", run=root / "run", transfer=root / "transfer")
+        self.kit = SimpleNamespace(name="admin@nvidia.com", project="poc", run=root / "run", transfer=root / "transfer")
         self.asked = []
         self.found = list(JOBS)
         self.epoch = 1
@@ -58,6 +75,12 @@ class FakeSession:
         self.raises = {}
         self.states = {}
         self.signed_in = None
+        self.standing = System()
+        self.role = "ACTIVE"
+        self.notes = {}
+        self.lags = {}
+        self.ended = Shutdown(("site-1",), (), ("server1", "server2"), ())
+        self.missed = ()
         self._events = []
         self._more = threading.Condition()
         self._closed = False
@@ -114,7 +137,20 @@ class FakeSession:
     def check_status(self, *, timeout):
         self._ask("check_status", timeout=timeout)
         sites = (Site("site-1", True, ("k7m3tq4w2zpx",)), Site("site-2", False, ()))
-        return Status(self.leader or "server1", "ACTIVE", self.epoch, 41, sites, 1, 0)
+        return Status(
+            self.leader or "server1",
+            self.role,
+            self.epoch,
+            41,
+            sites,
+            1,
+            0,
+            low_water=12,
+            checkpoint=40,
+            log_version=2,
+            store_free=5 * 2**30,
+            warnings=("the store has 4.9 GiB free, new jobs are refused below 1.0 GiB",),
+        )
 
     def primary(self, *, timeout=None):
         self._ask("primary", timeout=timeout)
@@ -132,6 +168,9 @@ class FakeSession:
                 self.epoch if name == self.leader else None,
                 41,
                 0.2,
+                note=self.notes.get(name),
+                candidate=name != self.leader and self.states.get(name) != "DOWN",
+                lag=self.lags.get(name, 0),
             )
             for name in ("server1", "server2")
         ]
@@ -140,7 +179,7 @@ class FakeSession:
         self._ask("history", timeout=timeout)
         return [
             Failover(1, "server1", "first", "2026-11-22T11:00:00.000Z", None),
-            Failover(2, "server2", "child of server1 died: SIGKILL", "2026-11-22T12:03:41.000Z", 0.412),
+            Failover(2, "server2", "child of server1 died: SIGKILL", "2026-11-22T12:03:41.000Z", 0.412, None, 2),
         ]
 
     def recent_events(self, limit, *, timeout=None):
@@ -151,6 +190,42 @@ class FakeSession:
         self._ask("promote", server, timeout=timeout)
         self.leader, self.epoch = server, self.epoch + 1
         return self.primary()
+
+    def system(self, *, timeout=None):
+        self._ask("system", timeout=timeout)
+        return self.standing
+
+    def explain(self, server, *, timeout=None):
+        self._ask("explain", server, timeout=timeout)
+        return EXPLAINED
+
+    def pause_failover(self, reason="", *, timeout):
+        self._ask("pause_failover", reason, timeout=timeout)
+        self.standing = System(True, "admin@nvidia.com", reason)
+
+    def resume_failover(self, *, timeout):
+        self._ask("resume_failover", timeout=timeout)
+        self.standing = System()
+
+    def remove_server(self, server, *, reason, timeout):
+        self._ask("remove_server", server, reason, timeout=timeout)
+
+    def operate_sites(self, action, sites, *, reason, timeout):
+        self._ask("operate_sites", action, sites, reason, timeout=timeout)
+        return Operated(tuple(one for one in sites if one not in self.missed), self.missed)
+
+    def restart_primary(self, *, reason, timeout):
+        self._ask("restart_primary", reason, timeout=timeout)
+        self.leader, self.epoch = "server2", self.epoch + 1
+        return self.primary()
+
+    def shutdown_system(self, *, reason, timeout):
+        self._ask("shutdown_system", reason, timeout=timeout)
+        return self.ended
+
+    def delete_job(self, job, *, timeout):
+        self._ask("delete_job", job, timeout=timeout)
+        return self._find(job).job_id
 
     def publish(self, event: Event):
         with self._more:

@@ -143,3 +143,19 @@ def test_events_without_facts_are_told_as_they_are(led, kind):
 def test_only_a_move_of_the_primary_makes_the_console_count_jobs(led):
     moved = [item.moved for one in (*failover(), up("server1")) for item in led.news.hear(one, 0.0)[1]]
     assert moved == [True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mood"),
+    [("pause", "plain"), ("resume", "good"), ("alarm", "bad"), ("member_added", "good"), ("member_removed", "plain")],
+)
+def test_what_operators_do_is_one_line(kind, mood):
+    _, items = News().hear(event(kind, "what happened"), 0.0)
+    assert [(item.mood, item.text) for item in items] == [(mood, "what happened")]
+
+
+def test_after_a_shutdown_nobodys_going_is_news():
+    listener = Listener(News.since(["server1", "server2"], "server1"))
+    assert listener.hear(event("shutdown", "admin shuts down")) == ["admin shuts down"]
+    assert listener.hear(down("server2"), event("release", "x", name="server1", epoch=1), down("server1")) == []
+    assert listener.wait(2 * PATIENCE) == []

@@ -13,13 +13,20 @@ NAMES = [
     "show_job",
     "wait",
     "abort_job",
+    "delete_job",
     "download_job",
     "check_status",
     "list_sp",
     "get_active_sp",
-    "promote_sp",
+    "explain",
     "history",
     "events",
+    "promote_sp",
+    "pause_failover",
+    "resume_failover",
+    "restart",
+    "remove_sp",
+    "shutdown_system",
     "help",
     "clear",
     "bye",
@@ -54,7 +61,16 @@ def test_named_errors_exist(command):
 
 
 def test_confirmation_grades():
-    assert {command.name: command.grade for command in REGISTRY if command.grade} == {"abort_job": 1, "promote_sp": 2}
+    assert {command.name: command.grade for command in REGISTRY if command.grade} == {
+        "abort_job": 1,
+        "delete_job": 2,
+        "promote_sp": 2,
+        "pause_failover": 2,
+        "resume_failover": 2,
+        "restart": 1,
+        "remove_sp": 2,
+        "shutdown_system": 3,
+    }
 
 
 def test_usage_lines():

@@ -1,13 +1,15 @@
 """Text for people, at 80 columns, in ASCII, and narrow."""
 
+from dataclasses import replace
+
 import pytest
 
-from fedhelm.admin.models import Event, Failover, Job, JobDetail, Server, SignedIn, Site, SiteStatus, Status
+from fedhelm.admin.models import Event, Failover, Job, JobDetail, Server, SignedIn, Site, SiteStatus, Status, System
 from fedhelm_console import prompt, render
 from fedhelm_console.news import Item
 from fedhelm_console.render import Style
 from fedhelm_console.view import View
-from tests.fakes.admin_session import FAILOVER, JOBS
+from tests.fakes.admin_session import EXPLAINED, FAILOVER, JOBS
 
 PLAIN = Style(80)
 ASCII = Style(80, ascii=True)
@@ -75,12 +77,14 @@ def test_metrics_that_do_not_read_are_left_out(broken):
 def test_servers_sites_status_history():
     servers = [Server("server1", "ACTIVE", 4, 120, 0.21), Server("server2", "DOWN", None)]
     assert render.servers(servers, PLAIN).splitlines()[1:] == [
-        "server1  ● ACTIVE  4      120  0.2 s",
-        "server2  ✗ DOWN    -      -    -",
+        "server1  ● ACTIVE  4      -          -    0.2 s",
+        "server2  ✗ DOWN    -      ✗ no       -    -",
     ]
     assert "site-1  ● CONNECTED  k7m3" in render.sites([Site("site-1", True, ("k7m3",))], PLAIN)
     assert "1 running, 2 waiting" in render.status(Status("server1", "ACTIVE", 1, 3, (), 1, 2), PLAIN)
-    assert "0.4 s  killed" in render.failovers([Failover(2, "server2", "killed", "2026-11-22T12:00:00Z", 0.41)], PLAIN)
+    assert "0.4 s  -     killed" in render.failovers(
+        [Failover(2, "server2", "killed", "2026-11-22T12:00:00Z", 0.41)], PLAIN
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,3 +193,124 @@ def test_event_lines(monkeypatch):
     assert prompt.event_line(event, ASCII).endswith(" ^ failover server1 -> server2  epoch 4")
     evil = Event(2, "release", "now", "\x1b]2;owned\x07")
     assert prompt.event_line(evil, PLAIN) == "--:--:-- ▼  ]2;owned "
+
+
+SERVERS = [
+    Server("server1", "UNLEASED", 4, 120, 0.21, None, False, 0),
+    Server(
+        "server2",
+        "STANDBY",
+        None,
+        108,
+        0.3,
+        "12 records behind: not granted the lease before it has read them",
+        False,
+        12,
+    ),
+    Server("server3", "STANDBY", None, 120, 0.1, None, True, 0),
+]
+
+
+def test_servers_at_80_columns_wrap_the_note():
+    assert render.servers(SERVERS, PLAIN) == (
+        "SERVER   STATE       EPOCH  CANDIDATE  LAG  SEEN   NOTE\n"
+        "server1  ◍ UNLEASED  4      -          0    0.2 s\n"
+        "server2  ○ STANDBY   -      ✗ no       12   0.3 s  12 records behind: not\n"
+        "                                                   granted the lease before it\n"
+        "                                                   has read them\n"
+        "server3  ○ STANDBY   -      ✓ yes      0    0.1 s"
+    )
+
+
+def test_servers_at_120_columns_and_in_ascii():
+    wide = render.servers(SERVERS, Style(120)).splitlines()
+    assert len(wide) == 4
+    assert wide[2].endswith("12 records behind: not granted the lease before it has read them")
+    text = render.servers(SERVERS, ASCII)
+    assert text.isascii()
+    assert "x no " in text
+    assert "+ yes" in text
+
+
+def test_what_stands_below_the_servers():
+    system = System(True, "admin@nvidia.com", "upgrade", down=True)
+    assert render.standing(SERVERS, system) == [
+        "the system is down: it was shut down by an admin",
+        "failover is paused by admin@nvidia.com: upgrade; resume_failover ends that",
+        "DEGRADED: no failover, the primary cannot renew its lease",
+    ]
+    assert render.standing(SERVERS[1:], System()) == []
+
+
+def test_an_explanation_at_80_columns():
+    assert render.explanation(EXPLAINED, PLAIN) == (
+        "server2 cannot be granted the lease: it is 12 records behind.\n"
+        "\n"
+        "CHECK      OK     FINDING\n"
+        "heard      ✓ yes  heard 0.2 s ago\n"
+        "log        ✗ no   epoch 1, slot 29, 12 records behind: promote_sp would be\n"
+        "                  refused until it has read them\n"
+        "hold down  ✓ yes  not held down\n"
+        "\n"
+        "If the primary died now, server3 would lead."
+    )
+    assert "nobody would lead" in render.explanation(replace(EXPLAINED, next=None), PLAIN)
+    assert render.explanation(EXPLAINED, ASCII).isascii()
+    assert len(render.explanation(EXPLAINED, Style(120)).splitlines()) == 8
+
+
+def test_the_history_at_80_and_120_columns():
+    epochs = [
+        Failover(1, "server1", "first", "2026-11-22T11:00:00.000Z", None),
+        Failover(2, "server2", "switchover", "2026-11-22T12:03:41.000Z", 0.4, "admin@nvidia.com", 2),
+    ]
+    assert render.failovers(epochs, PLAIN) == (
+        "EPOCH  GRANTED              SERVER   GAP    JOBS  CAUSE\n"
+        "1      2026-11-22 11:00:00  server1  -      -     first\n"
+        "2      2026-11-22 12:03:41  server2  0.4 s  2     switchover, asked by\n"
+        "                                                  admin@nvidia.com"
+    )
+    assert render.failovers(epochs, Style(120)).splitlines()[2].endswith("switchover, asked by admin@nvidia.com")
+
+
+def test_status_with_a_checkpoint_and_a_warning():
+    status = Status("server1", "READONLY", 4, 120, (), 1, 2, 40, 100, 2, 3 * 2**30, ("the store is nearly full",))
+    assert render.status(status, PLAIN) == (
+        "primary  server1\n"
+        "state    ◌ READONLY\n"
+        "epoch    4\n"
+        "log      slot 120, checkpoint in slot 100, kept from slot 40, version 2\n"
+        "jobs     1 running, 2 waiting\n"
+        "store    3.0 GiB free\n"
+        "warning  the store is nearly full"
+    )
+
+
+def test_prompt_and_toolbar_of_what_must_not_be_overlooked():
+    paused = replace(UP, paused=True)
+    assert shown(paused) == "fl server2·e4 [failover paused] ▸ "
+    assert " ● server2 e4 [failover paused] │" in prompt.toolbar(paused, Style(120))
+    alone = replace(UP, role="UNLEASED")
+    assert shown(alone) == "fl server2·e4 [no failover] ▸ "
+    assert "server2 e4 DEGRADED: no failover │" in prompt.toolbar(alone, Style(120))
+    assert shown(replace(UP, role="READONLY")) == "fl server2·e4 [ro] ▸ "
+    down = replace(UP, mode="down", paused=True)
+    assert shown(down) == "fl system down ▸ "
+    assert prompt.toolbar(down, PLAIN).startswith(" ● the system is down: an admin has shut it down")
+    assert prompt.title(down, PLAIN) == "fedhelm system down"
+
+
+@pytest.mark.parametrize(
+    ("kind", "glyph"),
+    [
+        ("pause", "●"),
+        ("resume", "▲"),
+        ("shutdown", "▼"),
+        ("alarm", "▼"),
+        ("member_added", "▲"),
+        ("member_removed", "●"),
+    ],
+)
+def test_events_of_operators_are_one_line(kind, glyph):
+    line = prompt.event_line(Event(1, kind, "2026-11-22T12:03:41Z", "what happened", {}), PLAIN)
+    assert line[8:] == f" {glyph} what happened"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fedhelm.admin.models import Job, JobDetail
-from fedhelm.errors import BadInput, ExitStatus
+from fedhelm.errors import BadInput, ExitStatus, Refused
 from fedhelm_console import render
 from fedhelm_console.context import Console
 from fedhelm_console.registry import Arg, Command, Result
@@ -147,6 +147,25 @@ def abort_job(
     return Result(data[0] if len(data) == 1 else data, text)
 
 
+def delete_job(
+    console: Console,
+    *jobs: Annotated[str, Arg("finished", "at least one id, prefix, @last or @failed", metavar="JOB")],
+) -> Result:
+    """Delete what jobs that have ended left in the store; their ids stay taken."""
+    limit = console.limit(TIMEOUT)
+    found = list(
+        {job.job_id: job for job in (console.session.job(console.job(one), timeout=limit) for one in jobs)}.values()
+    )
+    for job in found:
+        if not job.finished:
+            raise Refused(f"{job.job_id} is {job.status}: only a job that has ended is deleted", hint="abort_job, wait")
+    named = ", ".join(f"{job.job_id} {job.summary.name} ({job.status})" for job in found)
+    wanted = found[0].summary.name if len(found) == 1 else str(len(found))
+    console.confirm(f"Delete models, curves and logs of {named}; this cannot be undone.", wanted)
+    gone = [console.session.delete_job(job.job_id, timeout=limit) for job in found]
+    return Result([{"job_id": one} for one in gone], "\n".join(f"{one} deleted" for one in gone))
+
+
 def download_job(
     console: Console,
     job: Annotated[str, Arg("finished", "id, prefix, @last, @running or @failed")],
@@ -201,6 +220,14 @@ JOB_COMMANDS = (
         ("abort_job @last", 'abort_job @last --reason "wrong data" --yes'),
         grade=1,
         errors=("JOB_NOT_FOUND", "AMBIGUOUS", "REFUSED"),
+    ),
+    Command(
+        "delete_job",
+        delete_job,
+        "delete what jobs that have ended left in the store",
+        ("delete_job @last", "delete_job k7m3 k7m4 --yes"),
+        grade=2,
+        errors=("JOB_NOT_FOUND", "AMBIGUOUS", "REFUSED", "CONFLICT"),
     ),
     Command(
         "download_job",

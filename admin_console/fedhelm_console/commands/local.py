@@ -27,7 +27,9 @@ def help_of(command: Command) -> str:
         ("-o table|json", "for people, or for programs"),
         ("--timeout S", "give up after so many seconds"),
     ]
-    if command.grade:
+    if command.grade == 3:
+        rows.append(("--confirm PROJECT", "do not ask"))
+    elif command.grade:
         rows.append(("--yes", "do not ask"))
     width = max(len(left) for left, _ in rows)
     lines += ["", *(f"  {left.ljust(width)}  {right}" for left, right in rows)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fedhelm.admin.models import Primary, Site, Status
-from fedhelm.errors import NotFound, Refused, UsageError
+from fedhelm.admin.models import Site, Status, System
+from fedhelm.errors import FedhelmError, NotFound, UsageError
 from fedhelm_console import render
 from fedhelm_console.context import Console
 from fedhelm_console.registry import Arg, Command, Result
@@ -25,6 +25,11 @@ def _server(status: Status) -> dict[str, Any]:
         "log_seq": status.log_seq,
         "jobs_running": status.jobs_running,
         "jobs_waiting": status.jobs_waiting,
+        "low_water": status.low_water,
+        "checkpoint": status.checkpoint or None,
+        "log_version": status.log_version,
+        "store_free": status.store_free or None,
+        "warnings": list(status.warnings),
     }
 
 
@@ -58,8 +63,28 @@ def check_status(
 def list_sp(console: Console) -> Result:
     """Show the servers as the overseer sees them."""
     found = console.session.servers(timeout=console.timeout)
-    data = [{"name": server.name, "state": server.state, "epoch": server.epoch} for server in found]
-    return Result(data, lambda: render.servers(found, console.style))
+    standing = _standing(console)
+    data = [
+        {
+            "name": server.name,
+            "state": server.state,
+            "epoch": server.epoch,
+            "candidate": server.candidate,
+            "lag": server.lag,
+            "beat_age_s": server.beat_age_s,
+            "note": server.note,
+        }
+        for server in found
+    ]
+    return Result(data, lambda: "\n".join([render.servers(found, console.style), *render.standing(found, standing)]))
+
+
+def _standing(console: Console) -> System:
+    """Return what admins decided; nothing special where no overseer says so."""
+    try:
+        return console.session.system(timeout=console.timeout)
+    except FedhelmError:  # one of the version before does not know the question
+        return System()
 
 
 def get_active_sp(console: Console) -> Result:
@@ -74,51 +99,35 @@ def get_active_sp(console: Console) -> Result:
     return Result(data, f"{found.name}:{found.fed_learn_port}:{found.admin_port} epoch {found.epoch}")
 
 
-def _check_promotable(console: Console, server: str) -> Primary:
-    """Return who leads now, if ``server`` may take over as far as can be told without asking for it.
-
-    Raises:
-        NotFound: no such server.
-        NoPrimary: nobody leads, so there is nothing to switch over.
-        Refused: it leads already, or does not stand by.
-    """
-    limit = console.timeout
-    servers = {one.name: one for one in console.session.servers(timeout=limit)}
-    if server not in servers:
-        raise NotFound(f"no server {server}; there are {', '.join(servers)}", hint="list_sp")
-    now = console.session.primary(timeout=limit)
-    if now.name == server:
-        raise Refused(f"{server} leads already, epoch {now.epoch}", hint="list_sp")
-    found = servers[server]
-    if found.state != "STANDBY":
-        why = f": {found.note}" if found.note else ""
-        raise Refused(f"{server} cannot take over: it is {found.state}{why}", hint="list_sp")
-    return now
-
-
-def promote_sp(console: Console, server: Annotated[str, Arg("server", "who shall lead")]) -> Result:
-    """Make another server lead: a planned switchover."""
-    now = _check_promotable(console, server)
-    arrow = console.style.plain("→")
-    console.confirm(f"Primary: {now.name}, epoch {now.epoch} {arrow} {server}", name=server)
-    leads = console.session.promote(server, timeout=console.limit(TIMEOUT))
-    data = {
-        "name": leads.name,
-        "epoch": leads.epoch,
-        "fed_learn_port": leads.fed_learn_port,
-        "admin_port": leads.admin_port,
-    }
-    return Result(data, f"{leads.name} leads, epoch {leads.epoch}")
-
-
 def history(console: Console) -> Result:
-    """Show every epoch: who led, why it began, the gap before it."""
+    """Show every epoch: who led, why it began, who asked for it, the gap before it, the jobs that went on."""
     found = console.session.history(timeout=console.timeout)
     data = [
-        {"epoch": one.epoch, "name": one.name, "cause": one.cause, "time": one.time, "gap_s": one.gap_s}
+        {
+            "epoch": one.epoch,
+            "name": one.name,
+            "cause": one.cause,
+            "by": one.by,
+            "time": one.time,
+            "gap_s": one.gap_s,
+            "jobs": one.jobs,
+        }
         for one in found
     ]
     return Result(data, lambda: render.failovers(found, console.style))
+
+
+def explain(console: Console, server: Annotated[str, Arg("server", "a server")]) -> Result:
+    """Show why a server is or is not a candidate, and who would lead if the primary died now."""
+    found = console.session.explain(server, timeout=console.timeout)
+    data = {
+        "name": found.name,
+        "candidate": found.candidate,
+        "verdict": found.verdict,
+        "checks": [{"name": one.name, "ok": one.ok, "text": one.text} for one in found.checks],
+        "next": found.next,
+    }
+    return Result(data, lambda: render.explanation(found, console.style))
 
 
 def events(
@@ -159,12 +168,11 @@ SYSTEM_COMMANDS = (
         errors=("NO_PRIMARY", "UNREACHABLE"),
     ),
     Command(
-        "promote_sp",
-        promote_sp,
-        "make another server lead: a planned switchover",
-        ("promote_sp server2", "promote_sp server2 --yes"),
-        grade=2,
-        errors=("NOT_FOUND", "REFUSED", "TIMEOUT"),
+        "explain",
+        explain,
+        "why a server is or is not a candidate, and who would be next",
+        ("explain server2", "explain server2 -o json"),
+        errors=("NOT_FOUND", "UNREACHABLE"),
     ),
     Command(
         "history",
