@@ -51,6 +51,7 @@ _GRADES = {
     0: "",
     1: "It asks `y/N` first; `--yes` answers.",
     2: "It asks for the name of what it touches first; `--yes` answers.",
+    3: "It asks for the project's name and a count first; `--confirm PROJECT` answers.",
 }
 
 

@@ -249,7 +249,7 @@ def test_every_command_answers_in_the_contracts_shape(standing, tmp_path):
     }
     assert type(leader["epoch"]) is int
     servers = ask("list_sp")
-    assert [set(one) for one in servers] == 2 * [{"name", "state", "epoch"}]
+    assert all(set(one) >= {"name", "state", "epoch"} for one in servers)
     assert sorted(one["state"] for one in servers) == ["ACTIVE", "STANDBY"]
     epochs = ask("history")
     assert epochs[0]["epoch"] == 1
