@@ -309,7 +309,8 @@ class AdminService:
         runtime.streams.wake_all()
         if request.server:
             # This child ends, its supervisor starts another, and a standby may lead meanwhile.
-            asyncio.get_running_loop().call_later(RESTART_DELAY_S, runtime.stopping.set)
+            asked = f"{call.principal.name} asked for a restart"
+            asyncio.get_running_loop().call_later(RESTART_DELAY_S, runtime.ask_restart, asked)
         versions = runtime.streams.versions()
         told = [site for site in sites if versions.get(site, 0) >= ORDERS_WIRE]
         return admin.OperateReply(sites=told, disconnected=[site for site in sites if site not in told])

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import fedhelm.wire  # before grpc, which reads the environment that this sets when it is imported
@@ -98,6 +99,21 @@ async def _serve(kit: Kit, incarnation: str, link: Channel) -> None:
     for server in servers:
         await server.start()
     _log.info("%s listens on %s", kit.name, ", ".join(str(port) for port in services))
+    async with _figures(runtime, settings.metrics_port):
+        await _work(runtime, control, checkpoints, servers)
+
+
+def _figures(runtime: Runtime, port: int | None) -> contextlib.AbstractAsyncContextManager[int | None]:
+    if port is None:
+        return contextlib.nullcontext()
+    from fedhelm_server.metrics import serve_metrics
+
+    return serve_metrics(runtime, port)
+
+
+async def _work(
+    runtime: Runtime, control: JobControl, checkpoints: Checkpoints, servers: Sequence[grpc.aio.Server]
+) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, runtime.stopping.set)
     loops = [
         spawn(runtime.serve_link(), "supervisor link"),
