@@ -63,6 +63,8 @@ def _type(schema: dict[str, Any]) -> str:
         return " or ".join(_type(one) for one in schema["anyOf"] if one.get("type") != "null")
     if "$ref" in schema:
         return "step"
+    if "enum" in schema:
+        return " or ".join(code(one) for one in schema["enum"])
     kind = schema.get("type", "any")
     if kind == "array":
         return f"list of {_type(schema['items'])}"

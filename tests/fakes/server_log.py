@@ -155,12 +155,16 @@ class Writer:
 
 
 def fold(store):
-    """Fold the whole log; raises where an invariant is broken. Return book and records."""
-    log, book = Log(store), JobBook()
-    records = log.read_new().records
-    for record in records:
+    """Fold the whole log, from its checkpoint where it was shortened; raises where an invariant is broken.
+
+    Takes a log or the store of one; returns book and the records read.
+    """
+    log = store if isinstance(store, Log) else Log(store)
+    batch = log.read_new()
+    book = JobBook.restore(batch.base.state) if batch.base else JobBook()
+    for record in batch.records:
         book.apply(record)
-    return book, records
+    return book, batch.records
 
 
 def items(records, kind="contribution"):
