@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fedhelm.config.timing import PROFILES
 from fedhelm.provision.kits import write_kits
 from fedhelm.provision.project import Participant, Project
@@ -29,8 +31,12 @@ def make_project(servers=1, sites=1, base_port=18443, *, timing="fast", name="po
     )
 
 
-def make_kits(tmp_path, servers=1, sites=1, base_port=18443, *, authority=None, **options):
-    """Write kits below ``tmp_path`` and return name -> Kit. The store's folder is ``tmp_path/store``, not made."""
+def make_kits(tmp_path, servers=1, sites=1, base_port=18443, *, authority=None, cluster=None, **options):
+    """Write kits below ``tmp_path`` and return name -> Kit. The store's folder is ``tmp_path/store``, not made.
+
+    ``authority`` and ``cluster`` are those of kits made before, for more of the same project.
+    """
     project = make_project(servers, sites, base_port, **options)
+    project = project if cluster is None else dataclasses.replace(project, cluster=cluster)
     authority = authority or CertificateAuthority.create(project.name)
     return {name: open_kit(root) for name, root in write_kits(project, authority, tmp_path).items()}

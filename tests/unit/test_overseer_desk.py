@@ -45,6 +45,7 @@ class World:
         self.clock = FakeClock()
         self.store = MemoryLeaseStore()
         self.restart()
+        self.others = []
         self.alive = {}
         self.roles = {}
         self.log_epoch = 0
@@ -84,6 +85,16 @@ class World:
             ),
         )
 
+    def beat_as(self, name, incarnation, role="STANDBY", **rest):
+        """A beat with what a test wants to say."""
+        beat = {"log_epoch": self.log_epoch, "log_seq": self.log_seq, "ready": True} | rest
+        return self.desk.beat(name, BeatRequest(incarnation=incarnation, role=role, **beat))
+
+    def second(self):
+        """Another overseer on the same store, which observes as time passes and hears no server by itself."""
+        self.others.append(Desk(KIT, self.store, self.clock))
+        return self.others[-1]
+
     def renew(self, name, epoch=None, role=None, incarnation=None):
         return self.desk.renew(
             name,
@@ -96,12 +107,12 @@ class World:
             ),
         )
 
-    def activate(self, name):
+    def activate(self, name, jobs=0):
         row = self.row
         self.log_epoch, self.log_seq = row.epoch, self.log_seq + 1
         self.roles[name] = "ACTIVE"
         return self.desk.activate(
-            name, ActivateRequest(epoch=row.epoch, incarnation=self.alive[name], log_seq=self.log_seq)
+            name, ActivateRequest(epoch=row.epoch, incarnation=self.alive[name], log_seq=self.log_seq, jobs=jobs)
         )
 
     def release(self, name, reason="exit status -9", **rest):
@@ -110,8 +121,9 @@ class World:
         )
 
     def settle(self):
-        while not isinstance(self.desk.observe(), Wait):
-            pass
+        for desk in (self.desk, *self.others):
+            while not isinstance(desk.observe(), Wait):
+                pass
 
     def pass_time(self, seconds):
         """Let time pass in steps of P; the observer observes, the living beat and renew."""
