@@ -10,7 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import bench.faults.network
+import bench.faults.overseers
 import bench.faults.processes
+import bench.faults.storage
 from bench.faults.kinds import KINDS, Kind, NotPossibleError
 from bench.faults.laboratory import VARIANTS, Laboratory, laboratory
 from bench.faults.lines import RESULTS, append_line, code_state, deck, done_trials, is_current, missing, read_lines
@@ -19,7 +22,11 @@ from bench.faults.trial import Outcome, Spec, run_trial
 from bench.machine import REPOSITORY, describe
 from fedhelm.errors import FedhelmError
 
-assert bench.faults.processes  # enters its kinds into the table
+# They enter their kinds into the table.
+assert bench.faults.network
+assert bench.faults.overseers
+assert bench.faults.processes
+assert bench.faults.storage
 
 TRIALS_PER_FEDERATION = 25
 _REPEATED = 1_000_000  # trial numbers of `--only-missing` begin here
@@ -77,8 +84,10 @@ class _Laboratories:
 
     def get(self, kind: Kind) -> Laboratory:
         old = self._now
-        if old is not None and (old.broken or old.trials >= TRIALS_PER_FEDERATION or old.variant.name != kind.variant):
-            self.close()
+        if old is not None:
+            worn = old.broken or old.trials >= TRIALS_PER_FEDERATION
+            if worn or old.variant.name != kind.variant or (kind.rested and not old.is_rested):
+                self.close()
         if self._now is None:
             self._now = self._stack.enter_context(laboratory(VARIANTS[kind.variant], self._keep))
         return self._now
@@ -90,13 +99,16 @@ class _Laboratories:
 
 def _trial(laboratories: _Laboratories, spec: Spec) -> Outcome:
     try:
-        lab = laboratories.get(spec.kind)
-        outcome = run_trial(lab, spec)
-        lab.broken = lab.broken or spec.kind.breaks
+        outcome = run_trial(laboratories.get(spec.kind), spec)
     except NotPossibleError as why:
         names = {"seed": spec.seed, "trial": spec.trial, "kind": spec.kind.name, "class": spec.kind.klass}
         return names | {"verdict": "not run", "reason": str(why), "findings": []}
     return outcome
+
+
+def _costs(spec: Spec) -> tuple[str, bool]:
+    """Sort key: one variant after the other, and in each those that need a rested federation first."""
+    return spec.kind.variant, not spec.kind.rested
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -114,7 +126,7 @@ def _run(args: argparse.Namespace) -> int:
     laboratories, failed = _Laboratories(args.keep), 0
     try:
         for block in range(0, len(specs), 40):
-            for spec in sorted(specs[block : block + 40], key=lambda one: one.kind.variant):
+            for spec in sorted(specs[block : block + 40], key=_costs):
                 outcome = _trial(laboratories, spec)
                 append_line(args.results, fixed | outcome)
                 failed += outcome["verdict"] == "failed"

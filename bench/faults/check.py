@@ -6,6 +6,7 @@ Nothing here is shared with the code that wrote the history but the record's for
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ class JobEvidence:
         status: what a client was told at the end; None: nobody was told.
         calls: what each site's script wrote.
         kills: when the fault killed a site's own processes (boot time), by site.
+        doomed: what the reason of its failure must say, where the fault was meant to cost the job; None: it has to
+            complete.
     """
 
     job: str
@@ -54,6 +57,7 @@ class JobEvidence:
     status: str | None
     calls: Mapping[str, Sequence[Call]]
     kills: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    doomed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,10 @@ def check_job(history: Sequence[Record], one: JobEvidence) -> list[str]:
         return [f"I10: job {one.job} has not ended; a client was told {one.status}"]
     if done["status"] != one.status:
         return [f"I7: job {one.job} is {done['status']}, a client was told {one.status}"]
+    if one.doomed is not None:
+        said = re.search(one.doomed, done["reason"])
+        expected = done["status"] == "FINISHED:FAILED" and said is not None
+        return [] if expected else [f"job {one.job} is {done['status']}: {done['reason']!r} does not say {one.doomed}"]
     if done["status"] != "FINISHED:COMPLETED":
         return [f"job {one.job} is {done['status']}: {done['reason']}"]
     closes = [record.body for record in records if record.kind == "round_close"]

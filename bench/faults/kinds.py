@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.faults.laboratory import Laboratory
+from bench.faults.laboratory import Laboratory, NotPossibleError
 from bench.faults.phases import PHASES
 from bench.faults.work import JobPlan
 from bench.federation import now
@@ -28,10 +28,6 @@ CLASSES: Mapping[str, str] = {
 
 BOUNDS: Mapping[str, float] = {"crash": 1.0, "host": 5.0, "switchover": 1.0}
 """Class -> what the project promises for its gap, in seconds."""
-
-
-class NotPossibleError(Exception):
-    """This machine cannot do it; the message says why."""
 
 
 @dataclass
@@ -56,6 +52,7 @@ class Scene:
         kills: moments at which it killed a site's processes.
         findings: what the fault itself saw go wrong.
         jobs: that have to complete; the first one is aimed at.
+        doomed: job -> what the reason of its failure has to say, where the fault is meant to cost the job.
         moment: when it struck (boot time).
         healed: when it had undone all (boot time).
     """
@@ -68,7 +65,8 @@ class Scene:
     kills: dict[str, list[float]] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     jobs: list[JobRun] = field(default_factory=list)
-    submit: Callable[[str], JobRun] | None = None
+    doomed: dict[str, str] = field(default_factory=dict)
+    more: Callable[[str], JobRun] | None = None
     epoch: int = 0
     moment: float | None = None
     healed: float | None = None
@@ -90,6 +88,11 @@ class Scene:
         chosen = round(least if self.quick else drawn, 1)
         self.params["seconds"] = chosen
         return chosen
+
+    def submit(self, name: str) -> JobRun:
+        """Submit one more small job, which has to complete too."""
+        assert self.more is not None
+        return self.more(name)
 
     def expect(self, truth: object, finding: str) -> None:
         """Note a finding unless it is so."""
@@ -114,7 +117,8 @@ class Kind:
         phases: in which it is tried.
         jobs: how many run at once.
         weight: how often it is drawn.
-        breaks: whether its federation is not used again.
+        rested: whether it needs a federation in which no lease has expired just now: for 30 s afterwards its loser may
+            not be chosen.
         last_round: whether it always strikes in the last round.
         bound: seconds that the gap may have, where it is not that of the class.
     """
@@ -127,7 +131,7 @@ class Kind:
     phases: tuple[str, ...] = PHASES
     jobs: int = 1
     weight: int = 1
-    breaks: bool = False
+    rested: bool = False
     last_round: bool = False
     bound: float | None = None
 

@@ -93,6 +93,7 @@ async def _run(kit_root: Path, job: str, file: Path) -> None:
         held=lambda: [fleet_pb2.HeldJob(job=job, status="TRAINING")],
         on_assignment=assigned,
         on_change=lambda _leader, _epoch: None,
+        on_order=lambda _: None,
     )
     links.start()
     with file.open("a") as out:

@@ -22,10 +22,14 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def power_off(scene: Scene, name: str) -> None:
-    """Kill all that a participant has, at one instant: stopped first, so that none sees another die."""
-    pids = [one.pid for one in scene.lab.processes(name)]
-    send(pids, signal.SIGSTOP)
-    send(pids, signal.SIGKILL)
+    """Kill all that a participant has, at one instant: stopped first, so that none sees another die.
+
+    Returns when all of it is gone: what is dying still holds its lock and its ports.
+    """
+    while pids := [one.pid for one in scene.lab.processes(name)]:
+        send(pids, signal.SIGSTOP)
+        send(pids, signal.SIGKILL)
+        time.sleep(0.002)
 
 
 @kind("kill-child", "crash", failover=True, weight=6)
@@ -83,7 +87,7 @@ def stop_host(scene: Scene) -> Iterator[None]:
     return _freeze(scene, "supervisor", "child", "runner")
 
 
-@kind("switchover", "switchover", failover=True, weight=8)
+@kind("switchover", "switchover", failover=True, weight=8, rested=True)
 def switchover(scene: Scene) -> Iterator[None]:
     """``promote_sp`` of the standby, by an operator."""
     target = scene.standby
@@ -121,6 +125,7 @@ def kill_agent(scene: Scene) -> Iterator[None]:
     yield
     scene.strike(lambda: os.kill(pid, signal.SIGKILL))
     scene.kills[site] = [now()]
+    power_off(scene, site)
     time.sleep(scene.rng.uniform(0.1, 1.0))
     scene.lab.restart(site)
     scene.kills[site].append(now())

@@ -103,7 +103,7 @@ def _strike(lab: Laboratory, spec: Spec, scene: Scene, first: int) -> None:
         scene.jobs.append(run)
         return run
 
-    scene.submit = more
+    scene.more = more
     lab.jobs += 1
     plan, aim = _plan(spec, lab, lab.jobs, scene.rng)
     scene.params["round"] = aim.round
@@ -118,6 +118,7 @@ def _strike(lab: Laboratory, spec: Spec, scene: Scene, first: int) -> None:
     )
     scene.expect(entered, f"the job did not come to {aim.phase} of round {aim.round}")
     next(fault, None)
+    lab.heal()
     scene.healed = now()
 
 
@@ -158,6 +159,7 @@ def gather(lab: Laboratory, scene: Scene) -> tuple[Evidence, list[JobEvidence]]:
                 status,
                 {site: read_calls(run.shared, site) for site in run.plan.sites},
                 scene.kills,
+                scene.doomed.get(run.handle.job_id),
             )
         )
     return Evidence(receipts, acknowledged, epochs), jobs
