@@ -14,7 +14,7 @@ def main():
     parser.add_argument("-v", "--verbose", action="store_true", help="print the trace")
     parser.add_argument("--seeds", help="A..B")
     parser.add_argument("--minutes", type=float, default=None)
-    parser.add_argument("--kind", choices=("benign", "single", "storm"))
+    parser.add_argument("--kind", help="benign, single or storm; with :FAULT,FAULT those alone")
     parser.add_argument("--quiet", action="store_true", help="one line for each failing seed")
     options = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":

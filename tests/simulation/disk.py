@@ -14,6 +14,7 @@ class SharedStore:
     def __init__(self):
         self.slots = MemoryLogStore()
         self.blobs = MemoryBlobStore()
+        self.tokens = set()
 
 
 class Disk:
@@ -95,6 +96,13 @@ class SlotsOf:
     def create(self, seq, data):
         self._create(self._slots.create, seq, data)
 
+    def delete(self, seq):
+        disk, rng = self._disk, self._disk.world.rng
+        disk.require()
+        self._slots.delete(seq)
+        if disk.stall and rng.random() < disk.stall:
+            disk.world.pause(rng.uniform(0, disk.stall_s), self._process)
+
     def create_mark(self, number, data):
         self._create(self._slots.create_mark, number, data)
 
@@ -102,7 +110,7 @@ class SlotsOf:
         attribute = getattr(self._slots, name)
 
         def call(*args):
-            self._disk.require()
+            self._disk.require(write=name == "sync")
             return attribute(*args)
 
         return call

@@ -16,7 +16,8 @@ class Plan:
     """Sizes, times and faults of one seed."""
 
     def __init__(self, kind, rng):
-        self.kind = kind
+        self.kind, _, only = kind.partition(":")
+        self.only = only.split(",") if only else None
         self.rng = rng
         self.start = FIRST
         self.over = False
@@ -26,7 +27,7 @@ class Plan:
         self.sites = rng.choice((2, 3))
         self.jobs = rng.randint(1, 4)
         self.unsteady = rng.choice((0.0, 0.0, 0.3))
-        self.skewed = kind == "storm" and rng.random() < 0.2
+        self.skewed = self.kind == "storm" and rng.random() < 0.2
         self.length = rng.uniform(20, 60)
         self.faults = []
         self.reached = None
@@ -49,17 +50,24 @@ class Plan:
     def arm(self, sim):
         rng = self.rng
         if self.kind == "single":
-            sim.world.call_later(self.start + rng.uniform(0, 10), self.inject, sim, rng.choice(list(SINGLE)))
+            for machine in sim.machines.values():
+                sim.world.call_later(rng.uniform(3, self.start), step_wall_clock, sim, rng, 0.0, machine)
+            sim.world.call_later(
+                self.start + rng.uniform(0, 10), self.inject, sim, rng.choice(self.only or list(SINGLE))
+            )
             self.length = 35.0
             return
-        table = BENIGN if self.kind == "benign" else STORM
+        names = self.only or list(BENIGN if self.kind == "benign" else STORM)
+        if self.only is None and rng.random() < 0.7:
+            # A few faults that meet again and again find more than a little of everything.
+            names = rng.sample(names, rng.randint(2, 8))
         gap = rng.choice((1.0, 3.0, 8.0)) if self.kind == "storm" else rng.uniform(4, 12)
         when = self.start
         while True:
             when += rng.expovariate(1 / gap)
             if when >= self.start + self.length:
                 return
-            sim.world.call_later(when - sim.world.now, self.inject, sim, rng.choice(list(table)))
+            sim.world.call_later(when - sim.world.now, self.inject, sim, rng.choice(names))
 
     def inject(self, sim, name):
         if self.over:
@@ -363,8 +371,9 @@ def restore_database(empty):
     return fault
 
 
-def step_wall_clock(sim, rng, duration):
-    sim.machines[rng.choice(list(sim.machines))].wall += rng.choice((-3600.0, 3600.0, 86400.0))
+def step_wall_clock(sim, rng, duration, machine=None):
+    machine = machine or sim.machines[rng.choice(list(sim.machines))]
+    machine.wall += rng.choice((-3600.0, 3600.0, 86400.0))
 
 
 def switch_over(sim, rng, duration):
@@ -394,6 +403,7 @@ BENIGN = {
     "step a wall clock": step_wall_clock,
     "slow network": slow_network(0.05),
     "repeat requests": repeat_requests,
+    "stalling lease store": stalling_database,
 }
 
 SINGLE = {
@@ -426,6 +436,5 @@ STORM = {
     "slow disk": slow_disk,
     "ambiguous disk": ambiguous_disk,
     "stalling disk": stalling_disk,
-    "stalling lease store": stalling_database,
     "lose a site's disk": lose_site_disk,
 }

@@ -13,13 +13,14 @@ from fedhelm.persist.log import Log
 from fedhelm.persist.record import By, Draft
 from fedhelm_overseer.desk import Desk
 from fedhelm_server import keeper
+from fedhelm_server.checkpoints import Pace
 from fedhelm_server.role import Role
 from fedhelm_server.runtime import Runtime
 from tests.simulation.checks import check_log, check_promises
 from tests.simulation.disk import Disk, SharedStore
 from tests.simulation.faults import Plan
 from tests.simulation.network import Network
-from tests.simulation.overseers import LeaseDatabase, Overseer
+from tests.simulation.overseers import LeaseDatabase, Overseer, View
 from tests.simulation.servers import Child, Supervisor
 from tests.simulation.sites import Admin, Site, SiteDisk
 from tests.simulation.world import Machine, World
@@ -57,6 +58,7 @@ class Federation:
             self.machines[name] = Machine(self.world, name, self.plan.rate(rng, name))
         for name in self.server_names:
             self.disks[name] = Disk(self.world, self.machines[name], self.shared)
+        self.pace = Pace(every=rng.choice((24, 64, 256)))
         self.unsteady = self.plan.unsteady
         self.site_disks = {name: SiteDisk() for name in self.site_names}
         self.overseers = dict.fromkeys(self.overseer_names)
@@ -71,6 +73,7 @@ class Federation:
         self.healed_at = None
         self.served_at = None
         self._incarnations = 0
+        self._granted = 0
         self._children = []
         self.found()
 
@@ -78,6 +81,9 @@ class Federation:
 
     def make_desk(self, kit, store, clock):
         return Desk(kit, store, clock)
+
+    def make_view(self, database, overseer):
+        return View(database, overseer)
 
     def make_log(self, slots, blobs):
         return Log(slots, blobs)
@@ -143,11 +149,16 @@ class Federation:
 
     def leader(self):
         """The child that serves, if its process runs and the log is its own."""
-        for child in self.children():
-            if child.leads() and not child.frozen and child.runtime.ledger.is_mine():
-                if child.runtime.ledger.closed_reason is None:
-                    return child
-        return None
+        serving = [
+            child
+            for child in self.children()
+            if child.leads()
+            and not child.frozen
+            and child.runtime.ledger.is_mine()
+            and child.runtime.ledger.closed_reason is None
+        ]
+        # One that was cut off from the log takes itself for the primary until it can read on.
+        return max(serving, key=lambda child: child.runtime.epoch, default=None)
 
     def primary_name(self):
         leader = self.leader()
@@ -156,18 +167,49 @@ class Federation:
     def lost_loop(self, child, task):
         self.world.fail(f"a loop of {child.name} ended with {task.exception()!r}")
 
+    # -- leases
+
+    def granted(self, row, new):
+        """An epoch was given to somebody: nobody else may count on the epoch before any more."""
+        if self._granted and new.epoch <= self._granted and not self.database.forgot:
+            self.world.fail(f"epoch {new.epoch} was granted after epoch {self._granted}")
+        self._granted = max(self._granted, new.epoch)
+        if row.holder is None or row.state == "released" or not self._leases_exclude():
+            return
+        for child in self.children():
+            left = child.runtime.deadline - child.machine.boottime()
+            if child.incarnation == row.holder.incarnation and left > 0:
+                self.world.fail(
+                    f"epoch {new.epoch} was granted {left:.2f} s before {child.name} stopped counting on its"
+                )
+
+    def leased(self, supervisor, deadline):
+        """A supervisor passes a deadline on to its child."""
+        hold, row = supervisor.state.hold, self.database.store._row
+        left = deadline - supervisor.machine.boottime()
+        if hold is not None and row.epoch > hold.epoch and left > 0 and self._leases_exclude():
+            self.world.fail(
+                f"{supervisor.name} counts on epoch {hold.epoch} for {left:.2f} s, epoch {row.epoch} is granted"
+            )
+
+    def _leases_exclude(self):
+        return not (self.plan.skewed or self.database.forgot)
+
     # -- what was promised to whom
 
-    def followed(self, site, server, epoch):
+    def followed(self, site, server, epoch, before):
+        if epoch < before:
+            self.world.fail(f"I6: {site.name} follows epoch {epoch} after epoch {before}")
         self.world.note(site.name, f"follows {server}, epoch {epoch}")
 
     def acknowledged(self, key, receipt, digest):
         self.acks.append((key, (receipt.seq, receipt.index, receipt.epoch, receipt.superseded), digest))
         self.world.note(key[5], f"receipt of {key[0]} round {key[3]}: {receipt.seq}/{receipt.index}, {receipt.epoch}")
 
-    def gone(self, key):
+    def thrown_away(self, key):
+        """A site forgets a result that has no receipt."""
         self.gones.append(key)
-        self.world.note(key[5], f"gone: {key[0]} round {key[3]}")
+        self.world.note(key[5], f"without a receipt: {key[0]} round {key[3]}")
 
     def refused(self, site, key, error):
         self.world.note(site.name, f"refused: {key[0]} round {key[3]}: {error!r}")
@@ -292,7 +334,7 @@ class Outcome:
         self.plan = federation.plan.describe()
         self.virtual_s = federation.world.now
         self.steps = federation.world.steps
-        self.records = max(federation.shared.slots.slots())
+        self.records = max(federation.shared.slots.slots(), default=0)
         self.facts = federation.facts
 
 

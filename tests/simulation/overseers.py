@@ -15,7 +15,7 @@ from fedhelm_overseer.desk import Desk
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.simulation.world import Dead, Process
 
-__all__ = ["LeaseDatabase", "Overseer"]
+__all__ = ["LeaseDatabase", "Overseer", "View"]
 
 WITHOUT_STORE = frozenset({"beat", "wait_lease"})
 UNKEPT = frozenset({"_lock"})
@@ -32,7 +32,7 @@ class LeaseDatabase:
         self.stall = 0.0
         self.stall_s = 0.0
         self._waiting = []
-        self.grants = []
+        self.forgot = False
 
     def heal(self):
         self.store.broken = False
@@ -59,13 +59,14 @@ class LeaseDatabase:
 
     def restore(self, backup):
         """Go back to an older copy; None: to an empty database."""
+        self.forgot = True
         fresh = backup if backup is not None else vars(type(self.store)())
         for key, value in fresh.items():
             if key not in UNKEPT:
                 setattr(self.store, key, copy.copy(value))
 
 
-class _View:
+class View:
     """One overseer's connection: decisions may stand still between what they were decided on and their write."""
 
     DECISIONS = frozenset({"grant", "adopt"})
@@ -74,15 +75,18 @@ class _View:
         self._database = database
         self._process = process
 
+    def compare_and_set(self, name, args, kwargs):
+        return getattr(self._database.store, name)(*args, **kwargs)
+
     def __getattr__(self, name):
         def call(*args, **kwargs):
             database = self._database
             if name in self.DECISIONS and database.stall and database.world.rng.random() < database.stall:
                 database.world.pause(database.world.rng.uniform(0, database.stall_s), self._process)
-            result = getattr(database.store, name)(*args, **kwargs)
+            result = self.compare_and_set(name, args, kwargs)
             if name in self.DECISIONS:
                 if result is not None:
-                    database.grants.append((database.world.now, self._process.name, result))
+                    self._process.sim.granted(args[0], result)
                 database.world.note(self._process.name, f"{name} {args[1]} {args[2].name}: {result is not None}")
             return result
 
@@ -115,7 +119,7 @@ class Overseer(Process):
         if database.frozen or database.store.broken:
             self.later(0.5, self._start)
             return
-        self.desk = self.sim.make_desk(self.kit, _View(database, self), self.machine)
+        self.desk = self.sim.make_desk(self.kit, self.sim.make_view(database, self), self.machine)
         self.desk.wake = self._wake
         self.world.note(self.name, "serves")
         self._tick()

@@ -25,7 +25,8 @@ def aggregate(before, digests):
 def fold(book, log):
     """Read on and fold; return the book, which is another one when the log began from a checkpoint."""
     batch = log.read_new()
-    assert batch.base is None
+    if batch.base is not None:
+        book = JobBook.restore(batch.base.state)
     for record in batch.records:
         book.apply(record)
     return book

@@ -8,13 +8,16 @@ from typing import NamedTuple
 
 from fedhelm.errors import FedhelmError, NotFound, NotPrimary, Refused, StoreUnavailable, Unreachable
 from fedhelm.persist.blobs import BlobRef, BlobWriter
+from fedhelm.persist.record import READABLE_VERSIONS
 from fedhelm.persist.store import Store
 from fedhelm.v1 import fleet_pb2 as fleet
-from fedhelm_server import decisions, keeper, supervisor
+from fedhelm_server import decisions
 from fedhelm_server import keeper_values as kv
+from fedhelm_server.checkpoints import Checkpoints
 from fedhelm_server.child_link import event_of
 from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.job_control import JobControl
+from fedhelm_server.lease_calls import CALLS
 from fedhelm_server.ledger import Placement
 from fedhelm_server.role import Role
 from fedhelm_server.runtime import Runtime
@@ -85,6 +88,8 @@ class Child(Process):
             self.runtime = sim.make_runtime(kit, incarnation, store, machine, self.pipe)
             self.control = JobControl(self.runtime)
             self.control.runners = VirtualRunners(self)
+            self.checkpoints = Checkpoints(self.runtime)
+            self.checkpoints._pace = sim.pace
             self.fleet = FleetService(self.runtime)
         finally:
             asyncio._set_running_loop(before)
@@ -102,7 +107,9 @@ class Child(Process):
                 ("ledger", runtime.ledger.run()),
                 ("log", runtime.follow_log()),
                 ("store", runtime.watch_store()),
+                ("tokens", runtime.tokens.run()),
                 ("dispatch", self.control.run()),
+                ("checkpoints", self.checkpoints.run()),
             )
         ]
         for loop in loops:
@@ -122,19 +129,32 @@ class Child(Process):
         if self.sim.net.handlers.get(f"{self.machine.name}/fleet") == self.handle:
             self.sim.net.serve(f"{self.machine.name}/fleet", None)
         for stream in list(self.streams.values()):
-            stream.broken(at_once=True)
+            stream.broken()
 
     def in_thread(self, func, args):
         """A worker thread waits for the disk before and after."""
         future = self.loop.create_future()
         inner = getattr(func, "args", ())
-        if len(inner) > 0 and getattr(inner[0], "__name__", "") == "probe":
-            func, args = self._probe, ()
+        told = getattr(inner[0], "__name__", "") if inner else ""
+        if told in self.INSTEAD:
+            func, args = getattr(self, self.INSTEAD[told]), inner[1:]
         self.disk.when_it_answers(self, self._in_disk, future, func, args)
         return future
 
-    def _probe(self):
+    INSTEAD = {"probe": "_probe", "leave_token": "_leave_token", "check_tokens": "_check_tokens"}
+    """What the product does to the store's directory itself, of which there is none here."""
+
+    def _probe(self, root):
         self.disk.require(write=True)
+
+    def _leave_token(self, root, name, incarnation):
+        self.disk.require(write=True)
+        self.disk.shared.tokens.add(f"{name}~{incarnation}")
+        return f"{name}~{incarnation}"
+
+    def _check_tokens(self, root, tokens):
+        self.disk.require()
+        return [f"{name}'s token is missing" for name, token in tokens.items() if token not in self.disk.shared.tokens]
 
     def _in_disk(self, future, func, args):
         if self.disk.hung:
@@ -224,7 +244,9 @@ class Supervisor(Process):
     def __init__(self, sim, machine):
         super().__init__(machine, f"{machine.name}/sup")
         self.sim = sim
-        self.settings = kv.Settings(machine.name, sim.timing)
+        view_age = 2 * sim.timing.observe + sim.timing.request if len(sim.overseer_names) > 1 else 0.0
+        about = kv.About(log_versions=tuple(sorted(READABLE_VERSIONS)), software="simulated")
+        self.settings = kv.Settings(machine.name, sim.timing, about=about, view_age=view_age)
         self.state = kv.State()
         self.child = None
         self._events = []
@@ -266,6 +288,8 @@ class Supervisor(Process):
                 if self.child is not None:
                     self.child_ends(self.child, "exited with signal 9")
             case kv.SendToChild(kind, fields):
+                if "deadline" in fields:
+                    self.sim.leased(self, fields["deadline"])
                 if self.child is not None:
                     frame = {"type": kind, **fields}
                     self.world.call_later(0.0001, self.child.pipe.put, frame, process=self.child)
@@ -303,7 +327,7 @@ class Supervisor(Process):
     async def _call(self, call):
         sent_at = self.machine.boottime()
         try:
-            event = await supervisor._CALLS[type(call)](_Overseers(self, call), call, sent_at)
+            event = await CALLS[type(call)](_Overseers(self, call), call, sent_at)
         except (NotFound, Refused) as error:
             event = kv.Failed(call, error.message, denied=True)
         except FedhelmError as error:
@@ -332,7 +356,7 @@ class _Overseers:
         boss = self._boss
         request = (boss.machine.name, method, body)
         calls = [boss.sim.net.call(boss, name, request, self._limit) for name in boss.sim.overseer_names]
-        denied = None
+        refused = denied = None
         for future in asyncio.as_completed(calls) if len(calls) > 1 else calls:
             try:
                 result = await future
@@ -340,5 +364,9 @@ class _Overseers:
                 if denied is None or isinstance(error, NotFound | Refused):
                     denied = error
             else:
-                return result
+                if getattr(result, "accepted", True) and getattr(result, "held", True):
+                    return result
+                refused = refused or result
+        if refused is not None:
+            return refused
         raise denied

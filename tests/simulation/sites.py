@@ -80,26 +80,24 @@ class Stream:
         net, child, here = self.site.sim.net, self.child, self.site.machine.name
         answered = net.reaches(here, self.server) and net.reaches(self.server, here)
         if child.dead and answered:
-            self.broken(at_once=True)
-        elif child.dead or child.frozen or not answered:
-            self._silent += 1
-            if self._silent >= 2:
-                self.broken(at_once=True)
-                return
-        else:
-            self._silent = 0
-        self.site.later(KEEP_ALIVE_S / 2, self._ping)
-
-    def broken(self, *, at_once):
-        """The other end's process has gone: its machine says so, if it can be heard."""
-        if self.closed:
+            self._end()
             return
-        net = self.site.sim.net
-        if at_once and (self.child is None or net.reaches(self.server, self.site.machine.name)):
-            self.closed = True
-            self.site.world.call_soon(self.ended.set, process=self.site)
-            if self.wake is not None and self.child is not None and not self.child.dead:
-                self.site.world.call_soon(self.wake, process=self.child)
+        self._silent = self._silent + 1 if child.dead or child.frozen or not answered else 0
+        if self._silent >= 2:
+            self._end()
+        else:
+            self.site.later(KEEP_ALIVE_S / 2, self._ping)
+
+    def broken(self):
+        """The child's process has gone: its machine says so, if it can be heard."""
+        if not self.closed and self.site.sim.net.reaches(self.server, self.site.machine.name):
+            self._end()
+
+    def _end(self):
+        self.closed = True
+        self.site.world.call_soon(self.ended.set, process=self.site)
+        if self.wake is not None and not self.child.dead:
+            self.site.world.call_soon(self.wake, process=self.child)
 
 
 class Site(Process):
@@ -160,8 +158,8 @@ class Site(Process):
         if epoch < self.disk.epoch:
             return False
         if epoch > self.disk.epoch or self.primary != server:
+            self.sim.followed(self, server, epoch, self.disk.epoch)
             self.disk.epoch, self.primary = epoch, server
-            self.sim.followed(self, server, epoch)
             self.news.set()
             self.more_lines.set()
         return True
@@ -183,6 +181,8 @@ class Site(Process):
         """Forget the results of rounds that are over, by the log's own word."""
         for key in [key for key in self.disk.results if key[0] == job and over(key)]:
             del self.disk.results[key]
+            if key not in self.disk.receipts:
+                self.sim.thrown_away(key)
 
     async def _train(self, key):
         rng = self.world.rng
@@ -250,7 +250,7 @@ class Site(Process):
         """A receipt: the copy stays until the round is closed."""
         if receipt.gone:
             self.disk.results.pop(key, None)
-            self.sim.gone(key)
+            self.sim.thrown_away(key)
         elif key in self.disk.results:
             self.disk.receipts[key] = receipt
             self.sim.acknowledged(key, receipt, hashlib.sha256(self.disk.results[key]).hexdigest())
