@@ -10,11 +10,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
-from fedhelm.clock import SystemClock
 from fedhelm.errors import StoreUnavailable
 from fedhelm_overseer.app import MAX_BODY, MAX_REGISTRATION, Allowed, check_routes, create_app
 from fedhelm_overseer.desk import Desk
+from tests.fakes.overseer_clock import FakeClock
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.support.kits import ADMIN, make_kits
 
@@ -26,8 +27,24 @@ HOLD = {
     "/api/v1/lease/activate": {"epoch": 1, "incarnation": "aa", "log_seq": 1},
     "/api/v1/lease/release": {"epoch": 1, "incarnation": "aa", "reason": "x"},
 }
-VIEW = ("/healthz", "/api/v1/openapi.json", "/api/v1/servers", "/api/v1/history", "/api/v1/primary")
-PROMOTE = {"/api/v1/promote": {"target": "server2", "request_id": "r1"}}
+VIEW = (
+    "/healthz",
+    "/metrics",
+    "/api/v1/openapi.json",
+    "/api/v1/servers",
+    "/api/v1/servers/server1/explain",
+    "/api/v1/system",
+    "/api/v1/history",
+    "/api/v1/events/recent",
+    "/api/v1/primary",
+)
+OPERATE = {
+    "/api/v1/promote": {"target": "server2", "request_id": "r1"},
+    "/api/v1/failover/pause": {"request_id": "r2", "reason": "why"},
+    "/api/v1/failover/resume": {"request_id": "r3"},
+    "/api/v1/shutdown": {"request_id": "r4"},
+    "/api/v1/servers/server2/remove": {"request_id": "r5"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +56,9 @@ def kits(tmp_path_factory):
 def app(kits):
     threads = ThreadPoolExecutor(2)
     store = MemoryLeaseStore()
-    made = create_app(kits["overseer"], Desk(kits["overseer"], store, SystemClock()), threads)
-    made.state.store = store
+    clock = FakeClock()
+    made = create_app(kits["overseer"], Desk(kits["overseer"], store, clock), threads)
+    made.state.store, made.state.clock = store, clock
     yield made
     threads.shutdown()
 
@@ -72,9 +90,9 @@ def told(answer):
     return answer.status_code, body["code"]
 
 
-@pytest.mark.parametrize("path", [*VIEW, *HOLD, *PROMOTE])
+@pytest.mark.parametrize("path", [*VIEW, *HOLD, *OPERATE, "/api/v1/events"])
 async def test_nothing_is_answered_without_a_certificate(call, path):
-    body = HOLD.get(path) or PROMOTE.get(path)
+    body = HOLD.get(path) or OPERATE.get(path)
     assert told(await call(None, "POST" if body else "GET", path, json=body)) == (401, "BAD_CERTIFICATE")
 
 
@@ -85,9 +103,91 @@ async def test_only_servers_hold_the_lease(call, caller, path):
     assert told(await call(caller, "POST" if body else "GET", path, json=body)) == (403, "NOT_AUTHORISED")
 
 
+@pytest.mark.parametrize("path", OPERATE)
 @pytest.mark.parametrize("caller", ["site-1", "server1", "overseer"])
-async def test_only_admins_promote(call, caller):
-    assert told(await call(caller, "POST", "/api/v1/promote", json=PROMOTE["/api/v1/promote"]))[0] == 403
+async def test_only_admins_operate(call, app, caller, path):
+    before = app.state.store.read()
+    assert told(await call(caller, "POST", path, json=OPERATE[path])) == (403, "NOT_AUTHORISED")
+    assert app.state.store.read() == before
+
+
+async def test_every_route_is_in_one_of_these_lists(app):
+    """A new route has to be tried with every role here."""
+    patterned = {
+        "/api/v1/servers/{name}/explain": "/api/v1/servers/server1/explain",
+        "/api/v1/servers/{name}/remove": "/api/v1/servers/server2/remove",
+    }
+    paths = {patterned.get(path, path) for path in app.openapi()["paths"]}
+    assert paths - {"/api/v1/events"} == {*VIEW, *HOLD, *OPERATE} - {"/api/v1/openapi.json"}
+
+
+async def test_an_admin_pauses_and_resumes_under_its_own_name(call):
+    paused = (await call(ADMIN, "POST", "/api/v1/failover/pause", json=OPERATE["/api/v1/failover/pause"])).json()
+    assert paused == {"paused": True, "paused_by": ADMIN, "reason": "why", "shutdown": None, "down": False}
+    assert (await call("site-1", "GET", "/api/v1/system")).json() == paused
+    body = {"request_id": "r3", "by": "somebody@else.com", "admin": "somebody@else.com"}
+    assert not (await call(ADMIN, "POST", "/api/v1/failover/resume", json=body)).json()["paused"]
+    told_of = (await call(ADMIN, "GET", "/api/v1/events/recent")).json()
+    assert [event["data"]["admin"] for event in told_of] == [ADMIN, ADMIN]
+
+
+async def test_an_id_of_another_request_is_a_conflict(call):
+    await call(ADMIN, "POST", "/api/v1/failover/pause", json={"request_id": "r1"})
+    answer = await call(ADMIN, "POST", "/api/v1/shutdown", json={"request_id": "r1"})
+    assert told(answer) == (409, "CONFLICT")
+
+
+async def test_a_shutdown_and_a_removal_go_by_their_routes(call):
+    answer = await call(ADMIN, "POST", "/api/v1/shutdown", json={"request_id": "s1"})
+    assert (answer.status_code, answer.json()["shutdown"]) == (200, "s1")
+    # This overseer has only just started, so server2 may live.
+    answer = await call(ADMIN, "POST", "/api/v1/servers/server2/remove", json={"request_id": "s2"})
+    assert told(answer) == (409, "REFUSED")
+    answer = await call(ADMIN, "POST", "/api/v1/servers/server9/remove", json={"request_id": "s3"})
+    assert told(answer) == (404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("name", ["..", "server1%2F..", "UPPER", "a" * 300])
+async def test_a_name_of_no_server_is_refused(call, name):
+    assert (await call(ADMIN, "GET", f"/api/v1/servers/{name}/explain")).status_code in {400, 404}
+
+
+async def test_an_explanation_is_a_sentence_and_its_conditions(call):
+    await call("server1", "POST", "/api/v1/servers/register", json={"incarnation": "aa"})
+    body = (await call("site-1", "GET", "/api/v1/servers/server1/explain")).json()
+    assert body["verdict"] == "server1 cannot be granted the lease: it is not ready."
+    assert [check["name"] for check in body["checks"]] == [
+        "heard",
+        "role",
+        "ready",
+        "store",
+        "log",
+        "log_versions",
+        "refused",
+        "incarnation",
+        "hold_down",
+        "paused",
+        "holder",
+    ]
+    assert all(check["text"] for check in body["checks"])
+
+
+async def test_figures_are_prometheus_text(call):
+    answer = await call("site-1", "GET", "/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    assert families["fedhelm_overseer_epoch"].samples[0].value == 0
+    assert families["fedhelm_overseer_servers"].samples[0].value == 2
+    assert families["fedhelm_overseer_grants"].type == "counter"
+    assert all(name.startswith("fedhelm_overseer_") for name in families), "no figures of the process or of Python"
+
+
+async def test_a_lease_that_could_not_be_read_for_a_term_is_503(call, app):
+    clock = app.state.clock
+    clock.advance(app.state.kit.timing.lease)
+    assert told(await call("server1", "GET", "/api/v1/lease")) == (503, "STORE_UNAVAILABLE")
+    app.state.desk.observe()
+    assert (await call("server1", "GET", "/api/v1/lease")).status_code == 200
 
 
 @pytest.mark.parametrize("caller", ["site-1", ADMIN, "overseer", "server1"])
@@ -148,7 +248,7 @@ async def test_a_store_that_does_not_answer_is_503(call, app):
 
 async def test_the_api_describes_itself(call):
     described = (await call(ADMIN, "GET", "/api/v1/openapi.json")).json()
-    assert {*HOLD, *PROMOTE, "/healthz", "/api/v1/events"} <= set(described["paths"])
+    assert {*HOLD, "/api/v1/promote", "/healthz", "/api/v1/events"} <= set(described["paths"])
     assert json.dumps(described)
 
 
