@@ -177,7 +177,8 @@ def _member_up(news: News, event: Event, now: float) -> tuple[News, list[Item]]:
 
 
 def _alarm(news: News, event: Event, _now: float) -> tuple[News, list[Item]]:
-    return news, [Item(event.time, "bad", event.text)]
+    # That nobody leads is told once, with the reason.
+    return news.without(_LEASE), [Item(event.time, "bad", event.text)]
 
 
 def _better(news: News, event: Event, _now: float) -> tuple[News, list[Item]]:

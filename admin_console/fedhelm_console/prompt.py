@@ -27,9 +27,10 @@ _KEYS = "F1 help  F3 events"
 def _name(view: View) -> str:
     if view.mode == "down":
         return "system down"
+    waiting = "(no primary)" if view.paused else "(electing…)"
     if view.mode == "none" or view.server is None:
-        return "no primary" if view.mode == "none" else "(electing…)"
-    tail = " (electing…)" if view.mode == "electing" else ""
+        return "no primary" if view.mode == "none" else waiting
+    tail = f" {waiting}" if view.mode == "electing" else ""
     return f"{view.server}·e{view.epoch}{tail}"
 
 
@@ -58,11 +59,12 @@ def title(view: View, style: Style) -> str:
 
 def toolbar(view: View, style: Style) -> str:
     """Return the bottom line; a narrow terminal loses keys, job detail, standbys, jobs, sites, in this order."""
+    waiting = "no primary" if view.paused else "electing"
     head = (
         style.plain("● ")
         + {
             "up": f"{view.server} e{view.epoch}",
-            "electing": f"electing, last {view.server} e{view.epoch}" if view.server else "electing",
+            "electing": f"{waiting}, last {view.server} e{view.epoch}" if view.server else waiting,
             "down": "the system is down: an admin has shut it down",
             "none": "no primary",
         }[view.mode]

@@ -23,6 +23,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.patch_stdout import patch_stdout
 
+from fedhelm.admin.models import System
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.errors import FedhelmError, NoPrimary, NotAuthorised, Unreachable
 from fedhelm.output import Format, emit_error, error_line
@@ -303,11 +304,11 @@ class _Prompt:
         self._known = News.since((one.name for one in servers if one.state != "DOWN"), signed_in.server)
         return sum(one.state == "STANDBY" for one in servers)
 
-    def _is_down(self) -> bool:
+    def _standing(self) -> System:
         try:
-            return self._console.session.system(timeout=_TALLY).down
-        except FedhelmError:
-            return False
+            return self._console.session.system(timeout=_TALLY)
+        except FedhelmError:  # an overseer of the version before does not know the question
+            return System()
 
     def _find_primary(self) -> None:
         """Ask the overseer until it names a primary; without an overseer the login tries every server."""
@@ -322,11 +323,13 @@ class _Prompt:
             try:
                 found = self._console.session.primary()
             except NoPrimary as nobody:
-                if self._is_down():
+                system = self._standing()
+                if system.down:
                     raise NoPrimary("the system is down: an admin has shut it down", hint=_START) from nobody
                 if limit is not None and waited > limit:
                     raise
-                self._talk.note(Note("electing", self._console.style.plain(f"electing… {waited:.1f} s"), waited))
+                what = "no primary, failover is paused…" if system.paused else "electing…"
+                self._talk.note(Note("electing", self._console.style.plain(f"{what} {waited:.1f} s"), waited))
             except Unreachable as away:
                 silent += 1
                 if silent >= _OVERSEER_TRIES:

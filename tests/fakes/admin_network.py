@@ -77,6 +77,7 @@ class FakeCluster:
     deaf: set = field(default_factory=set)
     operations: list = field(default_factory=list)
     shut_down: bool = False
+    paused: bool = False
     extra_servers: tuple = ()
     overseer_hiccups: int = 0
 
@@ -294,7 +295,9 @@ class FakeOverseer:
 
     def system(self, timeout=None):
         self._enter(timeout)
-        return SystemView(paused=True, paused_by="admin@nvidia.com", reason="upgrade", down=self.cluster.shut_down)
+        return SystemView(
+            paused=self.cluster.paused, paused_by="admin@nvidia.com", reason="upgrade", down=self.cluster.shut_down
+        )
 
     def _told(self, what, request, timeout, *more):
         # The answer may be lost after the operation was done.

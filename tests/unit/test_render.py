@@ -290,6 +290,9 @@ def test_prompt_and_toolbar_of_what_must_not_be_overlooked():
     paused = replace(UP, paused=True)
     assert shown(paused) == "fl server2·e4 [failover paused] ▸ "
     assert " ● server2 e4 [failover paused] │" in prompt.toolbar(paused, Style(120))
+    waiting = replace(paused, mode="electing")
+    assert shown(waiting) == "fl server2·e4 (no primary) [failover paused] ▸ "
+    assert prompt.toolbar(waiting, Style(120)).startswith(" ● no primary, last server2 e4 [failover paused] │")
     alone = replace(UP, role="UNLEASED")
     assert shown(alone) == "fl server2·e4 [no failover] ▸ "
     assert "server2 e4 DEGRADED: no failover │" in prompt.toolbar(alone, Style(120))

@@ -76,7 +76,8 @@ def test_overseers_are_told_with_one_request_id_until_one_answers(session, clust
     assert len(cluster.operations) == 2
 
 
-def test_explain_and_system(session):
+def test_explain_and_system(session, cluster):
+    cluster.paused = True
     found = session.explain("server2")
     assert (found.candidate, found.verdict, found.next) == (False, "it lags", "server1")
     assert [(one.name, one.ok, one.text) for one in found.checks] == [("log", False, "12 records behind")]
@@ -132,3 +133,14 @@ def test_a_server_that_the_kit_does_not_know_is_dialled_where_the_overseer_says(
     second = Session(make_kit(tmp_path), network=FakeNetwork(cluster), clock=cluster.clock, pause=cluster.clock.pause)
     (tmp_path / "run" / "primary.json").unlink()
     assert second.sign_in().server == "server3", "its address was kept for when no overseer answers"
+
+
+def test_who_waits_for_a_primary_is_told_that_failover_is_paused(session, cluster):
+    notes = []
+    session._follower.notice = notes.append
+    cluster.leader, cluster.paused = None, True
+    cluster.clock.at.append((cluster.clock.now + 2, cluster.fail_over))
+    session.jobs()
+    assert {note.text.rpartition("… ")[0] for note in notes if note.kind == "electing"} == {
+        "no primary, failover is paused"
+    }

@@ -112,6 +112,7 @@ class Follower:
         self._guess = recall(kit.run)
         self._epoch = 0
         self._overseer_told = ""
+        self._paused = False
         self.primary: Primary | None = None
 
     @property
@@ -228,7 +229,8 @@ class Follower:
                 raise Unreachable(f"nobody answers: {last}", hint="are the participants running? `fedhelm poc status`")
             # Nobody leads, or who leads does not answer: that is an election, whatever the reason.
             if answered:
-                self.notice(Note("electing", f"electing… {now - began:.1f} s", now - began))
+                what = "no primary, failover is paused…" if self._paused else "electing…"
+                self.notice(Note("electing", f"{what} {now - began:.1f} s", now - began))
             self._pause(deadline.within(PAUSE))
 
     def _try_guess(self, deadline: Deadline) -> Connection | None:
@@ -275,10 +277,11 @@ class Follower:
             NoPrimary: the servers were shut down: nobody will lead until they are started.
         """
         try:
-            down = self._network.overseer().system(deadline.left()).down
+            system = decode.system(self._network.overseer().system(deadline.left()))
         except FedhelmError:  # no answer just now, or an overseer of the version before
             return
-        if down:
+        self._paused = system.paused
+        if system.down:
             raise NoPrimary("the system is down: an admin has shut it down", hint="start the servers and sites again")
 
     def _try_all(self, deadline: Deadline, tried: tuple[tuple[str, str], ...]) -> tuple[Connection | None, bool, str]:
