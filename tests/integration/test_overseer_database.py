@@ -8,7 +8,7 @@ import json
 import httpx
 import pytest
 
-from fedhelm.errors import KitError, StoreUnavailable
+from fedhelm.errors import KitError, StoreUnavailable, Unreachable
 from fedhelm.provision.kits import write_kits
 from fedhelm.security.kit import open_kit
 from fedhelm.security.pki import CertificateAuthority
@@ -30,6 +30,7 @@ class Overseers:
         project = plan(1, 2, free_base_port(6), overseers=2, lease_store=url)
         authority = CertificateAuthority.create(project.name)
         self.kits = {name: open_kit(root) for name, root in write_kits(project, authority, tmp_path).items()}
+        self.url = url
         self.opened = []
         self._services = {}
 
@@ -141,6 +142,52 @@ async def test_while_the_database_is_frozen_calls_answer_503_and_then_everything
         assert await overseers.status("overseer", "/healthz") == 503
         assert (await overseers.get("overseer", "/api/v1/servers")).status_code == 200, "what it knows it still says"
     await eventually(lambda: answers(200), 30)
+
+
+@pytest.mark.parametrize(
+    "loss", ["DROP TABLE lease, history, members, counters, operations, servers", "UPDATE lease SET epoch = 1"]
+)
+async def test_a_database_emptied_or_restored_under_the_overseers_keeps_the_primary(overseers, postgres, loss):  # noqa: F811
+    for name in ("overseer", "overseer2"):
+        await overseers.start(name)
+    kit = overseers.kits["server1"]
+    clients = [overseers.client("server1", name) for name in ("overseer", "overseer2")]
+    async with clients[0], clients[1]:
+        for client in clients:
+            request = RegisterRequest(incarnation="aa", cluster=kit.cluster, log_epoch=4, log_seq=9, ready=True)
+            await eventually(lambda client=client, request=request: accepted(client, request), 20)
+
+        async def granted():
+            row = await clients[0].wait_lease(-1, 0)
+            return row if row.holder == "server1" else None
+
+        first = await eventually(granted, 20)
+        assert first.epoch == 5, "above what the log has"
+        await clients[0].activate(ActivateRequest(epoch=5, incarnation="aa", log_seq=10))
+        renewal = RenewRequest(epoch=5, incarnation="aa", log_epoch=5, log_seq=11, role="ACTIVE")
+        assert (await clients[0].renew(renewal)).held
+        name = overseers.url.split("?")[0].rsplit("/", 1)[1]
+        await asyncio.to_thread(postgres.execute, loss, name)
+
+        async def held(client):
+            try:
+                reply = await client.renew(renewal)
+            except (Unreachable, StoreUnavailable):
+                return None
+            return reply if reply.held else None
+
+        for client in (*clients, *clients):
+            reply = await eventually(lambda client=client: held(client), 20)
+            assert (reply.lease.epoch, reply.lease.holder) == (5, "server1")
+        assert (await clients[1].primary()).ssid == "poc:5"
+        assert [line.epoch for line in await clients[1].history()] == [5]
+
+
+async def accepted(client, request):
+    try:
+        return (await client.register(request)).accepted
+    except (Unreachable, StoreUnavailable):
+        return False
 
 
 def test_the_overseers_own_file_comes_before_the_kit_and_alone_may_hold_a_password(tmp_path):

@@ -76,8 +76,8 @@ def boottime():
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-@pytest.mark.parametrize("victim", ["overseer", "overseer2"])
-def test_either_overseer_may_die_and_the_other_replaces_a_dead_primary(standing, tmp_path, victim):
+def test_an_overseer_may_die_and_the_other_replaces_a_dead_primary(standing, tmp_path):
+    victim = "overseer2"
     all_stand_by(standing)
     job, shared = held_job(standing, tmp_path / "job")
     standing.kill(victim, "overseer")
@@ -90,8 +90,8 @@ def test_either_overseer_may_die_and_the_other_replaces_a_dead_primary(standing,
     assert standing.primary()["epoch"] == epoch, "an overseer that comes back changes nothing"
 
 
-@pytest.mark.parametrize("victim", ["overseer", "overseer2"])
-def test_either_overseer_may_hang_while_the_primary_dies(standing, tmp_path, victim):
+def test_an_overseer_may_hang_while_the_primary_dies(standing, tmp_path):
+    victim = "overseer"  # the one that everybody asks first
     all_stand_by(standing)
     before = standing.primary()["epoch"]
     job, shared = held_job(standing, tmp_path / "job")
