@@ -28,7 +28,7 @@ def wrong_store(tokens: Collection[str], failed: Collection[str], primary: str |
     Args:
         tokens: names of the other servers whose tokens were looked for.
         failed: those whose tokens were not as they should be.
-        primary: who leads.
+        primary: who leads, another server.
     """
     if primary in tokens:
         return primary in failed
@@ -100,7 +100,7 @@ class StoreTokens:
                     failed[name] = found[0]
         except StoreUnavailable:
             return
-        wrong = wrong_store(tokens, failed, primary)
+        wrong = primary != self._name and wrong_store(tokens, failed, primary)
         self._failures = self._failures + 1 if wrong else 0
         self._proven = self._proven or not wrong
         # A server that just started again has left a new token, which is told a moment later. Who never saw another's
