@@ -121,7 +121,8 @@ class AdminDesk:
         with self._table.lock:
             board = self._table.board
             row, seen = board.row, board.seen(now)
-            down = board.down_asked() and not any(server.live for server in seen.servers.values())
+            heard = any(server.live for server in seen.servers.values())
+            down = board.down_asked() and board.settled(now) and not heard
         return SystemView(
             paused=row.paused,
             paused_by=row.paused_by,
