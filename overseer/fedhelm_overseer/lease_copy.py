@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
+from fedhelm.config.kit import SQLITE, Kit
 from fedhelm.errors import BadInput
-from fedhelm_overseer.lease_engines import Engines
+from fedhelm_overseer.lease_engines import Engines, PostgresEngines, SqliteEngines
+from fedhelm_overseer.lease_place import lease_place
 from fedhelm_overseer.lease_tables import COUNTERS, HISTORY, LEASE, MEMBERS, OPERATIONS, SCHEMA, SERVERS, make_tables
 
-__all__ = ["copy_in", "copy_out"]
+__all__ = ["copy_in", "copy_out", "opened"]
 
 # Registrations are of processes that are gone when a backup is restored.
 _KEPT = (LEASE, HISTORY, OPERATIONS, SERVERS)
 _MINE = (*_KEPT, MEMBERS, COUNTERS)
+
+
+@contextmanager
+def opened(kit: Kit) -> Iterator[tuple[Engines, str]]:
+    """Yield the database of an overseer's kit, and the key under which the project's rows are.
+
+    Raises:
+        KitError: ``local/overseer.json`` is wrong.
+        BadInput, FedhelmError: as ``PostgresEngines``.
+    """
+    place = lease_place(kit)
+    if place == SQLITE:
+        kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engines: Engines = (
+        SqliteEngines(kit.run / "overseer.db") if place == SQLITE else PostgresEngines(place, kit.timing, kit.local)
+    )
+    try:
+        yield engines, kit.project if place == SQLITE else kit.cluster
+    finally:
+        engines.close()
 
 
 def copy_out(engines: Engines, project: str) -> dict[str, Any]:
@@ -24,8 +47,8 @@ def copy_out(engines: Engines, project: str) -> dict[str, Any]:
     Raises:
         StoreUnavailable: the database does not answer.
     """
-    reading = engines.durable.execution_options(fedhelm_reads=True)
-    with engines.turn(writes=False), reading.connect() as conn, conn.begin():
+    with engines.turn(writes=True), engines.durable.begin() as conn:
+        make_tables(conn, project, engines.name)  # of an overseer that has never run, or of an older version
         tables = {
             table.name: [
                 {key: value for key, value in row.items() if key != "project"}
@@ -33,7 +56,7 @@ def copy_out(engines: Engines, project: str) -> dict[str, Any]:
             ]
             for table in _KEPT
         }
-    return {"schema": SCHEMA, "project": project, "tables": tables}
+    return {"schema": SCHEMA, "tables": tables}
 
 
 def copy_in(engines: Engines, project: str, copy: Mapping[str, Any], *, epoch: int, log_seq: int) -> None:
@@ -50,10 +73,10 @@ def copy_in(engines: Engines, project: str, copy: Mapping[str, Any], *, epoch: i
         log_seq: its last slot.
 
     Raises:
-        BadInput: the copy is another project's, or of a later schema, or is no copy.
+        BadInput: the copy is of a later schema, or is no copy.
         StoreUnavailable: the database does not answer; nothing was changed.
     """
-    rows = _rows(copy, project)
+    rows = _rows(copy)
     with engines.turn(writes=True), engines.durable.begin() as conn:
         make_tables(conn, project, engines.name)
         for table in _MINE:
@@ -67,16 +90,16 @@ def copy_in(engines: Engines, project: str, copy: Mapping[str, Any], *, epoch: i
                 conn.execute(sa.insert(table).values(project=project, **known))
 
 
-def _rows(copy: Mapping[str, Any], project: str) -> dict[str, list[dict[str, Any]]]:
+def _rows(copy: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     try:
-        schema, owner, tables = copy["schema"], copy["project"], copy["tables"]
+        schema, tables = copy["schema"], copy["tables"]
         rows = {table.name: [dict(row) for row in tables[table.name]] for table in _KEPT}
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"this is no copy of a lease store: {error!r}") from error
     if schema > SCHEMA:
         raise BadInput(f"the copy of the lease store has schema {schema}, this version reads up to {SCHEMA}")
-    if owner != project or len(rows[LEASE.name]) != 1:
-        raise BadInput(f"the copy of the lease store is of project {owner!r}, not of {project!r}")
+    if len(rows[LEASE.name]) != 1:
+        raise BadInput(f"the copy of the lease store has {len(rows[LEASE.name])} rows, not one")
     return rows
 
 
