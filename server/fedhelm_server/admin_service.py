@@ -308,7 +308,6 @@ class AdminService:
         runtime.orders.give(order, sites)
         runtime.streams.wake_all()
         if request.server:
-            # This child ends, its supervisor starts another, and a standby may lead meanwhile.
             asked = f"{call.principal.name} asked for a restart"
             asyncio.get_running_loop().call_later(RESTART_DELAY_S, runtime.ask_restart, asked)
         versions = runtime.streams.versions()

@@ -30,6 +30,7 @@ AGE_S = 15.0
 FEW = 16
 SLOW_S = 1.0
 FAST_S = 0.25
+RETRY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Checkpoints:
         self._runtime = runtime
         self._pace = Pace()
         self._seen = (-1, runtime.clock.boottime())
+        self._retry_at = 0.0
         self._alone = asyncio.Lock()
         runtime.on_lead.append(self._on_lead)
 
@@ -80,15 +82,17 @@ class Checkpoints:
         runtime, book = self._runtime, self._runtime.book
         if book.covered != self._seen[0]:
             self._seen = book.covered, runtime.clock.boottime()
+        if runtime.clock.boottime() < self._retry_at:
+            return
         if not runtime.leads or runtime.ledger.closed_reason is not None or book.log_version < 2:
             return
         if due(self._pace, book.seq - book.covered, runtime.clock.boottime() - self._seen[1]):
             try:
                 await self.write()
-            except FedhelmError as error:
-                _log.warning("no checkpoint at slot %d: %s", book.seq, error)
-                self._seen = self._seen[0], runtime.clock.boottime()
-                self._pace = replace(self._pace, every=max(self._pace.every, book.seq - book.covered + FEW))
+            except Exception as error:  # noqa: BLE001 - housekeeping that fails must not end a primary that serves
+                level = logging.WARNING if isinstance(error, FedhelmError) else logging.ERROR
+                _log.log(level, "no checkpoint at slot %d: %r", book.seq, error)
+                self._retry_at = runtime.clock.boottime() + RETRY_S
 
     async def write(self) -> bool:
         """Write a checkpoint, shorten the log, delete what nobody needs; False if another one came first.
@@ -123,7 +127,7 @@ class Checkpoints:
             async with self._alone:
                 if self._runtime.book.checkpoints:
                     await self._clean()
-        except FedhelmError as error:
+        except FedhelmError as error:  # the next checkpoint does it
             _log.warning("the log and the blobs could not be cleaned up: %s", error)
 
     async def _clean(self) -> None:

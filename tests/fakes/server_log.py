@@ -134,9 +134,9 @@ def found(store):
 class Writer:
     """A direct way into the log, past every decision: what another server, or another time, has appended."""
 
-    def __init__(self, store, name="server1", incarnation="i1", epoch=1, *, fence=True):
+    def __init__(self, store, name="server1", incarnation="i1", epoch=1, *, fence=True, blobs=None):
         self.by, self.epoch = By(name, incarnation), epoch
-        self.log = Log(store)
+        self.log = Log(store, blobs)
         self.log.read_new()
         if fence:
             self.append("fence", {"cause": "test"})
@@ -177,7 +177,7 @@ def items(records, kind="contribution"):
     ]
 
 
-def new_ledger(store, name="server1", incarnation="i1", clock=None):
+def new_ledger(store, name="server1", incarnation="i1", clock=None, blobs=None):
     """Return a ledger that closes itself at a foreign fence, as the child does with it."""
     seen = []
 
@@ -187,7 +187,12 @@ def new_ledger(store, name="server1", incarnation="i1", clock=None):
         if any(one.kind == "fence" for one in records) and ledger.epoch is not None and not ledger.is_mine():
             ledger.close(f"{fence.name} has epoch {fence.epoch}")
 
-    ledger = Ledger(Log(store), By(name, incarnation), clock or Clock(), applied)
+    def replaced():
+        if ledger.epoch is not None and not ledger.is_mine():
+            ledger.close(f"{ledger.book.fence.name} has epoch {ledger.book.fence.epoch}")
+
+    ledger = Ledger(Log(store, blobs), By(name, incarnation), clock or Clock(), applied)
+    ledger.on_replaced = replaced
     ledger.seen = seen
     return ledger
 
