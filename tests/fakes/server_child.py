@@ -13,6 +13,7 @@ from fedhelm.persist.blobs import BlobWriter
 from fedhelm.persist.store import open_store
 from fedhelm.tensors.codec import encode
 from fedhelm_server import decisions
+from fedhelm_server.holding import Holding
 from fedhelm_server.job_book import JobBook
 from fedhelm_server.ledger import Answer
 from fedhelm_server.places import sites_owner
@@ -58,6 +59,8 @@ class Child:
         self.store = open_store(root, cluster)
         self.writer = writer or Writer(self.store.log._store, incarnation="i1", fence=False)
         self.book = JobBook()
+        self.holding = Holding()
+        self.holding.on_take.append(self._hand)
         self.said = []
         self.proposed = []
         self.hold_after = None  # kill the runner once this kind was appended
@@ -67,8 +70,15 @@ class Child:
         self.gone = threading.Event()
         self._fold()
 
+    def _hand(self, item):
+        if not self.gone.is_set():
+            self.channel.send("held", item=item)
+
     def _fold(self):
-        for record in self.store.log.read_new().records:
+        batch = self.store.log.read_new()
+        if batch.base:
+            self.book = JobBook.restore(batch.base.state)
+        for record in batch.records:
             self.book.apply(record)
 
     @property
@@ -81,6 +91,8 @@ class Child:
         ours, theirs = socket.socketpair()
         self.channel = SyncChannel(ours)
         self.gone = threading.Event()
+        for item in self.holding.of(JOB).values():
+            self.channel.send("held", item=item)
         threading.Thread(target=self._serve, args=(self.channel, self.gone), daemon=True).start()
         return SyncChannel(theirs)
 
@@ -106,7 +118,7 @@ class Child:
             return
         decide = {
             "round_open": lambda: decisions.round_open(body),
-            "round_close": lambda: decisions.round_close(body),
+            "round_close": lambda: decisions.round_close(body, lambda: self.holding.of(JOB)),
             "job_state": lambda: decisions.running(JOB, TIME),
             "job_done": lambda: decisions.finish(JOB, body["status"], body["reason"], body["traceback"], TIME),
         }[kind]()
@@ -137,6 +149,10 @@ class Child:
         if now.kind == "train":
             owner = sites_owner(JOB, now.step, now.round)
             item["blob"] = upload(self.store.blobs, owner, arrays or arrays_of(site, now.round))
+        if self.job.ephemeral:
+            assert decisions.offer(self.book, item)
+            self.holding.take(item)
+            return
         self._append("contribution", decisions.contribute(item))
         self.poke()
 
@@ -146,7 +162,8 @@ class Child:
         self.poke()
 
     def poke(self):
-        self.channel.send("poke")
+        if not self.gone.is_set():
+            self.channel.send("poke")
 
     @staticmethod
     def everybody(child):

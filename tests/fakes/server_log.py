@@ -11,6 +11,7 @@ from fedhelm.persist.record import By, Draft
 from fedhelm.tasks import cancel, spawn
 from fedhelm_server.job_book import JobBook
 from fedhelm_server.ledger import Ledger
+from fedhelm_server.line_segments import write_segments
 
 JOB = "abcdefghijkl"
 OTHER = "abcdefghijkm"
@@ -152,6 +153,18 @@ class Writer:
 
     def contribute(self, *items):
         return self.append("contribution", {"items": list(items)})
+
+
+def cover(store, blobs, writer):
+    """Write a checkpoint of the whole log, and shorten it, as the primary that ``writer`` stands for does."""
+    log = Log(store, blobs)
+    book, _ = fold(log)
+    state = book.to_state()
+    lines = write_segments(log, blobs, book.seq, state["jobs"])
+    blob = log.write_checkpoint_blob(log.tip, state)
+    writer.append("checkpoint", {"covered": book.seq, "blob": blob.to_json(), "lines": lines})
+    log.read_new()
+    log.compact()
 
 
 def fold(store):

@@ -8,9 +8,10 @@ import shutil
 import pytest
 from blake3 import blake3
 
-from fedhelm.errors import Corrupt, JobNotFound, StoreUnavailable
+from fedhelm.errors import Corrupt, JobNotFound, NotFound, StoreUnavailable
 from fedhelm.job.bundle import pack
 from fedhelm.persist.blobs import BlobWriter
+from fedhelm.persist.posix import PosixBlobStore, PosixLogStore
 from fedhelm.persist.store import init_store, open_store
 from fedhelm_server.export import export
 from tests.fakes.server_log import (
@@ -20,6 +21,7 @@ from tests.fakes.server_log import (
     Writer,
     closed,
     contribution,
+    cover,
     done,
     line,
     opened,
@@ -164,3 +166,46 @@ def test_a_damaged_bundle_is_an_error(finished, tmp_path):
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
     with pytest.raises(Corrupt):
         export(open_store(copy, CLUSTER), JOB, seq, tmp_path / "out")
+
+
+def shortened(root, target, *, more=0):
+    """A copy of a store, its log shortened to the newest checkpoint, with ``more`` records after it."""
+    shutil.copytree(root, target)
+    slots, blobs = PosixLogStore(target), PosixBlobStore(target)
+    writer = Writer(slots, "server1", "k1", epoch=9, blobs=blobs)
+    for number in range(2):
+        writer.append("handoff", {"to": "server2", "request_id": f"r{number}"})
+        cover(slots, blobs, writer)
+    for number in range(more):
+        writer.append("handoff", {"to": "server2", "request_id": f"s{number}"})
+    assert slots.slots()[1] > 10
+    return target
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_a_shortened_log_gives_the_same_files_of_an_ended_job(finished, tmp_path, more):
+    root, seq = finished
+    copy = shortened(root, tmp_path / "short", more=more)
+    whole = export(open_store(root, CLUSTER), JOB, seq, tmp_path / "one")
+    assert export(open_store(copy, CLUSTER), JOB, seq, tmp_path / "two") == whole
+    end = PosixLogStore(copy).highest()
+    assert export(open_store(copy, CLUSTER), JOB, end, tmp_path / "three") == whole
+    assert content(tmp_path / "one") == content(tmp_path / "two") == content(tmp_path / "three")
+
+
+def test_lines_that_came_after_the_position_are_left_out_of_segments_too(finished, tmp_path):
+    root, seq = finished
+    grown = tmp_path / "grown"
+    shutil.copytree(root, grown)
+    writer = Writer(PosixLogStore(grown), "server1", "k0", epoch=8)
+    writer.append("metrics", {"items": [item(JOB, "site-1", 7, line("late", "log"))]})
+    copy = shortened(grown, tmp_path / "short")
+    whole = export(open_store(root, CLUSTER), JOB, seq, tmp_path / "one")
+    assert export(open_store(copy, CLUSTER), JOB, seq, tmp_path / "two") == whole
+
+
+def test_a_position_of_a_running_job_that_a_checkpoint_overtook_is_gone(finished, tmp_path):
+    root, seq = finished
+    copy = shortened(root, tmp_path / "short")
+    with pytest.raises(NotFound, match="download it again"):
+        export(open_store(copy, CLUSTER), JOB, seq - 2, tmp_path / "one")

@@ -9,15 +9,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedhelm.errors import StoreUnavailable
 from fedhelm.persist.blobs import BlobReader, BlobRef
-from fedhelm.persist.posix import PosixLogStore
+from fedhelm.persist.posix import PosixBlobStore, PosixLogStore
 from fedhelm.persist.store import init_store, open_store
 from fedhelm.tensors.codec import read_file
 from fedhelm_server.runner import Runner, _Gone
 from tests.fakes.server_child import Child, FaultyBlobs, arrays_of
-from tests.fakes.server_log import JOB, Writer, done, fold, state, submitted
+from tests.fakes.server_log import JOB, TIME, Writer, cover, done, fold, items, line, state, submitted
 from tests.support.waiting import eventually_sync
 
 CLUSTER = "c" * 32
@@ -30,11 +31,13 @@ class Bench:
         self.root = tmp_path / "store"
         init_store(self.root, CLUSTER, "poc")
         self.kit = SimpleNamespace(run=tmp_path / "run", name="server1")
-        self.writer = Writer(PosixLogStore(self.root))
+        self.writer = Writer(PosixLogStore(self.root), blobs=PosixBlobStore(self.root))
         self.threads = []
 
     def job(self, sites=("site-1", "site-2"), **options):
-        self.writer.append("job_submitted", submitted(**options))
+        durability = options.pop("durability", "durable")
+        item = submitted(**options)
+        self.writer.append("job_submitted", {**item, "config": {**item["config"], "durability": durability}})
         self.writer.append("job_state", state(sites=sites))
 
     def child(self, on_open=None):
@@ -304,3 +307,83 @@ def test_a_runner_ends_when_its_child_is_gone(bench):
     child.channel._socket.shutdown(2)
     outcome.thread.join(10)
     assert isinstance(outcome.error, _Gone)
+
+
+def test_a_runner_that_starts_from_a_checkpoint_has_all_lines_and_goes_on_at_the_same_step(bench, tmp_path):
+    bench.job(rounds=3)
+    child = bench.child()
+    child.hold_after = "round_close"
+    assert bench.start(child).thread.join(30) is None
+    for number in range(2):
+        lines = [{"kind": "scalar", "tag": "loss", "value": float(number), "step": number, "time": TIME}]
+        item = {"job": JOB, "source": "site-1", "first": number + 1, "lines": lines}
+        bench.writer.append("metrics", {"items": [item]})
+        cover(PosixLogStore(bench.root), PosixBlobStore(bench.root), bench.writer)
+    bench.writer.append("metrics", {"items": [{**item, "first": 3}]})
+    assert not PosixLogStore(bench.root).read(1)
+    job = bench.run(bench.child())
+    assert (job.status, [entry["round"] for entry in job.closed]) == ("FINISHED:COMPLETED", [1, 2, 3])
+    assert [entry["primary"] for entry in job.closed] == ["server1"] * 3
+
+    other = Bench(tmp_path / "undisturbed")
+    other.job(rounds=3)
+    whole = other.run(other.child())
+    other.stop()
+    assert [e["model_sha256"] for e in job.closed] == [e["model_sha256"] for e in whole.closed]
+    accumulated = EventAccumulator(str(tmp_path / "run" / "jobs" / JOB / "tensorboard" / "site-1"))
+    accumulated.Reload()
+    assert [(event.step, event.value) for event in accumulated.Scalars("loss")] == [(0, 0.0), (1, 1.0), (1, 1.0)]
+
+
+def test_a_runner_that_was_overtaken_by_a_compaction_projects_each_line_once(bench):
+    def overtake(child):
+        if child.job.open.round == 2:
+            for _ in range(2):
+                bench.writer.append("metrics", {"items": [next(items)]})
+                cover(PosixLogStore(bench.root), PosixBlobStore(bench.root), bench.writer)
+        child.everybody(child)
+
+    def numbered():
+        for number in range(1, 10):
+            yield {"job": JOB, "source": "site-1", "first": number, "lines": [line(float(number), step=number)]}
+
+    items = numbered()
+    bench.job(rounds=3)
+    job = bench.run(bench.child(overtake))
+    assert job.status == "FINISHED:COMPLETED"
+    accumulated = EventAccumulator(str(bench.kit.run / "jobs" / JOB / "tensorboard" / "site-1"))
+    accumulated.Reload()
+    assert [event.value for event in accumulated.Scalars("loss")] == [1.0, 2.0]
+
+
+def test_an_ephemeral_job_is_averaged_from_what_the_child_holds_to_the_same_bits(bench, tmp_path):
+    bench.job(rounds=2)
+    durable = bench.run(bench.child())
+    other = Bench(tmp_path / "ephemeral")
+    other.job(rounds=2, durability="ephemeral")
+    child = other.child()
+    child.hold_after = "round_open"  # the runner dies in the middle of the round; the child holds on
+    first = other.start(child)
+    first.thread.join(30)
+    assert child.gone.wait(10)
+    child.everybody(child)
+    ephemeral = other.run(child)
+    records = fold(PosixLogStore(other.root))[1]
+    other.stop()
+    assert ephemeral.status == "FINISHED:COMPLETED"
+    assert [e["model_sha256"] for e in ephemeral.closed] == [e["model_sha256"] for e in durable.closed]
+    assert [e["weights"] for e in ephemeral.closed] == [e["weights"] for e in durable.closed]
+    assert not [one for one in records if one.kind == "contribution"]
+
+
+def test_own_lines_are_numbered_on_by_the_next_runner(bench):
+    bench.job(rounds=2)
+    child = bench.child()
+    child.hold_after = "round_open"
+    bench.start(child).thread.join(30)
+    assert child.gone.wait(10)
+    child.everybody(child)
+    bench.run(child)
+    said = [item for *_, item in items(fold(PosixLogStore(bench.root))[1], "metrics")]
+    assert [item["first"] for item in said] == list(range(1, len(said) + 1))
+    assert len(child.said) == len(said)
