@@ -349,6 +349,9 @@ def test_who_says_why_it_is_not_ready_is_not_waited_for(workspace):
     with pytest.raises(Corrupt, match=r"^server1 is not ready: slot 7: the hash is wrong$") as caught:
         start_all([quick(workspace.kit("server1")), quick(workspace.kit("site-1"))], 60, FAKE, patience=0.1)
     assert caught.value.hint == "fsck"
+    behave(workspace.kit("server2"), reason="it reads the log")
+    with pytest.raises(DeadlineExceeded, match=r"^not ready after 2 s: server2$"):
+        start_all([quick(workspace.kit("server2"))], 2, FAKE, patience=0.1)
     eventually_sync(lambda: is_ready(workspace.kit("site-1").run))
 
 

@@ -201,32 +201,37 @@ def _obstacle(kit: Kit) -> str | None:
     return reason if mine and state.get("ready") is not True and isinstance(reason, str) else None
 
 
-class _Obstacles:
-    """What keeps participants from being ready, and since when."""
+class _Refusals:
+    """Who says for how long that it cannot become ready, and why."""
 
     def __init__(self, kits: Sequence[Kit], patience: float) -> None:
         # A server whose former run may be alive waits for two terms of the lease by itself.
         self._kits = {kit.name: (kit, max(patience, 3 * kit.timing.lease)) for kit in kits}
+        self._offsets = {kit.name: _size(kit.log_file) for kit in kits}
         self._since: dict[str, float] = {}
 
-    def lasting(self) -> list[Kit]:
-        """Return whose obstacle will not go away by itself, as far as one can tell."""
+    def first(self) -> FedhelmError | None:
+        """Return the first that will not go away by itself, as far as one can tell."""
         now = time.monotonic()
-        found = []
         for name, (kit, patience) in self._kits.items():
             if _obstacle(kit) is None:
                 self._since.pop(name, None)
-            elif now - self._since.setdefault(name, now) >= patience:
-                found.append(kit)
-        return found
+            elif now - self._since.setdefault(name, now) >= patience and (refusal := self._told(kit)) is not None:
+                return refusal
+        return None
+
+    def _told(self, kit: Kit) -> FedhelmError | None:
+        """Return the error in its log. Without one it may only need longer; an overseer needs its lease store."""
+        error = last_error(kit.log_file, self._offsets[kit.name])
+        if error is not None:
+            return type(error)(f"{kit.name} is not ready: {error.message}", hint=error.hint or f"see {kit.log_file}")
+        if kit.role == "overseer":
+            return DeadlineExceeded(f"{kit.name} is not ready: {_obstacle(kit)}", hint=f"see {kit.log_file}")
+        return None
 
 
-def _refusal(kit: Kit, offset: int) -> FedhelmError:
-    """Return why the participant does not become ready: the error in its log, else what it says in its state."""
-    error, reason = last_error(kit.log_file, offset), _obstacle(kit)
-    if error is None:
-        return DeadlineExceeded(f"{kit.name} is not ready: {reason}", hint=f"see {kit.log_file}")
-    return type(error)(f"{kit.name} is not ready: {error.message}", hint=error.hint or f"see {kit.log_file}")
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def start_all(
@@ -244,28 +249,28 @@ def start_all(
         The names of those that were started now.
 
     Raises:
-        FedhelmError: one died, or keeps saying why it is not ready; the error is its own.
+        FedhelmError: one died, or refuses for longer than ``patience``; the error is its own.
         DeadlineExceeded: some are not ready in time; names them, and the last lines of their logs.
     """
     kits = list(kits)
+    refusals = _Refusals(kits, patience)
+    refusal: FedhelmError | None = None
     started: list[Launched] = []
     for kit in kits:
         with contextlib.suppress(AlreadyRunning):
             started.append(spawn(kit, program))
-    obstacles = _Obstacles(kits, patience)
-    refusing: list[Kit] = []
 
     def settled() -> bool:
-        refusing[:] = obstacles.lasting()
-        return bool(refusing) or any(map(_died, started)) or all(is_ready(kit.run) for kit in kits)
+        nonlocal refusal
+        refusal = refusals.first()
+        return refusal is not None or any(map(_died, started)) or all(is_ready(kit.run) for kit in kits)
 
     wait_until(settled, timeout)
     for one in started:
         if _died(one):
             raise one.death()
-    if refusing:
-        offsets = {one.kit.name: one.offset for one in started}
-        raise _refusal(refusing[0], offsets.get(refusing[0].name, 0))
+    if refusal is not None:
+        raise refusal
     late = [kit for kit in kits if not is_ready(kit.run)]
     if late:
         shown = "; ".join(f"{kit.name}: {' | '.join(log_tail(kit.log_file, 3)) or 'no log'}" for kit in late)
