@@ -18,6 +18,10 @@ _SUMMARIES = {
     "overseer": "run an overseer from its kit",
     "server": "run an FL server from its kit",
     "client": "run a site from its kit",
+    "fsck": "examine the store, and repair what can be",
+    "backup": "copy a project: log, blobs, lease, root key, kits",
+    "restore": "put a backup back",
+    "failover": "make a standby lead when every overseer is lost",
 }
 
 

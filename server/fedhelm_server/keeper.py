@@ -18,6 +18,7 @@ from fedhelm_server.keeper_answers import Answers
 from fedhelm_server.keeper_status import status
 from fedhelm_server.keeper_step import store_ok
 from fedhelm_server.keeper_values import Action, Event, Phase, Settings, Stage, State
+from fedhelm_server.role import Role
 
 __all__ = ["step"]
 
@@ -69,6 +70,8 @@ class _Step(Answers):
                 pass
             case kv.StopRequested():
                 self.on_stop()
+            case kv.BreakGlass(cause):
+                self.on_break_glass(cause)
             case kv.Answered() | kv.Failed():
                 self.set(in_flight=self.state.in_flight - {type(event.call).__name__})
                 self.on_reply(event)
@@ -169,6 +172,27 @@ class _Step(Answers):
             failure=why if child.counts else self.state.failure,
             register_at=self.now,
         )
+
+    def on_break_glass(self, cause: str) -> None:
+        """Take the epoch above all that are known, without a lease; the fence in the log decides whether it holds."""
+        state, child = self.state, self.state.child
+        obstacles = (
+            (not state.overseer_lost, "an overseer answers: failover is its business"),
+            (state.hold is not None or state.release is not None, "it holds the lease already"),
+            (self.settings.stop_when_unleased, "it stops when no overseer answers"),
+            (child.phase is not Phase.ALIVE or child.kill_at is not None, "its child does not run"),
+            (child.report.role != Role.STANDBY or not child.report.ready, "its child is no standby that is ready"),
+            (state.stopping_since is not None, "it is stopping"),
+        )
+        for obstructs, why in obstacles:
+            if obstructs:
+                self.say(f"{cause}: refused, {why}")
+                return
+        epoch = max(child.report.log_epoch, state.lease.epoch, state.epoch_seen) + 1
+        hold = kv.Hold(epoch, self.now, cause, since=self.now, unleased=True, unanswered=True)
+        self.set(hold=hold, epoch_seen=epoch)
+        self.say(f"{cause}: takes epoch {epoch} without a lease")
+        self.send("grant", epoch=epoch, deadline=self.now, cause=cause, log_seq=-1)
 
     def on_stop(self) -> None:
         if self.state.stopping_since is not None:

@@ -19,6 +19,7 @@ __all__ = [
     "Activate",
     "Answered",
     "Beat",
+    "BreakGlass",
     "Child",
     "ChildActive",
     "ChildBeat",
@@ -141,6 +142,13 @@ class Tick:
 @dataclass(frozen=True)
 class StopRequested:
     """SIGTERM or SIGINT; a second one kills the child at once."""
+
+
+@dataclass(frozen=True)
+class BreakGlass:
+    """An operator on this machine wants this server to lead without an overseer; ``cause`` goes into its fence."""
+
+    cause: str
 
 
 @dataclass(frozen=True)
@@ -347,6 +355,7 @@ OverseerCall: TypeAlias = Register | Beat | Renew | Activate | Release | WaitLea
 Event: TypeAlias = (
     Tick
     | StopRequested
+    | BreakGlass
     | ChildStarted
     | ChildBeat
     | ChildActive

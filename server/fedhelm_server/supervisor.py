@@ -20,7 +20,7 @@ from fedhelm.errors import FedhelmError, NotFound, Refused, error_class
 from fedhelm.ids import new_incarnation
 from fedhelm.process import child_env, write_state
 from fedhelm.tasks import cancel, spawn
-from fedhelm_server import keeper
+from fedhelm_server import break_glass, keeper
 from fedhelm_server import keeper_values as kv
 from fedhelm_server.child_link import ChildLink
 from fedhelm_server.keeper_status import trouble
@@ -108,6 +108,8 @@ class Supervisor:
     async def _tick(self) -> None:
         period = min(0.05, self._settings.timing.renew / 5)
         while True:
+            if (request := break_glass.take(self._kit.run)) is not None:
+                self._feed(kv.BreakGlass(request.cause))
             self._feed(kv.Tick())
             await asyncio.sleep(period)
 
