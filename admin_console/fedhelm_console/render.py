@@ -271,7 +271,11 @@ def standing(found: Sequence[Server], system: System) -> list[str]:
 def topology(word: str, leads: Primary, found: Sequence[Server], jobs: int | None, style: Style) -> str:
     """Return one line: ``before  server1 primary, epoch 4 · server2 ○ STANDBY · 2 jobs running``."""
     parts = [f"{leads.name} primary, epoch {leads.epoch}"]
-    parts += [f"{one.name} {style.state(one.state)}" for one in found if one.name != leads.name]
+    for one in found:
+        if one.name != leads.name:
+            # A server that has led ends its process, and starts another.
+            going = one.state in ("DRAINING", "FENCED")
+            parts.append(f"{one.name} {'comes back as a standby' if going else style.state(one.state)}")
     if jobs is not None:
         parts.append(f"{counted(jobs, 'job')} running")
     return style.plain(f"{word.ljust(6)}  {' · '.join(parts)}")
@@ -319,7 +323,7 @@ def status(found: Status, style: Style) -> str:
 def events(found: Sequence[Event], style: Style) -> str:
     """Return events with their ids and times."""
     rows = [[str(one.id), moment(one.time), one.kind, " ".join(one.text.split())] for one in found]
-    return _table(style, ["ID", "TIME", "KIND", "WHAT"], rows, flexible=3) if rows else "no events"
+    return _wrapped(style, ["ID", "TIME", "KIND", "WHAT"], rows) if rows else "no events"
 
 
 def failovers(found: Sequence[Failover], style: Style) -> str:

@@ -4,7 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from fedhelm.admin.models import Event, Failover, Job, JobDetail, Server, SignedIn, Site, SiteStatus, Status, System
+from fedhelm.admin.models import (
+    Event,
+    Failover,
+    Job,
+    JobDetail,
+    Primary,
+    Server,
+    SignedIn,
+    Site,
+    SiteStatus,
+    Status,
+    System,
+)
 from fedhelm_console import prompt, render
 from fedhelm_console.news import Item
 from fedhelm_console.render import Style
@@ -317,3 +329,15 @@ def test_prompt_and_toolbar_of_what_must_not_be_overlooked():
 def test_events_of_operators_are_one_line(kind, glyph):
     line = prompt.event_line(Event(1, kind, "2026-11-22T12:03:41Z", "what happened", {}), PLAIN)
     assert line[8:] == f" {glyph} what happened"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"), [("FENCED", "comes back as a standby"), ("STANDBY", "○ STANDBY"), ("DOWN", "✗ DOWN")]
+)
+def test_the_topology_after_a_switchover(state, text):
+    leads = Primary("server2", 5, "127.0.0.1", 1, 2, "poc:5")
+    servers = [Server("server1", state, None), Server("server2", "ACTIVE", 5)]
+    assert render.topology("after", leads, servers, 0, PLAIN) == (
+        f"after   server2 primary, epoch 5 · server1 {text} · no job running"
+    )
+    assert render.topology("after", leads, servers, None, ASCII).isascii()

@@ -120,7 +120,7 @@ def restart(
         state = servers[name].state
         raise Refused(
             f"{name} is {state}: only the primary can be told from here",
-            hint="its own startup/stop_fl.sh and start.sh, or promote_sp first",
+            hint="promote_sp first, or stop_fl.sh and start.sh on its machine",
         )
     standbys = [one.name for one in servers.values() if one.candidate and one.name != name]
     whither = f"{' or '.join(standbys)} takes over" if standbys else "nobody can take over meanwhile"
