@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from fedhelm.config.timing import PROFILES
 from fedhelm.errors import BadInput, Corrupt, FedhelmError, StoreUnavailable
+from fedhelm.security.pki import CertificateAuthority
 from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow
 from fedhelm_overseer.lease_engines import PostgresEngines, SqliteEngines
 from fedhelm_overseer.lease_store import SqlLeaseStore
@@ -321,9 +322,27 @@ def test_files_in_the_url_are_found_from_the_folder(on_postgres, tmp_path):
     assert not Path("pgpass").exists(), "it was not found from here"
 
 
-def test_tls_is_what_the_url_asks_for(on_postgres, tmp_path):
+def test_tls_is_what_the_url_asks_for(on_postgres, postgres, tmp_path):  # noqa: F811
+    def opened(**parameters):
+        host, rest = on_postgres.url.split("@")[1].split("/", 1)
+        url = f"postgresql://fedhelm@db.example:{host.split(':')[1]}/{rest}&hostaddr=127.0.0.1"
+        url += "".join(f"&{key}={value}" for key, value in parameters.items())
+        store = SqlLeaseStore(PostgresEngines(url, FAST, tmp_path), "poc")
+        try:
+            return store.read()
+        finally:
+            store.close()
+
     with pytest.raises(StoreUnavailable, match="does not support SSL"):
-        SqlLeaseStore(PostgresEngines(on_postgres.url + "&sslmode=require", FAST, tmp_path), "poc")
+        opened(sslmode="require")
+    authority, other = CertificateAuthority.create("db"), CertificateAuthority.create("db")
+    issued = authority.issue("server", "db.example", "test")
+    postgres.enable_tls(issued.cert, issued.key)
+    (tmp_path / "db-ca.pem").write_bytes(authority.cert_pem)
+    (tmp_path / "other-ca.pem").write_bytes(other.cert_pem)
+    assert opened(sslmode="verify-full", sslrootcert="db-ca.pem") == LeaseRow()
+    with pytest.raises(StoreUnavailable, match="certificate verify failed"):
+        opened(sslmode="verify-full", sslrootcert="other-ca.pem")
 
 
 def test_without_the_driver_the_error_says_what_to_install(monkeypatch, tmp_path):

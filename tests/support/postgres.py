@@ -83,7 +83,7 @@ class Postgres:
             os.chown(words, self._account.pw_uid, self._account.pw_gid)
         self._run("initdb", "-D", "data", "-U", USER, "--auth=scram-sha-256", f"--pwfile={words}", "-E", "UTF8")
         self.passfile = self.folder / "passfile"
-        self.passfile.write_text(f"127.0.0.1:*:*:{USER}:{self.password}\n")
+        self.passfile.write_text(f"*:*:*:{USER}:{self.password}\n")
         self.passfile.chmod(0o600)
 
     def _run(self, program, *words):
@@ -155,6 +155,18 @@ class Postgres:
         with closing(psycopg.connect(self.admin_url(database), autocommit=True, connect_timeout=10)) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
+
+    def enable_tls(self, cert, key):
+        """Offer TLS to new connections, with this certificate (PEM)."""
+        for name, data in (("server.crt", cert), ("server.key", key)):
+            path = self.folder / "data" / name
+            path.write_bytes(data)
+            path.chmod(0o600)
+            if self._account is not None:
+                os.chown(path, self._account.pw_uid, self._account.pw_gid)
+        self.execute("ALTER SYSTEM SET ssl = on")
+        self.execute("SELECT pg_reload_conf()")
+        eventually_sync(lambda: self.execute("SHOW ssl") == [("on",)], 20)
 
     def _processes(self):
         if self.process is None or self.process.poll() is not None:
