@@ -64,14 +64,14 @@ class Board:
         """Seconds for which servers reported that they write without a lease."""
         self.fenced = 0
         """How often a server reported that a foreign fence ended its epoch."""
-        self.sync(names, members)
+        self.sync(names, members, now)
 
     @property
     def row(self) -> LeaseRow:
         """The row as it was last seen."""
         return self._row or LeaseRow()
 
-    def sync(self, names: Iterable[str], members: Iterable[MemberRow]) -> None:
+    def sync(self, names: Iterable[str], members: Iterable[MemberRow], now: float) -> None:
         """Take over what the store has of servers and registrations: other overseers change them too."""
         self._order = {name: order for order, name in enumerate(names)}
         self._sightings = {name: kept for name, kept in self._sightings.items() if name in self._order}
@@ -79,9 +79,11 @@ class Board:
             if member.name not in self._order:
                 continue
             old = self._sightings.get(member.name)
-            if old is None:
+            same = old is not None and old.server.incarnation == member.incarnation
+            if old is None or (not same and not self.live(member.name, now)):
+                # Registered elsewhere, or before this overseer's start: its beats will say how it is.
                 self._sightings[member.name] = Sighting(self._server(member, ready=False))
-            elif old.server.incarnation == member.incarnation:
+            elif same:
                 server = replace(old.server, spent=member.spent, refused=member.refused)
                 self._sightings[member.name] = replace(old, server=server)
 
@@ -163,12 +165,14 @@ class Board:
         self._count(name, server, now)
         self._sightings[name] = replace(old, server=server, beat_at=now)
 
-    def activated(self, name: str, now: float) -> None:
-        """Take note that the holder serves."""
+    def activated(self, name: str, now: float, epoch: int, log_seq: int) -> None:
+        """Take note that the holder serves: its fence of ``epoch`` is in the log, at or before slot ``log_seq``."""
         self._alive_at = self._served_at = now
         if name in self._sightings:
             old = self._sightings[name]
-            self._sightings[name] = replace(old, server=replace(old.server, role="ACTIVE"), beat_at=now)
+            self._sightings[name] = replace(
+                old, server=replace(old.server, role="ACTIVE", log_epoch=epoch, log_seq=log_seq), beat_at=now
+            )
 
     def released(self, row: LeaseRow, name: str, now: float, *, refused: str | None, gone: bool) -> None:
         """Take note of a release that led to ``row``; ``gone``: the incarnation has ended."""

@@ -80,7 +80,7 @@ class Decider:
         now = self._table.now()
         with self._table.lock:
             self._table.board.saw_row(new, now)
-            self._table.board.activated(action.holder.name, now)
+            self._table.board.activated(action.holder.name, now, action.epoch, action.log_seq)
         self._table.changed.ring()
         self._table.told.adopted(action.epoch, action.holder.name)
         return new

@@ -166,10 +166,9 @@ class Desk:
                 known = self._board.knows(holder)
             if not known:
                 self._register_holder(holder, request)
-            now = self._table.now()
+            self._table.take(row)
             with self._lock:
-                self._board.saw_row(row, now)
-                self._board.renewed(name, request, now)
+                self._board.renewed(name, request, self._table.now())
         self._table.metrics.renewed()
         return RenewReply(held=True, lease=self._table.view(row))
 
@@ -181,6 +180,7 @@ class Desk:
         """
         holder = Holder(name, request.incarnation)
         with self._turn:
+            self._table.read()
             now = self._table.now()
             with self._lock:
                 gap = self._board.gap(now)
@@ -190,7 +190,7 @@ class Desk:
                 return self._table.view(self._already(request.epoch, holder, "active"))
             with self._lock:
                 self._board.saw_row(row, now)
-                self._board.activated(name, now)
+                self._board.activated(name, now, request.epoch, request.log_seq)
             term = self._store.history()[-1]
         self._told.active(term, gap)
         self.changed.ring()
@@ -204,7 +204,8 @@ class Desk:
         """
         holder = Holder(name, request.incarnation)
         with self._turn:
-            handed = request.handoff and self._board.row.intent is not None
+            before = self._table.read()
+            handed = request.handoff and before.intent is not None
             cause = HANDOFF if handed else request.reason
             row = self._store.release(request.epoch, holder, cause, refused=request.refused)
             if row is None:
@@ -234,6 +235,11 @@ class Desk:
         with self._lock:
             row, heard = self._board.row, self._board.holder_heard(self._table.now())
         if row.holder is None or row.state != "active" or not heard:
+            if row.paused:
+                by = f" by {row.paused_by}" if row.paused_by else ""
+                raise NoPrimary(
+                    f"no server leads at the moment, and failover is paused{by}", hint="`resume_failover` ends that"
+                )
             raise NoPrimary(
                 "no server leads at the moment", hint="see `list_sp`; the overseer grants as soon as it may"
             )

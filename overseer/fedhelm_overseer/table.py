@@ -83,30 +83,41 @@ class Table:
         try:
             row = self.store.read()
             self.metrics.store_took(self.now() - before)
-            with self.lock:
-                old = self.board.row
-            foreign = (row.version, row.epoch, row.state) != (old.version, old.epoch, old.state)
-            if foreign or before - self._refreshed >= self.kit.timing.lease:
+            if before - self._refreshed >= self.kit.timing.lease:
                 self.refresh()
-            terms = self.store.history() if foreign else ()
+            self.take(row)
         except StoreUnavailable:
             self.metrics.store_failed()
             raise
+        return row
+
+    def take(self, row: LeaseRow) -> None:
+        """Take note of a row that was read, or renewed; what another overseer decided since is told. Call it in a turn.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        with self.lock:
+            old = self.board.row
+        foreign = (row.version, row.epoch, row.state) != (old.version, old.epoch, old.state)
+        if not foreign:
+            with self.lock:
+                self.board.saw_row(row, self.now())
+            return
+        self.refresh()
+        terms = self.store.history()
         with self.lock:
             self.board.saw_row(row, self.now())
             holder = self.board.sighting(row.holder.name) if row.holder else None
-        if foreign:
-            refused = holder is not None and holder.server.refused is not None
-            self.told.noticed(old, row, terms, refused=refused)
-            self.changed.ring()
-        return row
+        self.told.noticed(old, row, terms, refused=holder is not None and holder.server.refused is not None)
+        self.changed.ring()
 
     def refresh(self) -> None:
         """Read servers and registrations again; call it in a turn."""
         entries, members = self.store.servers(), self.store.members()
         self.roster = Roster(self.kit, self._signed, entries)
         with self.lock:
-            self.board.sync(self.roster.names, members)
+            self.board.sync(self.roster.names, members, self.now())
         self._refreshed = self.now()
 
     def noted(self, row: LeaseRow) -> None:

@@ -82,7 +82,7 @@ class TwoOverseers(RuleBasedStateMachine):
     @rule(which=observers)
     def an_overseer_reads(self, which):
         self.readings[which] = self.store.read()
-        self.boards[which].sync(NAMES, self.store.members())
+        self.boards[which].sync(NAMES, self.store.members(), self.clock(which))
         self.boards[which].saw_row(self.readings[which], self.clock(which))
         self.boards[which].observed(self.clock(which))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedhelm.errors import Conflict, NotFound, Refused
+from fedhelm.errors import Conflict, NoPrimary, NotFound, Refused
 from fedhelm.wire.overseer_api import OperateRequest, PromoteRequest
 from tests.unit.test_overseer_desk import TIMING, World
 
@@ -52,6 +52,12 @@ class TestAPause:
         led.pass_time(3 * T)
         assert (led.row.epoch, led.row.holder.name) == (1, "server1")
         assert led.kinds().count("alarm") == 1
+
+    def test_is_named_to_who_asks_for_the_primary(self, led):
+        led.desk.admins.pause(ADMIN, ask())
+        led.release("server1")
+        with pytest.raises(NoPrimary, match=r"paused by admin@nvidia\.com"):
+            led.desk.primary()
 
     def test_is_over_at_once_when_resumed(self, led):
         led.desk.admins.pause(ADMIN, ask())

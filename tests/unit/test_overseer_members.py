@@ -9,7 +9,14 @@ import pytest
 from fedhelm.errors import NotFound
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.wire.announcement import announcement_of
-from fedhelm.wire.overseer_api import OperateRequest, RegisterRequest
+from fedhelm.wire.overseer_api import (
+    BeatRequest,
+    OperateRequest,
+    PromoteRequest,
+    RegisterRequest,
+    ReleaseRequest,
+    RenewRequest,
+)
 from fedhelm_overseer.desk import Desk
 from fedhelm_overseer.lease import Holder, LeaseRow
 from tests.fakes.overseer_clock import FakeClock
@@ -238,6 +245,32 @@ class TestTwoOverseers:
         other.observe()
         assert pair.row.state == "released"
         assert other.servers()[1].note == "refused: store went backwards"
+
+    def test_what_one_heard_through_a_renewal_is_told_by_it_too(self, pair):
+        pair.others.clear()  # the other does not look by itself: it answers renewals, as both do
+        pair.desk.admins.pause("admin@nvidia.com", OperateRequest(request_id="p1", reason="why"))
+        renewal = RenewRequest(epoch=1, incarnation="aa", log_epoch=1, log_seq=1, role="ACTIVE")
+        assert pair.other.renew("server1", renewal).lease.paused
+        assert self.told(pair)[-1] == "admin@nvidia.com paused failover: why"
+
+    def test_a_handoff_told_to_the_one_that_did_not_see_the_intent_yet_is_a_switchover(self, pair):
+        pair.desk.promote("admin@nvidia.com", PromoteRequest(target="server2", request_id="r1"))
+        release = ReleaseRequest(epoch=1, incarnation="aa", reason="drained", handoff=True)
+        pair.other.release("server1", release)
+        pair.settle()
+        assert (pair.row.epoch, pair.row.holder.name, pair.row.cause) == (2, "server2", "switchover")
+        assert pair.store.history()[-1].by == "admin@nvidia.com"
+
+    def test_an_incarnation_that_registered_with_one_is_known_to_the_other_once_the_old_one_is_silent(self, pair):
+        other = pair.other
+        other.register("server2", RegisterRequest(incarnation="bb", ready=True))
+        pair.register("server2", "cc", replaces="bb")
+        beat = BeatRequest(incarnation="cc", role="STANDBY", log_epoch=1, log_seq=1, ready=True)
+        with pytest.raises(NotFound):
+            other.beat("server2", beat)
+        pair.pass_time(2 * T + R)
+        other.beat("server2", beat)
+        assert other.servers()[1].candidate
 
     def test_a_second_machine_with_one_name_is_refused_by_both(self, pair):
         for desk in (pair.desk, pair.other):
