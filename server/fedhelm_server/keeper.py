@@ -287,7 +287,7 @@ class _Step(Answers):
         if child.phase is not Phase.ALIVE or child.beat_at is None:
             return
         others = {name: token for name, token in lease.store_tokens.items() if name != self.settings.name}
-        primary = lease.holder if lease.state in {"granted", "active"} else None
+        primary = lease.holder  # who led last has the right store
         if (others, primary) != (child.told_tokens, child.told_primary) and (others or child.told_tokens):
             self.set_child(told_tokens=others, told_primary=primary)
             self.send("tokens", tokens=others, primary=primary)

@@ -17,7 +17,8 @@ def status(state: State) -> str | None:
     if state.refused_since is not None:
         return "waiting: the overseer still sees another run of this server"
     if not report.ready:
-        return f"not ready: {report.reason}" if report.reason else None
+        lasting = state.registered or not report.store_ok  # else it is on its way
+        return f"not ready: {report.reason}" if report.reason and lasting else None
     if not state.registered or state.child.kill_at is not None:
         return None
     return "standby" if report.store_ok else f"standby, not a candidate: {report.reason or 'its store takes no writes'}"
@@ -33,8 +34,8 @@ def _holder_status(hold: Hold) -> str:
 
 
 def trouble(state: State) -> str | None:
-    """Return why this server is not ready, None if it is or nothing is known yet."""
-    report = state.child.report
-    if state.child.phase is Phase.ALIVE and report.ready:
+    """Return what keeps this server from being ready, None if nothing does, or nothing is known yet."""
+    alive, report = state.child.phase is Phase.ALIVE, state.child.report
+    if alive and report.ready:
         return None if state.refused_since is None else "the overseer still sees another run of this server"
-    return (report.reason if state.child.phase is Phase.ALIVE else None) or state.failure
+    return report.reason if alive and not report.store_ok else state.failure

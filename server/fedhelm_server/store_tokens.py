@@ -1,7 +1,8 @@
 """Do all servers see one store, and at once? Each leaves a token in it, and looks there for those of the others.
 
-The overseers pass the tokens on. A server whose store lacks the primary's token, or those of most others while nobody
-leads, has another directory (a copy, an unmounted share) or an old view of it: it must not lead.
+The overseers pass the tokens on. A server whose store lacks the token of who leads, or led last, has another directory
+(a copy, an unmounted share) or an old view of it: it must not lead. Where that token is not known, most of the others
+count.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def wrong_store(tokens: Collection[str], failed: Collection[str], primary: str |
     Args:
         tokens: names of the other servers whose tokens were looked for.
         failed: those whose tokens were not as they should be.
-        primary: who leads, another server.
+        primary: who leads or led last, another server.
     """
     if primary in tokens:
         return primary in failed
@@ -61,7 +62,7 @@ class StoreTokens:
         self._failures = 0
 
     def told(self, tokens: Mapping[str, str], primary: str | None) -> None:
-        """Take the other live servers' tokens, and who leads, from an overseer."""
+        """Take the other live servers' tokens, and who leads or led last, from an overseer."""
         if (dict(tokens), primary) != (dict(self._tokens), self._primary):
             self._tokens, self._primary = dict(tokens), primary
             self._told.set()

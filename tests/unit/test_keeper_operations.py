@@ -213,8 +213,10 @@ def test_the_last_words_of_a_child_are_the_reason_until_another_is_ready(script)
     script.start_child()
     assert trouble(script.state) == "slot 7 of the log is damaged"
     script.beat(ready=False, reason="it reads the log")
-    assert trouble(script.state) == "it reads the log"
-    script.beat(ready=True, reason=None)
+    assert trouble(script.state) == "slot 7 of the log is damaged"
+    script.beat(ready=False, reason="the store cannot be read", store_ok=False)
+    assert trouble(script.state) == "the store cannot be read"
+    script.beat(ready=True, reason=None, store_ok=True)
     assert trouble(script.state) is None
 
 
