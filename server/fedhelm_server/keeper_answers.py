@@ -142,10 +142,12 @@ class Answers(Step):
         if state.release is not None and lease.epoch > state.release.epoch:
             self.set(release=None)
         mine = lease.holder == self.settings.name and lease.incarnation == child.incarnation
-        if mine and lease.state == "granted" and lease.epoch > state.epoch_seen:
+        if not (mine and lease.state == "granted" and hold is None):
+            self.set(doubted_since=None)
+        if mine and lease.state == "granted" and self.is_new_grant(lease):
             if hold is None and child.phase is Phase.ALIVE and child.kill_at is None:
                 self.on_grant(lease)
-        else:
+        elif self.state.doubted_since is None:
             self.set(ungranted_at=max(self.state.ungranted_at, sent_at - self.settings.view_age))
         if lease.incarnation == state.dead and self.state.release is None:
             self.release_for_the_dead(state.dead, "child is gone")
@@ -155,6 +157,20 @@ class Answers(Step):
             self.set(renew_at=min(self.state.renew_at, self.now))  # the renewal decides, not a hint
         elif lease.version >= state.lease.version:  # not the older row that another overseer still shows
             self.follow_intent(lease, hold)
+
+    def is_new_grant(self, lease: Lease) -> bool:
+        """Tell a new grant from the late view of one that came to nothing.
+
+        Numbers come again when the lease store has lost its memory: a number that was seen before is a new grant when
+        it is shown for longer than any old view can be, and nothing else is.
+        """
+        if lease.epoch > self.state.epoch_seen:
+            return True
+        if self.state.hold is not None or self.state.release is not None:
+            return False
+        since = self.state.doubted_since if self.state.doubted_since is not None else self.now
+        self.set(doubted_since=since)
+        return self.now - since > self.settings.view_age + self.timing.request
 
     def release_for_the_dead(self, incarnation: str | None, reason: str) -> None:
         """A row that names a reaped child: nobody has to wait for the term to end."""

@@ -453,7 +453,8 @@ class State:
     in_flight: frozenset[str] = frozenset()
     told_bad_store: bool = False
     version: int = -1
-    epoch_seen: int = 0  # the highest epoch granted to a child of this supervisor
+    epoch_seen: int = 0  # the epoch granted last to a child of this supervisor
+    doubted_since: float | None = None  # since when all answers show a grant of an epoch that was granted before
     ungranted_at: float = 0.0  # the latest moment at which the row surely showed no grant to this child
     failures: int = 0
     failure: str | None = None  # why the last child ended that did so by itself, until one is ready

@@ -558,6 +558,24 @@ def test_a_late_view_of_a_grant_that_was_refused_is_no_new_grant(script):
     assert script.hold is None
 
 
+def test_a_grant_of_an_old_number_that_stays_is_new_because_the_lease_store_has_lost_its_memory(script):
+    script.standby()
+    script.granted(3)
+    script.answer(kv.Renew)
+    script.on(kv.ChildRefused("c1", "no space left"))
+    script.answer(kv.Release, script.row("released", 3))
+    # The store is emptied, and counts from 1 again; nobody wrote a fence of epoch 3.
+    row, before = script.row("granted", 2), script.now
+    passed_on = []
+    for _ in range(4):
+        script.after(0.5)
+        script.answer(kv.Beat, row)
+        passed_on += script.frames()
+    [(_kind, fields)] = [frame for frame in passed_on if frame[0] == "grant"]
+    assert fields["epoch"] == 2
+    assert fields["deadline"] <= before + USABLE  # from before it was doubted first
+
+
 def test_a_refused_child_whose_store_is_bad_does_not_ask_for_more(script):
     script.standby()
     script.granted()
