@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from fedhelm.security.pki import CertificateAuthority
 from fedhelm_overseer.lease import Holder, LeaseRow, MemberRow
 from fedhelm_overseer.lease_engines import PostgresEngines, SqliteEngines
 from fedhelm_overseer.lease_store import SqlLeaseStore
+from tests.support.federation import free_base_port
 from tests.support.postgres import postgres  # noqa: F401  a fixture
+from tests.support.proxy import Wires
 from tests.support.waiting import eventually_sync
 
 AT = "2026-11-22T15:00:00.000Z"
@@ -244,6 +247,28 @@ def test_a_frozen_database_costs_one_short_wait_and_then_nothing(on_postgres, po
     assert rest < first
     assert eventually_sync(lambda: answers(store.read), 20).epoch == 1
     assert store.renew(1, ONE, 2).log_seq == 2
+
+
+@pytest.mark.parametrize("mode", ["drop", "no-answers", "no-requests", "reject"])
+def test_a_store_that_is_cut_off_fails_soon_while_another_goes_on(on_postgres, postgres, mode):  # noqa: F811
+    other = on_postgres.open()
+    port = free_base_port(1)
+    with closing(Wires({"db": (port, postgres.port)})) as wires:
+        store = SqlLeaseStore(
+            PostgresEngines(on_postgres.url.replace(f":{postgres.port}/", f":{port}/"), FAST, Path("/")), "poc"
+        )
+        grant(store, ONE, 1)
+        store.renew(1, ONE, 1)
+        wires.set(["db"], mode)
+        begun = time.monotonic()
+        for _ in range(10):
+            with pytest.raises(StoreUnavailable):
+                store.renew(1, ONE, 2)
+        assert time.monotonic() - begun < 5, "one wait of T/2 + Q for all of them, on a machine that may be busy"
+        assert other.renew(1, ONE, 3).log_seq == 3
+        wires.heal()
+        assert eventually_sync(lambda: answers(lambda: store.renew(1, ONE, 4)), 20).log_seq == 4
+        store.close()
 
 
 def test_a_restarted_database_is_used_again_by_itself(on_postgres, postgres):  # noqa: F811
