@@ -98,3 +98,19 @@ def test_every_job_is_either_dispatched_or_told_why_not(wanted, connected):
 @pytest.mark.parametrize("nothing", [[], None])
 def test_an_empty_list_of_mandatory_sites_is_none(nothing):
     assert plan([job(mandatory_sites=nothing)], SITES).waits == {}
+
+
+def test_an_ephemeral_job_takes_only_sites_that_keep_their_results():
+    versions = {"site-1": 2, "site-2": 1, "site-3": 2}
+
+    def planned(**extra):
+        return schedule([job(**extra)], frozenset(SITES), SITES, versions)
+
+    assert planned().dispatch == (("a", SITES),)
+    assert planned(durability="ephemeral").waits == {
+        "a": "waits for 1 more of site-2 to connect; site-2 must be upgraded first: an ephemeral job needs wire version 2"
+    }
+    assert planned(durability="ephemeral", min_sites=2).dispatch == (("a", ("site-1", "site-3")),)
+    waits = planned(durability="ephemeral", min_sites=1, mandatory_sites=["site-2"]).waits["a"]
+    assert waits.startswith("waits for mandatory site-2")
+    assert "must be upgraded" in waits

@@ -1,0 +1,342 @@
+"""What sites and admins ask of a primary: a real runtime, ledger and book over a store in memory; no processes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from fedhelm.errors import BadInput, Conflict, JobNotFound, NotAuthorised, NotFound, ProtocolError, Refused
+from fedhelm.persist.base import Usage
+from fedhelm.persist.blobs import Manifest, blake3_hex
+from fedhelm.persist.log import Log
+from fedhelm.persist.store import Store
+from fedhelm.security.identity import Principal
+from fedhelm.tasks import cancel, spawn
+from fedhelm.v1 import admin_pb2 as admin
+from fedhelm.v1 import common_pb2 as common
+from fedhelm.v1 import fleet_pb2 as fleet
+from fedhelm.wire.chain import Call
+from fedhelm_server import decisions
+from fedhelm_server.admin_service import AdminService
+from fedhelm_server.checkpoints import Checkpoints
+from fedhelm_server.disk_budget import GIB
+from fedhelm_server.fleet_service import MAX_RESULTS, MAX_UPLOADS, FleetService
+from fedhelm_server.job_control import JobControl
+from fedhelm_server.places import bundle_owner, sites_owner
+from fedhelm_server.role import Role
+from fedhelm_server.runtime import Runtime
+from fedhelm_server.streams import SiteStream
+from tests.fakes.persist_memory import MemoryBlobStore, MemoryLogStore
+from tests.fakes.server_kit import server_kit
+from tests.fakes.server_log import JOB, OTHER, Clock, Writer, closed, done, fold, found, opened, state, submitted
+from tests.support.waiting import eventually
+
+REQUEST = "request99"
+
+
+class Link:
+    def __init__(self):
+        self.heard = []
+
+    def post(self, kind, /, **fields):
+        self.heard.append(kind)
+
+
+class Primary:
+    """Leads; its runners are a list of what they were handed."""
+
+    def __init__(self, tmp_path, durability="durable"):
+        self.slots, self.blobs, self.link = found(MemoryLogStore()), MemoryBlobStore(), Link()
+        writer = Writer(self.slots, "server9", "i0")
+        item = submitted(rounds=3)
+        writer.append("job_submitted", {**item, "config": {**item["config"], "durability": durability}})
+        writer.append("job_state", state())
+        writer.append("job_state", state("RUNNING", ()))
+        writer.append("round_open", opened(rounds=3))
+        store = Store(tmp_path, "c" * 32, "poc", Log(self.slots, self.blobs), self.blobs)
+        kit = dataclasses.replace(server_kit(tmp_path, "fast"), sites=("site-1", "site-2"))
+        self.runtime = Runtime(kit, "i1", store, Clock(), self.link)
+        self.control = JobControl(self.runtime)
+        self.handed = []
+        self.control.runners = SimpleNamespace(reconcile=lambda _: None, hand=self.handed.append)
+        self.fleet = FleetService(self.runtime)
+        self.admin = AdminService(self.runtime, self.control)
+        self.checkpoints = Checkpoints(self.runtime)
+
+    @property
+    def book(self):
+        return self.runtime.book
+
+    def connect(self, site, version=2):
+        stream = SiteStream(site, "a1", version)
+        self.runtime.streams.open(stream)
+        return stream
+
+    async def upload(self, site, data=b"result", owner=None, hold=None):
+        owner = owner or sites_owner(JOB, 0, 1)
+        manifest = Manifest(len(data), 1024, (blake3_hex(data),))
+        sent = common.Manifest(size=manifest.size, chunk_size=1024, chunks=manifest.chunks)
+        header = common.PutBlobHeader(owner=owner, manifest=sent, indices=[0])
+
+        async def messages():
+            yield header.SerializeToString()
+            if hold is not None:
+                await hold.wait()
+            yield data
+
+        return await self.fleet.put_blob(messages(), site_call(site))
+
+    async def offer(self, site, data=b"result", number=1, **extra):
+        blob = await self.upload(site, data)
+        request = fleet.Contribution(
+            job=JOB, attempt=1, step=0, round=number, kind="train", site=site, blob=blob, weight=1, metrics_json="{}"
+        )
+        return await self.fleet.contribute(request, site_call(site))
+
+    async def close(self, *members):
+        decide = decisions.round_close(closed(members=members), lambda: self.runtime.holding.of(JOB))
+        await self.runtime.ledger.propose("round_close", decide)
+
+    async def end(self):
+        await self.runtime.ledger.propose(
+            "job_done", decisions.finish(JOB, "FINISHED:COMPLETED", "", "", done()["time"])
+        )
+
+    async def delete(self, job=JOB, request_id=REQUEST):
+        return await self.admin.delete_job(admin.DeleteJobRequest(job=job, request_id=request_id), admin_call())
+
+    async def operate(self, *sites, action="restart", request_id=REQUEST, **extra):
+        request = admin.OperateRequest(request_id=request_id, action=action, sites=sites, **extra)
+        return await self.admin.operate(request, admin_call())
+
+    def told(self, stream):
+        return [message.order.id for message in self.fleet._next(stream) if message.HasField("order")]
+
+    def task(self, site, stream=None):
+        (job,) = [m for m in self.fleet._next(stream or self.connect(site)) if m.HasField("assignment")][
+            -1
+        ].assignment.jobs
+        return job
+
+
+def site_call(site):
+    return Call(Principal("poc", "site", site), "method", None)
+
+
+def admin_call():
+    return Call(Principal("poc", "project_admin", "admin@nvidia.com"), "method", None)
+
+
+@asynccontextmanager
+async def primary_in(tmp_path, durability="durable"):
+    primary = Primary(tmp_path, durability)
+    task = spawn(primary.runtime.ledger.run(), "ledger")
+    await primary.runtime.ledger.fence(2, "start")
+    primary.runtime.role, primary.runtime.deadline = Role.ACTIVE, 1e9
+    try:
+        yield primary
+    finally:
+        await cancel(task)
+        await asyncio.to_thread(primary.runtime.ledger._thread.shutdown)
+
+
+# -- uploads ----------------------------------------------------------------------------------------------------------
+
+
+async def test_uploads_go_to_the_open_round_alone(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        await primary.upload("site-1")
+        for owner in (sites_owner(JOB, 0, 2), sites_owner(JOB, 1, 1), bundle_owner(JOB), f"jobs/{JOB}/0-1/model"):
+            with pytest.raises(NotAuthorised):
+                await primary.upload("site-1", owner=owner)
+        for site in ("site-1", "site-2"):
+            await primary.offer(site)
+        await primary.close("site-1", "site-2")
+        with pytest.raises(NotAuthorised, match="not open"):
+            await primary.upload("site-1")
+        await primary.end()
+        with pytest.raises(NotAuthorised, match="not open"):
+            await primary.upload("site-1")
+
+
+async def test_a_site_uploads_few_different_results_to_a_round_but_each_again(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        for number in range(MAX_RESULTS):
+            await primary.upload("site-1", b"%d" % number)
+        with pytest.raises(Conflict, match="3 other results"):
+            await primary.upload("site-1", b"one more")
+        await primary.upload("site-1", b"0")  # its answer was lost
+        await primary.upload("site-2", b"another's")
+
+
+async def test_a_sites_fifth_upload_waits_for_one_of_four(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        hold = asyncio.Event()
+        held = [asyncio.ensure_future(primary.upload("site-1", b"same", hold=hold)) for _ in range(MAX_UPLOADS)]
+        await eventually(primary.fleet._uploads["site-1"].locked)
+        fifth = asyncio.ensure_future(primary.upload("site-1", b"same"))
+        await primary.upload("site-2")  # nobody else waits
+        assert not fifth.done()
+        hold.set()
+        await asyncio.gather(*held, fifth)
+
+
+# -- ephemeral jobs ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_contribution_of_an_ephemeral_job_is_held_handed_on_and_not_in_the_log(tmp_path):
+    async with primary_in(tmp_path, "ephemeral") as primary:
+        stream = primary.connect("site-1")
+        assert primary.task("site-1", stream).durability == "ephemeral"
+        end = primary.book.seq
+        receipt = await primary.offer("site-1")
+        assert (receipt.held, receipt.gone, receipt.superseded, receipt.epoch) == (True, False, False, 2)
+        assert [item["site"] for item in primary.handed] == ["site-1"]
+        assert not primary.task("site-1", stream).HasField("task"), "nobody asks it again"
+        assert primary.task("site-2").HasField("task")
+        again = await primary.offer("site-1")
+        other = await primary.offer("site-1", b"trained again")
+        assert (again.held, again.superseded, other.held, other.superseded) == (True, False, True, True)
+        assert len(primary.handed) == 1
+        assert primary.book.seq == end
+        shown = await primary.admin.show_job(admin.JobRequest(job=JOB), admin_call())
+        assert (shown.sites[0].name, shown.sites[0].status) == ("site-1", "DONE")
+        with pytest.raises(Conflict, match="another contribution"):
+            await primary.close("site-1", "site-2")
+        await primary.offer("site-2")
+        await primary.close("site-1", "site-2")
+        assert primary.runtime.holding.of(JOB) == {}
+        with pytest.raises(NotAuthorised):
+            await primary.upload("site-1")
+    assert fold(primary.slots)[0].jobs[JOB].closed[0]["members"] == ["site-1", "site-2"]
+
+
+async def test_the_next_primary_asks_for_what_nobody_holds_any_more(tmp_path):
+    async with primary_in(tmp_path, "ephemeral") as primary:
+        await primary.offer("site-1")
+        primary.runtime.holding._jobs.clear()  # as in a process that has just begun
+        assert primary.task("site-1").HasField("task")
+        assert (await primary.offer("site-1")).held
+
+
+async def test_a_late_offer_to_an_ephemeral_job_is_gone(tmp_path):
+    async with primary_in(tmp_path, "ephemeral") as primary:
+        blob = await primary.upload("site-2")
+        await primary.offer("site-1")
+        await primary.close("site-1")
+        late = fleet.Contribution(job=JOB, attempt=1, step=0, round=1, kind="train", site="site-2", blob=blob, weight=1)
+        assert (await primary.fleet.contribute(late, site_call("site-2"))).gone
+
+
+async def test_a_site_that_would_not_keep_its_result_is_refused(tmp_path):
+    async with primary_in(tmp_path, "ephemeral") as primary:
+        primary.connect("site-1", version=1)
+        with pytest.raises(ProtocolError, match="wire version 1"):
+            await primary.offer("site-1")
+
+
+# -- admins -----------------------------------------------------------------------------------------------------------
+
+
+async def test_only_an_ended_job_is_deleted_once_and_its_blobs_go(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        await primary.upload("site-1")
+        with pytest.raises(Conflict, match="has not ended"):
+            await primary.delete()
+        await primary.end()
+        await primary.delete(JOB[:6])
+        end = primary.book.seq
+        await primary.delete(JOB[:6])  # its answer was lost
+        assert primary.book.seq == end
+        with pytest.raises(JobNotFound):
+            await primary.delete(request_id="request98")
+        with pytest.raises(JobNotFound):
+            await primary.admin.show_job(admin.JobRequest(job=JOB), admin_call())
+        assert (await primary.admin.list_jobs(admin.ListJobsRequest(), admin_call())).jobs == []
+        assert primary.blobs.owners("jobs") != []
+        assert await primary.checkpoints.write()
+        assert primary.blobs.owners("jobs") == []
+
+
+async def test_who_watches_a_job_that_is_deleted_is_told(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        watch = primary.admin.watch_job(admin.JobRequest(job=JOB), admin_call())
+        assert (await anext(watch)).summary.status == "RUNNING"
+        following = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        primary.admin._watchers, watchers = set(), primary.admin._watchers  # asleep while it ends
+        await primary.end()
+        await primary.delete()
+        for watcher in watchers:
+            watcher.set()
+        with pytest.raises(JobNotFound):
+            await following
+
+
+async def test_sites_are_told_once_each_also_the_one_that_comes_later(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        one, old = primary.connect("site-1"), primary.connect("site-3", version=1)
+        reply = await primary.operate("@ALL", reason="new software")
+        assert (list(reply.sites), list(reply.disconnected)) == (["site-1"], ["site-2", "site-3"])
+        assert (primary.told(one), primary.told(one), primary.told(old)) == ([REQUEST], [], [])
+        assert primary.told(primary.connect("site-2")) == [REQUEST]
+        end = primary.book.seq
+        record = fold(primary.slots)[1][-1]
+        assert (record.kind, record.body["action"], record.body["target"]) == (
+            "admin_action", "restart", "site-1 site-2 site-3"
+        )  # fmt: skip
+        await primary.operate("@ALL", reason="new software")  # its answer was lost
+        assert primary.book.seq == end
+        with pytest.raises(Conflict):
+            await primary.operate("site-1")
+        assert primary.link.heard == []
+
+
+async def test_a_server_is_restarted_by_its_supervisor_after_its_answer(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        assert list((await primary.operate(server=True)).sites) == []
+        await eventually(lambda: primary.link.heard == ["restart"])
+
+
+async def test_what_cannot_be_asked_is_refused_and_not_recorded(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        end = primary.book.seq
+        for error, words in (
+            (BadInput, {"sites": ("site-1",), "action": "dance"}),
+            (BadInput, {"sites": (), "action": "restart"}),
+            (BadInput, {"sites": (), "action": "shutdown", "server": True}),
+            (NotFound, {"sites": ("site-9",), "action": "restart"}),
+        ):
+            with pytest.raises(error):
+                await primary.operate(*words.pop("sites"), **words)
+        primary.book.log_version = 1
+        for ask in (primary.operate("site-1"), primary.delete()):
+            with pytest.raises(Refused, match="log version 2"):
+                await ask
+        assert primary.book.seq == end
+
+
+async def test_a_full_disk_takes_no_new_job_but_says_so_and_repeats_old_answers(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        primary.blobs.room = Usage(100 * GIB, GIB // 2)
+        request = admin.SubmitJobRequest(
+            job=OTHER, request_id=REQUEST, bundle=common.BlobRef(owner=bundle_owner(OTHER), digest="ab" * 32, size=3)
+        )
+        with pytest.raises(Refused, match=r"0\.5 GiB of 100\.0 GiB"):
+            await primary.admin.submit_job(request, admin_call())
+        known = admin.SubmitJobRequest(job=JOB, request_id="request1", bundle=common.BlobRef(**submitted()["bundle"]))
+        assert (await primary.admin.submit_job(known, admin_call())).job == JOB
+        status = await primary.admin.check_status(common.Empty(), admin_call())
+        assert "new jobs are refused" in status.warnings[0]
+        assert (status.store_free, status.log_version, status.low_water, status.checkpoint) == (GIB // 2, 2, 0, 0)
+        for _ in range(2):
+            await primary.offer("site-1")
+            await primary.runtime.ledger.propose("handoff", lambda _: {"to": "x", "request_id": "y"})
+            assert await primary.checkpoints.write()
+        status = await primary.admin.check_status(common.Empty(), admin_call())
+        assert status.checkpoint == primary.book.checkpoints[-1].seq
+        assert status.low_water == primary.book.checkpoints[0].covered + 1
