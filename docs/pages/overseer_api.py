@@ -24,8 +24,9 @@ HTTPS with a client certificate of the project, TLS 1.3. The caller is who the c
 a body changes that. Every route declares its permission; the overseer does not start while one is missing.
 
 An answer of 400 and above is `{"code", "message", "hint"}` with the codes of [errors](errors.md): 400 bad input, 401 no
-or a wrong certificate, 403 the role may not, 404 unknown, 409 refused or a conflict, 413 a body of more than 64 KiB,
-503 nobody leads or the database does not answer. `GET /api/v1/openapi.json` gives the same in OpenAPI.
+or a wrong certificate, 403 the role may not, 404 unknown, 409 refused or a conflict, 413 a body of more than 64 KiB
+(a registration: 1.5 MiB), 503 nobody leads or the database does not answer. `GET /api/v1/openapi.json` gives the same
+in OpenAPI.
 
 Ages and durations are seconds, times are ISO 8601 UTC. Numbers of records are slots of the log; -1 is before the
 first.
@@ -68,6 +69,8 @@ def _body(content: dict[str, Any]) -> str:
     kinds = content.get("content", {})
     if "text/event-stream" in kinds:
         return "server-sent events ([Event](#event))"
+    if "text/plain" in kinds:
+        return "Prometheus' text format"
     return _ref(kinds["application/json"]["schema"]) if "application/json" in kinds else ""
 
 

@@ -71,8 +71,9 @@ class Metrics:
         self._servers = gauge("servers", "Servers that the project has.")
         self._refusing = gauge("servers_refusing", "Servers that refused a grant and did not register again.")
         self._latency = gauge("store_seconds", "Seconds that the last reading of the lease store took.")
-        self._unleased = gauge("unleased_seconds", "Seconds for which servers reported to write without a lease.")
-        self._fenced = gauge("fenced", "Times that a server reported a foreign fence.")
+        self._unleased = counter("unleased_seconds", "Seconds for which servers reported to write without a lease.")
+        self._fenced = counter("fenced", "Times that a server reported a foreign fence.")
+        self._written = (0.0, 0)
         self._alarm = gauge("alarm", "1 while nobody leads and nobody may be granted the lease.")
         self._renewals = counter("renewals", "Renewals that this overseer wrote.")
         self._grants = counter("grants", "Grants that this overseer saw, by kind of cause.", "cause")
@@ -120,8 +121,10 @@ class Metrics:
             self._up.set(facts.up)
             self._servers.set(facts.servers)
             self._refusing.set(facts.refused)
-            self._unleased.set(facts.unleased_s)
-            self._fenced.set(facts.fenced)
+            unleased_s, fenced = self._written
+            self._unleased.inc(facts.unleased_s - unleased_s)
+            self._fenced.inc(facts.fenced - fenced)
+            self._written = (facts.unleased_s, facts.fenced)
             return generate_latest(self._registry)
 
 

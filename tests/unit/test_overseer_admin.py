@@ -356,5 +356,5 @@ def test_what_writes_without_a_lease_or_was_fenced_is_counted(led):
     led.beat_as("server2", "bb")
     led.clock.advance(0.5)
     led.beat_as("server2", "bb")
-    assert figures(led)["fedhelm_overseer_fenced"] == 1
-    assert figures(led)["fedhelm_overseer_unleased_seconds"] == 0.5
+    assert figures(led)["fedhelm_overseer_fenced_total"] == 1
+    assert figures(led)["fedhelm_overseer_unleased_seconds_total"] == 0.5
