@@ -53,6 +53,8 @@ class Scene:
         findings: what the fault itself saw go wrong.
         jobs: that have to complete; the first one is aimed at.
         doomed: job -> what the reason of its failure has to say, where the fault is meant to cost the job.
+        epoch: the highest one before it struck.
+        compactions: how often the log had been shortened before.
         moment: when it struck (boot time).
         healed: when it had undone all (boot time).
     """
@@ -68,6 +70,7 @@ class Scene:
     doomed: dict[str, str] = field(default_factory=dict)
     more: Callable[[str], JobRun] | None = None
     epoch: int = 0
+    compactions: int = 0
     moment: float | None = None
     healed: float | None = None
 
@@ -119,6 +122,7 @@ class Kind:
         weight: how often it is drawn.
         rested: whether it needs a federation in which no lease has expired just now: for 30 s afterwards its loser may
             not be chosen.
+        prelude: whether its generator yields once more, at first: before the job is submitted.
         last_round: whether it always strikes in the last round.
         bound: seconds that the gap may have, where it is not that of the class.
     """
@@ -132,6 +136,7 @@ class Kind:
     jobs: int = 1
     weight: int = 1
     rested: bool = False
+    prelude: bool = False
     last_round: bool = False
     bound: float | None = None
 

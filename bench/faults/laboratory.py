@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -19,16 +20,17 @@ from bench.faults.history import Watch
 from bench.faults.probe import Ack, read_acks
 from bench.federation import now, until
 from fedhelm.admin.session import Session, connect
-from fedhelm.config.kit import Kit, read_kit
+from fedhelm.config.kit import SQLITE, Kit, read_kit
 from fedhelm.errors import FedhelmError
 from fedhelm.persist import init_store
 from fedhelm.process import MarkedProcess, ParticipantLock, marked_processes
 from fedhelm.provision.kits import write_kit
-from fedhelm.provision.launch import Launched, is_ready, spawn, start_all
+from fedhelm.provision.launch import Launched, is_ready, spawn
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import Home, stop_all
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm_lab.demo_acts import free_base_port
+from tests.support.postgres import Postgres, why_not
 from tests.support.proxy import Wires
 
 __all__ = ["ADMIN", "PROBE", "VARIANTS", "Laboratory", "NotPossibleError", "Variant", "laboratory"]
@@ -36,9 +38,9 @@ __all__ = ["ADMIN", "PROBE", "VARIANTS", "Laboratory", "NotPossibleError", "Vari
 ADMIN = "admin@nvidia.com"
 PROBE = "probe"
 _HOST = "127.0.0.1"
-_READY_SECONDS = 90.0
 _WHOLE_SECONDS = 60.0
 _HOLD_DOWN_SECONDS = 35.0
+_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")  # Debian's package libfaketime
 _TMPFS_BYTES = 96 * 1024 * 1024
 
 
@@ -53,6 +55,8 @@ class Variant:
         wired: a proxy between servers and overseers, and between sites and servers.
         mounted: each server reaches the store through a mount of its own (needs root).
         small_disk: the store is a small tmpfs (needs root).
+        overseers: how many; two need PostgreSQL.
+        faked_clocks: servers and overseers run under libfaketime, so that their wall clocks can be set.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Variant:
     wired: bool = False
     mounted: bool = False
     small_disk: bool = False
+    overseers: int = 1
+    faked_clocks: bool = False
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
@@ -72,6 +78,8 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             Variant("wired", wired=True),
             Variant("mounted", mounted=True),
             Variant("small-disk", small_disk=True),
+            Variant("pair", overseers=2, wired=True),
+            Variant("clocks", faked_clocks=True),
         )
     }
 )
@@ -111,22 +119,32 @@ class Laboratory:
         self.jobs = 0
         self.broken = False
         self.wires: Wires | None = None
+        self.overseers = ("overseer", *(f"overseer{k}" for k in range(2, variant.overseers + 1)))
         self._ports = free_base_port(40)
+        self.postgres: Postgres | None = None
         self._mounts: list[Path] = []
         self._wire_ports: dict[str, tuple[int, int]] = {}
         self._session: Session | None = None
         self._probe: subprocess.Popen[bytes] | None = None
         self._watch: Watch | None = None
         self.probe_job = ""
-        self._prepare()
+        self.names: tuple[str, ...] = ()
 
     # -- making it ----------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Write all kits and the store.
+
+        Raises:
+            NotPossibleError: this machine lacks what the variant needs.
+        """
         project = Project(
             name="laboratory",
             participants=(
-                Participant("overseer", "overseer", "nvidia", _HOST, (self._ports,)),
+                *(
+                    Participant(name, "overseer", "nvidia", _HOST, (self._ports + 11 * k,))
+                    for k, name in enumerate(self.overseers)
+                ),
                 *(
                     Participant(name, "server", "nvidia", _HOST, (self._ports + 2 * k + 1, self._ports + 2 * k + 2))
                     for k, name in enumerate(self.servers)
@@ -135,8 +153,10 @@ class Laboratory:
                 Participant(ADMIN, "project_admin", "nvidia"),
             ),
             store="../store",
+            lease_store=self._lease_store(),
         )
-        authority = CertificateAuthority.create(project.name)
+        authority = self._authority = CertificateAuthority.create(project.name)
+        self._project = project
         if self.variant.small_disk:
             self.store.mkdir()
             _mount("-t", "tmpfs", "-o", f"size={_TMPFS_BYTES},mode=0700", "tmpfs", str(self.store))
@@ -151,6 +171,28 @@ class Laboratory:
         if self._wire_ports:
             self.wires = Wires(self._wire_ports)
             self.heal_wires()
+
+    def second_kit(self, server: str) -> Path:
+        """Write another kit of a server's name, whose ports are free, and return its folder."""
+        folder = self.root / f"second-{self.trials}"
+        folder.mkdir()
+        ports = (self._ports + 38, self._ports + 39)
+        participants = tuple(
+            dataclasses.replace(one, ports=ports) if one.name == server else one for one in self._project.participants
+        )
+        project = dataclasses.replace(self._project, participants=participants, store=str(self.store))
+        mine = next(one for one in participants if one.name == server)
+        return write_kit(project, mine, self._authority, folder)
+
+    def _lease_store(self) -> str:
+        if self.variant.faked_clocks and not _FAKETIME.exists():
+            raise NotPossibleError(f"libfaketime is not installed ({_FAKETIME})")
+        if self.variant.overseers == 1:
+            return SQLITE
+        if (reason := why_not()) is not None:  # type: ignore[no-untyped-call]
+            raise NotPossibleError(reason)
+        self.postgres = Postgres()  # type: ignore[no-untyped-call]
+        return str(self.postgres.url(self.postgres.database()))  # type: ignore[no-untyped-call]
 
     def _view(self, project: Project, who: Participant) -> Project:
         """Return the project as one participant's kit says it: others are dialled through its own wires."""
@@ -189,7 +231,9 @@ class Laboratory:
 
     def start(self) -> None:
         """Start everything, the probe too, and wait until the probe is acknowledged."""
-        start_all([self.kit(name) for name in self.names], _READY_SECONDS)
+        for name in self.names:
+            self.restart(name)
+        self.wait_ready(*self.names)
         self._watch = Watch(self.store).start()
         self.probe_job = self.session.submit(self._probe_job()).job_id
         arguments = [sys.executable, "-m", "bench.faults.probe", str(os.getpid())]
@@ -228,6 +272,17 @@ class Laboratory:
         if self._session is None:
             self._session = connect(self.root / ADMIN)
         return self._session
+
+    @property
+    def low_water(self) -> int:
+        """The first slot of the log that still counts."""
+        marks = sorted(path for path in (self.store / "marks").glob("*") if path.name.isdigit())
+        return int(json.loads(marks[-1].read_bytes())["low_water"]) if marks else 0
+
+    @property
+    def compactions(self) -> int:
+        """How often the log was shortened."""
+        return sum(path.name.isdigit() for path in (self.store / "marks").glob("*"))
 
     def primary(self) -> str:
         """Name of the server whose fence is the last one in the log."""
@@ -281,7 +336,40 @@ class Laboratory:
     def restart(self, name: str) -> Launched | None:
         """Start a participant that does not run; None if it does."""
         kit = self.kit(name)
-        return spawn(kit) if ParticipantLock.holder(kit.run) is None else None
+        if ParticipantLock.holder(kit.run) is not None:
+            return None
+        with self._environment(name):
+            return spawn(kit)
+
+    @contextlib.contextmanager
+    def _environment(self, name: str) -> Iterator[None]:
+        """Have processes that are started now believe the clock that `set_clock` set."""
+        if not self.variant.faked_clocks or self._role(name) == "site":
+            yield
+            return
+        if not self._clock(name).exists():
+            self.set_clock(name, 0)
+        faked = {
+            "LD_PRELOAD": str(_FAKETIME),
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock(name)),
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_NO_CACHE": "1",
+        }
+        os.environ.update(faked)
+        try:
+            yield
+        finally:
+            for variable in faked:
+                del os.environ[variable]
+
+    def _clock(self, name: str) -> Path:
+        return self.folder / f"clock-{name}"
+
+    def set_clock(self, name: str, seconds: int) -> None:
+        """Set the wall clock of a participant so many seconds ahead of the machine's (``faked_clocks`` only)."""
+        draft = self._clock(name).with_suffix(".draft")
+        draft.write_text(f"{seconds:+d}")
+        draft.replace(self._clock(name))
 
     def wait_ready(self, *names: str) -> None:
         """Wait until these say that they are ready."""
@@ -330,6 +418,8 @@ class Laboratory:
                 self.wires.close()
             for path in reversed(self._mounts):
                 _unmount(path)
+            if self.postgres is not None:
+                self.postgres.close()  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _role(name: str) -> str:
@@ -345,15 +435,14 @@ def laboratory(variant: Variant, keep: Path | None = None) -> Iterator[Laborator
         keep: where to move its folder instead of removing it, when it is ``broken``.
     """
     folder = Path(tempfile.mkdtemp(prefix="fedhelm-faults-")).resolve()
-    made: Laboratory | None = None
+    made = Laboratory(folder, variant)
     try:
-        made = Laboratory(folder, variant)
+        made.prepare()
         made.start()
         yield made
     finally:
-        if made is not None:
-            made.close()
-        if keep is not None and made is not None and made.broken and not made.variant.small_disk:
+        made.close()
+        if keep is not None and made.broken and not made.variant.small_disk:
             keep.mkdir(parents=True, exist_ok=True)
             shutil.move(str(folder), keep / f"{time.strftime('%m%d-%H%M%S')}-{variant.name}")
         _remove(folder)

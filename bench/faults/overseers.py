@@ -16,6 +16,7 @@ from typing import Any
 from bench.faults.kinds import Scene, kind
 from bench.faults.processes import power_off, send
 from bench.federation import now, until
+from fedhelm.config.kit import read_kit
 from fedhelm.errors import FedhelmError
 from fedhelm.provision.launch import spawn
 from fedhelm.provision.stop import Home, stop_all
@@ -111,7 +112,7 @@ def overseer_emptied(scene: Scene) -> Iterator[None]:
     _return(scene)
 
 
-@kind("overseer-restored", "none", failover=False, rested=True)
+@kind("overseer-restored", "none", failover=False, rested=True, prelude=True)
 def overseer_restored(scene: Scene) -> Iterator[None]:
     """The overseer comes back with a database from before two failovers."""
     lab = scene.lab
@@ -123,6 +124,7 @@ def overseer_restored(scene: Scene) -> Iterator[None]:
         lab.session.promote(scene.standby, timeout=30)
         lab.wait_whole()
         scene.primary = lab.primary()
+    yield
     yield
     scene.strike(lambda: _kill_overseer(scene))
     _remove_database(scene)
@@ -168,10 +170,103 @@ def power_cut(scene: Scene) -> Iterator[None]:
         scene.kills[site].append(now())
 
 
+# -- one of two overseers, and their database ------------------------------------------------------------------------
+
+
+def _one(scene: Scene) -> str:
+    chosen: str = scene.rng.choice(scene.lab.overseers)
+    scene.params["overseer"] = chosen
+    return chosen
+
+
+@kind("one-overseer-killed", "none", failover=False, variant="pair")
+def one_overseer_killed(scene: Scene) -> Iterator[None]:
+    """One of two overseers dies, and is started again later."""
+    name, seconds = _one(scene), scene.seconds(7, 15)
+    yield
+    scene.strike(lambda: power_off(scene, name))
+    time.sleep(seconds)
+    scene.lab.restart(name)
+
+
+@kind("one-overseer-stopped", "none", failover=False, variant="pair")
+def one_overseer_stopped(scene: Scene) -> Iterator[None]:
+    """SIGSTOP for one of two overseers: it accepts connections and says nothing; then SIGCONT."""
+    name, seconds = _one(scene), scene.seconds(7, 20)
+    pids = [one.pid for one in scene.lab.processes(name)]
+    yield
+    scene.strike(lambda: send(pids, signal.SIGSTOP))
+    time.sleep(seconds)
+    send(pids, signal.SIGCONT)
+
+
+@kind("one-overseer-black-holed", "none", failover=False, variant="pair")
+def one_overseer_black_holed(scene: Scene) -> Iterator[None]:
+    """Nothing that servers send to one of two overseers arrives, and no connection is refused."""
+    wires = scene.lab.wires
+    assert wires is not None
+    name, seconds = _one(scene), scene.seconds(7, 20)
+    names = [one for one in wires.names if one.startswith("server") and one.endswith(f">{name}")]
+    yield
+    scene.strike(lambda: wires.set(names, "drop"))
+    time.sleep(seconds)
+    scene.lab.heal_wires()
+
+
+@kind("one-overseer-and-primary", "host", failover=True, variant="pair", weight=2)
+def one_overseer_and_primary(scene: Scene) -> Iterator[None]:
+    """One of two overseers dies together with the primary's host: the other one sees to it."""
+    name, seconds = _one(scene), scene.seconds(5, 10)
+
+    def blow() -> None:
+        power_off(scene, scene.primary)
+        power_off(scene, name)
+
+    yield
+    scene.strike(blow)
+    time.sleep(seconds)
+    scene.lab.restart(name)
+    scene.lab.restart(scene.primary)
+
+
+@kind("lease-store-frozen", "none", failover=False, variant="pair")
+def lease_store_frozen(scene: Scene) -> Iterator[None]:
+    """The overseers' PostgreSQL hangs: both overseers live, and none can renew."""
+    seconds = scene.seconds(7, 20)
+    assert scene.lab.postgres is not None
+    yield
+    frozen = scene.lab.postgres.frozen()
+    scene.strike(frozen.__enter__)
+    try:
+        time.sleep(seconds)
+    finally:
+        frozen.__exit__(None, None, None)
+
+
+@kind("clock-step", "none", failover=False, variant="clocks")
+def clock_step(scene: Scene) -> Iterator[None]:
+    """Wall clocks step by up to an hour: of the primary, the standby, the overseer, or all of them."""
+    lab = scene.lab
+    who = scene.params["whose"] = scene.rng.choice(["primary", "standby", "overseer", "all"])
+    groups = {"primary": [scene.primary], "standby": [scene.standby], "overseer": ["overseer"]}
+    names = groups.get(who, [*lab.servers, "overseer"])
+    step = scene.params["step"] = scene.rng.choice([3600, 600, -240])
+    seconds = scene.seconds(7, 12)
+
+    def step_all(by: int) -> None:
+        for name in names:
+            lab.set_clock(name, by)
+
+    yield
+    scene.strike(lambda: step_all(step))
+    time.sleep(seconds)
+    step_all(0)
+
+
 # -- what operators and kits do --------------------------------------------------------------------------------------
 
 
-@kind("switchover-refused", "none", failover=False, rested=True, weight=2)
+@kind("switchover-refused", "none", failover=False, rested=True, prelude=True, weight=2)
 def switchover_refused(scene: Scene) -> Iterator[None]:
     """``promote_sp`` of a server that is dead, lagging, unknown or leads already: refused before anything drains."""
     lab, target = scene.lab, scene.standby
@@ -181,6 +276,7 @@ def switchover_refused(scene: Scene) -> Iterator[None]:
         power_off(scene, target)
         until(lambda: True if _state(scene, target) == "DOWN" else None, 20, f"{target} is down")
     name = {"unknown": "server99", "active": scene.primary}.get(why, target)
+    yield
     yield
     if why == "lagging":
         send(pids, signal.SIGSTOP)
@@ -223,28 +319,24 @@ def switchover_interrupted(scene: Scene) -> Iterator[None]:
     asking.join()
 
 
-@kind("kit-started-twice", "none", failover=False)
-def kit_started_twice(scene: Scene) -> Iterator[None]:
-    """A copy of a server's kit is started elsewhere: the second one is refused by name."""
+@kind("name-used-twice", "none", failover=False)
+def name_used_twice(scene: Scene) -> Iterator[None]:
+    """A second kit of a server's name is started, as on another machine: it is refused by name."""
     lab = scene.lab
     name = scene.rng.choice([scene.primary, scene.standby])
     scene.params["of"] = "primary" if name == scene.primary else "standby"
-    copy = lab.root / f"copy-{lab.trials}" / name
-    shutil.copytree(lab.root / name, copy, ignore=shutil.ignore_patterns("run", "log.txt"))
-    (copy.parent / "store").symlink_to(lab.store)
-    from fedhelm.config.kit import read_kit
-
+    twin = lab.second_kit(name)
     yield
     launched = []
-    scene.strike(lambda: launched.append(spawn(read_kit(copy))))
+    scene.strike(lambda: launched.append(spawn(read_kit(twin))))
     try:
-        until(lambda: True if launched[0].exited else None, 25, "the second of two ends")
-        text = (copy / "log.txt").read_text()
-        scene.params["said"] = text.strip().splitlines()[-1][:160]
-        scene.expect(name in text and "error[" in text, f"the second {name} does not say why it ends: {text[-300:]}")
+        until(lambda: launched[0].exited or None, 30, f"the second {name} ends")
+        said = (twin / "log.txt").read_text().strip().splitlines()[-1]
+        scene.params["said"] = said[:160]
+        scene.expect(name in said and "error[" in said, f"the second {name} does not say why it ends: {said[:300]}")
     finally:
-        stop_all([Home(copy, "server", name)])
-        shutil.rmtree(copy.parent)
+        stop_all([Home(twin, "server", name)])
+        shutil.rmtree(twin.parent)
 
 
 @kind("duplicates", "none", failover=False)

@@ -7,9 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from bench.faults.kinds import Scene, kind
-from bench.federation import now
+from bench.federation import now, until
 
 __all__: list[str] = []
 
@@ -26,10 +27,22 @@ def power_off(scene: Scene, name: str) -> None:
 
     Returns when all of it is gone: what is dying still holds its lock and its ports.
     """
+    dying: set[int] = set()
     while pids := [one.pid for one in scene.lab.processes(name)]:
+        dying.update(pids)
         send(pids, signal.SIGSTOP)
         send(pids, signal.SIGKILL)
         time.sleep(0.002)
+    # One that has lost its memory has no mark any more, and its files are still open.
+    until(lambda: not any(map(_lives, dying)) or None, 10, f"the end of {name}")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 @kind("kill-child", "crash", failover=True, weight=6)
@@ -111,8 +124,8 @@ def before_end(scene: Scene) -> Iterator[None]:
 @kind("kill-runner", "none", failover=False)
 def kill_runner(scene: Scene) -> Iterator[None]:
     """SIGKILL for every runner of the primary: aggregation waits for new ones, acknowledgements do not."""
-    pids = [one.pid for one in scene.lab.processes(scene.primary, "runner")]
     yield
+    pids = [one.pid for one in scene.lab.processes(scene.primary, "runner")]
     scene.strike(lambda: send(pids, signal.SIGKILL))
 
 

@@ -89,20 +89,23 @@ def _damaged_record(scene: Scene, damage: str) -> Iterator[None]:
     lab, name = scene.lab, scene.standby
     child = lab.pid(name, "child")
     yield
-    slots = sorted(path for path in (lab.store / "log").iterdir() if path.name.isdigit())
-    path = scene.rng.choice(slots[1:-20] or slots[1:-1])
-    scene.params["slot"] = int(path.name)
+    # Of those that a server reads when it starts: after the newest checkpoint.
+    covered = [one.record.body["covered"] for one in lab.watch.seen if one.record.kind == "checkpoint"]
+    slot = scene.rng.randint((covered[-1] if covered else 0) + 1, len(lab.watch.seen) - 2)
+    path = lab.store / "log" / f"{slot:016d}"
+    scene.params["slot"] = slot
     good = path.read_bytes()
     begun = len(lab.log(name))
     scene.strike(lambda: _damage(path, good, damage, scene.rng.randrange(len(good))))
     os.kill(child, signal.SIGKILL)
     try:
-        until(lambda: True if f"slot {int(path.name)}" in lab.log(name)[begun:] else None, 20, f"{name} names the slot")
+        until(lambda: True if f"slot {slot}" in lab.log(name)[begun:] else None, 20, f"{name} names slot {slot}")
         states = {one.name: one.state for one in lab.session.servers(timeout=5)}
         scene.expect(states[name] != "ACTIVE", f"{name} leads with a damaged log")
     finally:
-        path.unlink(missing_ok=True)
-        path.write_bytes(good)
+        place = path if slot >= lab.low_water else lab.store / "archive" / "log" / path.name
+        place.unlink(missing_ok=True)
+        place.write_bytes(good)
 
 
 def _damage(path: Path, good: bytes, damage: str, place: int) -> None:

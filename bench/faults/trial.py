@@ -27,6 +27,7 @@ __all__ = ["Outcome", "Spec", "gather", "run_trial"]
 _BEGIN_SECONDS = 60.0
 _FINISH_SECONDS = 90.0
 _ACK_SECONDS = 30.0
+_LONG_SECONDS = 25.0
 _RECEIPT = re.compile(r"job (\w+), (\w+) of round (\d+): recorded in slot (\d+), epoch (\d+)")
 _FOLLOWING = re.compile(r"following \S+, epoch (\d+)")
 _DELAYS = {"training": 0.35, "uploading": 0.03, "appending": 0.004, "aggregating": 0.02, "closing": 0.01}
@@ -81,7 +82,7 @@ def run_trial(lab: Laboratory, spec: Spec) -> Outcome:
     began, rng = now(), spec.rng
     lab.trials += 1
     first = len(lab.watch.seen)
-    scene = Scene(lab, rng, lab.primary(), spec.quick)
+    scene = Scene(lab, rng, lab.primary(), spec.quick, compactions=lab.compactions)
     load = round(os.getloadavg()[0], 2)
     try:
         _strike(lab, spec, scene, first)
@@ -107,11 +108,13 @@ def _strike(lab: Laboratory, spec: Spec, scene: Scene, first: int) -> None:
     lab.jobs += 1
     plan, aim = _plan(spec, lab, lab.jobs, scene.rng)
     scene.params["round"] = aim.round
+    fault = spec.kind.fault(scene)
+    if spec.kind.prelude:
+        next(fault)
     scene.jobs.append(_submit(lab, plan))
     for _ in range(spec.kind.jobs - 1):
         more("beside")
     main = scene.jobs[0]
-    fault = spec.kind.fault(scene)
     next(fault)
     entered = wait_for_phase(
         aim, main.handle.job_id, plan, main.shared, lambda: lab.watch.since(first), lab.store, _BEGIN_SECONDS
@@ -209,6 +212,9 @@ def _outcome(lab: Laboratory, spec: Spec, scene: Scene, first: int, began: float
     if scene.moment is not None and spec.kind.failover is False and after != scene.epoch:
         scene.findings.append(f"a failover that nobody needed: epoch {scene.epoch} became {after}")
     figures = _figures(lab, spec, scene)
+    checkpoints = sum(one.record.kind == "checkpoint" for one in seen)
+    served = now() - began - (figures["silence_s"] or 0.0)
+    scene.expect(served < _LONG_SECONDS or checkpoints, f"no checkpoint in a trial with {served:.0f} s of service")
     bound = spec.kind.bound or BOUNDS.get(spec.kind.klass)
     lab.broken = lab.broken or bool(scene.findings)
     return {
@@ -226,7 +232,8 @@ def _outcome(lab: Laboratory, spec: Spec, scene: Scene, first: int, began: float
         "causes": [s.record.body.get("cause") for s in seen if s.record.kind == "fence"],
         "verdict": "failed" if scene.findings else "ok",
         "findings": scene.findings[:20],
-        "checkpoints": sum(s.record.kind == "checkpoint" for s in seen),
+        "checkpoints": checkpoints,
+        "compactions": lab.compactions - scene.compactions,
         "records": len(seen),
         "jobs": len(scene.jobs),
         "params": {name: value for name, value in scene.params.items() if not name.startswith("_")},
