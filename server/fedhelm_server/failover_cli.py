@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import DeadlineExceeded, ExitStatus, FedhelmError, NotFound, Refused
+from fedhelm.errors import DeadlineExceeded, ExitStatus, FedhelmError, KitError, NotFound, Refused
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded
 from fedhelm.persist.record import Record
 from fedhelm.persist.store import open_store
 from fedhelm.process import ParticipantLock, read_state
 from fedhelm.provision.stop import wait_until
 from fedhelm.security.kit import open_kit
+from fedhelm.security.tls import client_context
 from fedhelm.wire.overseer_client import OverseerClient
 from fedhelm_server.break_glass import Request, leave, withdraw
 from fedhelm_server.local_settings import read_settings
@@ -28,11 +29,12 @@ Make the standby of this kit lead, without an overseer. Run it on the standby's 
 the primary too: nothing else brings service back before an overseer returns. The server raises the epoch in the log
 itself, so a primary that still lives somewhere can write nothing after it. Overseers that return later adopt it.
 
-It is refused while an overseer answers (use promote_sp), or while somebody writes to the log.
+It is refused while an overseer answers (use promote_sp), and while the last primary answers or writes to the log.
 """
 
 _TAKEN_S = 5.0
 _LEADS_S = 20.0
+_HANDSHAKE_S = 1.0
 
 
 def main(argv: list[str]) -> int:
@@ -55,6 +57,7 @@ def main(argv: list[str]) -> int:
         _check_server(kit)
         _check_overseers(kit)
         last = _check_silence(kit)
+        _check_last_primary(kit, last)
         _confirm(kit, last, args.confirm)
         return _take_over(kit, args.reason, fmt)
 
@@ -99,6 +102,32 @@ def _check_silence(kit: Kit) -> Record | None:
             by = records[-1].by.name
             raise Refused(f"{by} leads, epoch {log.epoch}: it appended slot {records[-1].seq} just now")
     return log.fence
+
+
+def _check_last_primary(kit: Kit, last: Record | None) -> None:
+    """Refuse if the last primary answers at its port: it may lead, and have nothing to write just now."""
+    if last is None or last.by.name == kit.name:
+        return
+    try:
+        address = kit.server(last.by.name)
+    except KitError:
+        return  # not of this kit any more: the silence of the log has to do
+
+    async def dial() -> None:
+        async with asyncio.timeout(kit.timing.request + _HANDSHAKE_S):
+            _, writer = await asyncio.open_connection(
+                address.host, address.fed_learn_port, ssl=client_context(kit), server_hostname=address.name
+            )
+            writer.transport.abort()
+
+    try:
+        asyncio.run(dial())
+    except (OSError, TimeoutError):
+        return
+    raise Refused(
+        f"{address.name}, the last primary, answers at {address.host}:{address.fed_learn_port}: it may lead",
+        hint=f"stop {address.name} first, or run this for {address.name}",
+    )
 
 
 def _confirm(kit: Kit, last: Record | None, given: str | None) -> None:
