@@ -6,7 +6,7 @@ import pytest
 
 from fedhelm.errors import Conflict, NoPrimary, NotFound, Refused
 from fedhelm.wire.overseer_api import OperateRequest, PromoteRequest
-from tests.unit.test_overseer_desk import TIMING, World
+from tests.support.overseer_world import TIMING, World
 
 T, R = TIMING.lease, TIMING.renew
 ADMIN = "admin@nvidia.com"

@@ -22,7 +22,7 @@ from fedhelm_overseer.lease import Holder, LeaseRow
 from tests.fakes.overseer_clock import FakeClock
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.support.kits import make_kits
-from tests.unit.test_overseer_desk import TIMING, World
+from tests.support.overseer_world import TIMING, World
 
 T, R = TIMING.lease, TIMING.renew
 
