@@ -49,7 +49,7 @@ class Overseer(ThreadingHTTPServer):
         self.asked = []
         self.rude = False
         self.streams = []
-        self.events = [(9, "t")]
+        self.events = [{"id": 9, "time": "t", "kind": "grant", "text": "x", "data": {"epoch": 1}}]
         self.resumed = []
         self.bodies = []
         self.gone = False
@@ -90,9 +90,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
             self.send_header("transfer-encoding", "chunked")
             self.end_headers()
-            for number, moment in self.server.events:
-                body = json.dumps({"id": number, "time": moment, "kind": "grant", "text": "x", "data": {"epoch": 1}})
-                line = f"data: {body}\n\n".encode()
+            for body in self.server.events:
+                line = f"data: {json.dumps(body)}\n\n".encode()
                 self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
             self.server.streams.append(self.connection)
             with contextlib.suppress(OSError):
@@ -278,22 +277,69 @@ def test_writes_carry_their_request_id_to_whoever_answers(connect, overseer, fro
     assert overseer.bodies == [{"request_id": "r1", "reason": "maintenance"}]
 
 
-def test_events_go_on_at_another_overseer_with_what_is_newer(connect, overseer, kits):
+def event(number, moment, kind="grant", epoch=1):
+    return {"id": number, "time": f"2099-11-22T12:00:{moment}Z", "kind": kind, "text": "x", "data": {"epoch": epoch}}
+
+
+@pytest.fixture
+def follow():
+    stops = []
+
+    def start(client, after=None):
+        seen = []
+        thread = threading.Thread(target=lambda: [seen.append(one.id) for one in client.events(after)])
+        thread.start()
+        stops.append((client, thread))
+        return seen
+
+    yield start
+    for client, thread in stops:
+        client.close()
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_events_go_on_at_another_overseer_with_what_is_newer_and_not_told_yet(connect, overseer, kits, follow):
     other = Overseer(kits["overseer"])
-    other.events = [(3, "2026-11-22T12:00:00.000Z"), (4, "2026-11-22T12:00:02.000Z")]
-    overseer.events = [(900, "2026-11-22T12:00:00.000Z")]
-    client = connect(overseer.socket, other.socket)
-    seen = []
-    follower = threading.Thread(target=lambda: seen.extend(client.events()))
-    follower.start()
+    overseer.events = [event(900, "10.000", epoch=2)]
+    # The same grant, stamped a little later; an older one; and what happened while nobody listened.
+    other.events = [event(3, "01.000"), event(4, "10.400", epoch=2), event(5, "11.000", epoch=3)]
     try:
-        eventually_sync(lambda: [one.id for one in seen] == [900])
-        overseer.drop_streams()
+        seen = follow(connect(overseer.socket, other.socket))
+        eventually_sync(lambda: seen == [900])
         overseer.gone = True
-        eventually_sync(lambda: [one.id for one in seen] == [900, 4])
+        overseer.drop_streams()
+        eventually_sync(lambda: seen == [900, 5])
         assert other.resumed == ["0"]
     finally:
-        client.close()
-        follower.join(5)
         other.close()
-    assert not follower.is_alive()
+
+
+def test_what_happened_before_the_first_event_was_heard_is_not_lost(connect, overseer, kits, follow):
+    """The first overseer hangs before it has told anything; the failover is told by the other one."""
+    other = Overseer(kits["overseer"])
+    overseer.events = []
+    other.events = [event(5, "11.000", epoch=3)]
+    try:
+        seen = follow(connect(overseer.socket, other.socket))
+        eventually_sync(lambda: overseer.streams)
+        overseer.gone = True
+        overseer.drop_streams()
+        eventually_sync(lambda: seen == [5])
+    finally:
+        other.close()
+
+
+def test_the_stream_leaves_an_overseer_that_did_not_answer_a_command(connect, overseer, kits, follow):
+    other = Overseer(kits["overseer"])
+    overseer.events = [event(900, "10.000")]
+    other.events = [event(5, "11.000", epoch=3)]
+    try:
+        client = connect(overseer.socket, other.socket)
+        seen = follow(client)
+        eventually_sync(lambda: seen == [900])
+        overseer.gone = True  # it closes without an answer, and its stream stays open
+        assert client.primary().epoch == 3
+        eventually_sync(lambda: seen == [900, 5])
+    finally:
+        other.close()

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
+from fedhelm.clock import SystemClock, iso
 from fedhelm.config.kit import Kit, OverseerAddress
 from fedhelm.errors import BadCertificate, FedhelmError, Unreachable
 from fedhelm.security.tls import client_context
@@ -47,6 +48,7 @@ from fedhelm.wire.overseer_api import (
     ServerView,
     SystemView,
 )
+from fedhelm.wire.overseer_events import Heard
 from fedhelm.wire.overseer_race import Race
 
 __all__ = ["OverseerConsoleClient"]
@@ -126,7 +128,7 @@ class OverseerConsoleClient:
         self._kit = kit
         self._order = list(kit.overseers)
         self._idle: dict[OverseerAddress, list[_Line]] = {}
-        self._streams: set[_Line] = set()
+        self._streams: dict[_Line, OverseerAddress] = {}
         self._tls: ssl.SSLContext | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -227,17 +229,20 @@ class OverseerConsoleClient:
         """
         failed = 0
         source: OverseerAddress | None = None
-        newest = ""
+        heard = Heard(iso(SystemClock().utcnow()) if after is None else "")
         while not self._closed.is_set():
             for address in tuple(self._order):
-                # Each overseer numbers its own events: from another one what is newer is taken.
-                moved = source is not None and address != source
+                # From another overseer, or one that told nothing yet: all it keeps, but for what was heard.
+                sift = source is not None and (address != source or after is None)
                 try:
-                    for event in self._stream(address, 0 if moved else after):
+                    for event in self._stream(address, 0 if sift else after):
                         failed = 0
-                        if moved and event.time <= newest:
+                        source = address if source is None else source
+                        if event is None or (sift and heard.knows(event)):
                             continue
-                        source, after, newest, moved = address, event.id, max(newest, event.time), False
+                        sift = False
+                        source, after = address, event.id
+                        heard.note(event)
                         yield event
                 except (*_LOST, ValueError) as exc:
                     # ValueError: the connection was cut in the middle of a chunk's length.
@@ -249,10 +254,11 @@ class OverseerConsoleClient:
             self._closed.wait(_RECONNECT[min(failed, len(_RECONNECT) - 1)])
             failed += 1
 
-    def _stream(self, address: OverseerAddress, after: int | None) -> Iterator[Event]:
+    def _stream(self, address: OverseerAddress, after: int | None) -> Iterator[Event | None]:
+        """Yield None once the stream is there, then its events."""
         line = self._dial(address, _LOOK)
         with self._lock:
-            self._streams.add(line)
+            self._streams[line] = address
         try:
             wanted = {"accept": "text/event-stream"} | ({} if after is None else {"last-event-id": str(after)})
             line.request("GET", path_of(address, "/events"), headers=wanted)
@@ -261,6 +267,7 @@ class OverseerConsoleClient:
                 if answer.status != 200:
                     checked(_Answered(answer.status, answer.read()), address)
                 sock.settimeout(_EVENT_SILENCE)
+                yield None
                 for text in answer:
                     if self._closed.is_set():
                         return
@@ -268,7 +275,7 @@ class OverseerConsoleClient:
                         yield parse(Event, text[5:])
         finally:
             with self._lock:
-                self._streams.discard(line)
+                self._streams.pop(line, None)
             line.close()
 
     def _call(self, asked: _Asked, timeout: float | None, each: float = _LOOK) -> bytes:
@@ -349,6 +356,11 @@ class OverseerConsoleClient:
 
     def _prefer(self, address: OverseerAddress) -> None:
         with self._lock:
-            if self._order[0] != address:
-                self._order.remove(address)
-                self._order.insert(0, address)
+            before = self._order[0]
+            if before == address:
+                return
+            self._order.remove(address)
+            self._order.insert(0, address)
+            silent = [line for line, source in self._streams.items() if source == before]
+        for line in silent:
+            line.cut()  # it did not answer in time: its events may not come, either
