@@ -37,6 +37,8 @@ __all__ = ["Runtime"]
 _log = logging.getLogger("fedhelm.server")
 
 BEAT_S = 0.1
+PROBE_S = 5.0
+"""After so long without an append the store is tried: a standby must know whether it could write."""
 _LAST_APPENDS_S = 0.5
 """How long a stop waits for appends that are on their way."""
 
@@ -94,6 +96,8 @@ class Runtime:
         self._link = link
         self._tailed = 0.0
         self._reading_since: float | None = None
+        self._probing_since: float | None = None
+        self._proven = clock.boottime()
         self._alarmed = False
         self._seconds: dict[Role, float] = {}
         self._role_since = clock.boottime()
@@ -223,6 +227,7 @@ class Runtime:
 
     def _appended(self, seconds: float) -> None:
         self._pace.took(seconds)
+        self._proven = self.clock.boottime()
         self._make_room()
         for listener in self.on_append:
             listener(seconds)
@@ -285,39 +290,48 @@ class Runtime:
         if alarm and not self._alarmed:
             _log.warning("%s: an append to the store takes longer than %g s", self.kit.name, timing.commit_alarm)
         self._alarmed = alarm
+        probing = now - self._probing_since if self._probing_since is not None else 0.0
         limit = timing.lease / 2
-        if append > limit or reading > limit:
-            what = "an append to" if append > limit else "reading"
+        if max(append, reading, probing) > limit:
+            what = "reading" if reading > max(append, probing) else "writing to"
             self._lose_store(f"{what} the store takes longer than {limit:g} s")
         elif self.ledger.store_ok:
             self.trouble = None
 
     def _lose_store(self, why: str) -> None:
-        if self.trouble is None:
+        if self.trouble is None:  # the first reason stays: later ones differ in the names of files
             _log.warning("%s: %s", self.kit.name, why)
-        self.trouble = why
+            self.trouble = why
         if self.leads:
             self._event(RoleEvent.STORE_LOST)
 
     async def watch_store(self) -> None:
-        """Notice that the store was lost, and try it until it takes writes again."""
+        """Try the store now and then; once it was lost, until it takes writes again."""
         while True:
-            if not self.ledger.store_ok:
-                if self.leads:
-                    self._event(RoleEvent.STORE_LOST)
-                try:
-                    await asyncio.to_thread(probe, self.store.root)
-                except FedhelmError as error:
-                    self._lose_store(f"the store takes no writes: {error}")
-                else:
-                    self.ledger.store_ok = True
-                    self._mind_store()
+            if not self.ledger.store_ok and self.leads:
+                self._event(RoleEvent.STORE_LOST)
+            if not self.ledger.store_ok or self.clock.boottime() - self._proven >= PROBE_S:
+                await self._probe()
             if self.role is Role.READONLY and self.ledger.store_ok and self.trouble is None:
                 self._event(RoleEvent.STORE_BACK)
                 self.ledger.reopen()
                 self._changed(set(self.book.jobs))
             await self._raise_log_version()
             await asyncio.sleep(self.kit.timing.renew)
+
+    async def _probe(self) -> None:
+        self._probing_since = self.clock.boottime()
+        try:
+            await asyncio.to_thread(probe, self.store.root)
+        except FedhelmError as error:
+            self.ledger.store_ok = False
+            self._lose_store(f"the store takes no writes: {error}")
+        else:
+            self.ledger.store_ok = True
+            self._proven = self.clock.boottime()
+        finally:
+            self._probing_since = None
+        self._mind_store()
 
     async def _raise_log_version(self) -> None:
         """All servers read a newer version of the log: write it from now on."""

@@ -15,6 +15,7 @@ from fedhelm.persist.store import Store, init_store
 from fedhelm.tasks import cancel, spawn
 from fedhelm_server import decisions
 from fedhelm_server.ledger import Placement
+from fedhelm_server.local_settings import LocalSettings
 from fedhelm_server.role import Role
 from fedhelm_server.runtime import Runtime
 from tests.fakes.persist_memory import LOST, MemoryBlobStore, MemoryLogStore
@@ -28,6 +29,7 @@ class Link:
 
     def __init__(self):
         self.heard = []
+        self.beats = []
         self._frames = asyncio.Queue()
 
     def say(self, kind, /, **fields):
@@ -43,8 +45,7 @@ class Link:
         self.heard.append({"type": kind, **fields})
 
     def post(self, kind, /, **fields):
-        if kind != "beat":
-            self.heard.append({"type": kind, **fields})
+        (self.beats if kind == "beat" else self.heard).append({"type": kind, **fields})
 
     def types(self):
         return [frame["type"] for frame in self.heard]
@@ -254,3 +255,126 @@ async def test_the_supervisors_stop_and_its_end_stop_the_child(tmp_path, end):
         bench.link.hang_up() if end == "hang up" else bench.link.say("stop")
         await asyncio.wait_for(bench.runtime.stopping.wait(), 10)
     shutil.rmtree(bench.root)
+
+
+# --- a store that hangs or is full, and what follows from a lease that is over
+
+
+def beats(bench):
+    return bench.link.beats[-1]
+
+
+async def test_an_append_that_hangs_alarms_then_makes_it_readonly_and_it_recovers(tmp_path, caplog):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        begun, go = threading.Event(), threading.Event()
+
+        def hold(_):
+            bench.slots.before_create = None
+            begun.set()
+            assert go.wait(10)
+
+        bench.slots.before_create = hold
+        offer = asyncio.ensure_future(bench.offer())
+        await asyncio.to_thread(begun.wait, 10)
+        bench.clock.now += 0.3  # past C, not past T/2
+        await eventually(lambda: "an append to the store takes longer than 0.25 s" in caplog.text)
+        assert bench.role is Role.ACTIVE
+        bench.clock.now += 0.6
+        await bench.reaches(Role.READONLY)
+        await eventually(lambda: beats(bench)["store_ok"] is False)
+        assert beats(bench)["append_age"] == pytest.approx(0.9)
+        assert "writing to the store takes longer than 0.75 s" in beats(bench)["reason"]
+        go.set()
+        assert isinstance(await asyncio.wait_for(offer, 10), Placement)
+        await eventually(lambda: bench.role is not Role.READONLY)
+        await eventually(lambda: beats(bench)["store_ok"])
+    assert caplog.text.count("takes longer than 0.25 s") == 1
+
+
+async def test_a_standby_tries_the_store_every_five_seconds_and_says_that_it_could_not_write(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await eventually(lambda: bench.runtime.ready and bench.link.beats and beats(bench)["store_ok"])
+        away = bench.root.rename(bench.root.with_name("away"))
+        bench.clock.now += 5
+        await eventually(lambda: beats(bench)["store_ok"] is False)
+        assert beats(bench)["reason"].startswith("the store takes no writes")
+        away.rename(bench.root)
+        await eventually(lambda: beats(bench)["store_ok"])
+        assert beats(bench)["reason"] is None
+
+
+async def test_the_pause_without_a_lease_follows_the_median_append_whatever_the_role(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        bench.runtime._appended(0.2)
+        assert bench.runtime.ledger.breathing_space == 0
+        bench.clock.now += 100
+        bench.runtime._appended(0.2)  # past the deadline, and no beat has noticed it yet
+        assert bench.runtime.ledger.breathing_space == pytest.approx(0.8)
+        bench.link.say("lease", deadline=1e9)
+        await bench.reaches(Role.ACTIVE)
+        await eventually(lambda: bench.runtime.ledger.breathing_space == 0)
+
+
+async def test_policy_stop_ends_the_child_half_a_margin_after_the_deadline(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        bench.runtime._settings = LocalSettings("stop")
+        await bench.lead()
+        bench.clock.now = bench.runtime.deadline + 0.1
+        await bench.reaches(Role.UNLEASED)
+        assert not bench.runtime.stopping.is_set()
+        bench.clock.now = bench.runtime.deadline + 0.16  # M is 0.3
+        await asyncio.wait_for(bench.runtime.stopping.wait(), 10)
+        with pytest.raises(NotPrimary, match="no lease"):
+            await bench.offer()
+
+
+async def test_a_log_version_that_all_servers_read_is_written_by_the_primary_alone(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        bench.runtime.book.log_version = 1
+        bench.link.say("log_version", version=2)
+        await eventually(bench.link._frames.empty)
+        await eventually(lambda: bench.runtime.ready)
+        await bench.runtime._raise_log_version()
+        assert "config" not in [record.kind for record in fold(bench.slots)[1]]
+        await bench.lead()
+        bench.runtime.book.log_version = 1
+        await eventually(lambda: "config" in [record.kind for record in fold(bench.slots)[1]])
+        assert bench.runtime.book.log_version == 2
+
+
+async def test_a_restart_is_asked_of_the_supervisor(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        bench.runtime.ask_restart("admin asked for a restart")
+        assert bench.link.heard == [{"type": "restart", "reason": "admin asked for a restart"}]
+        assert not bench.runtime.stopping.is_set()
+
+
+async def test_a_stop_lets_the_append_on_its_way_end_and_takes_no_more(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await bench.lead()
+        begun, go = threading.Event(), threading.Event()
+
+        def hold(_):
+            bench.slots.before_create = None
+            begun.set()
+            assert go.wait(10)
+
+        bench.slots.before_create = hold
+        offer = asyncio.ensure_future(bench.offer())
+        await asyncio.to_thread(begun.wait, 10)
+        bench.link.say("stop")
+        await eventually(lambda: bench.runtime.ledger.closed_reason is not None)
+        go.set()
+        assert isinstance(await asyncio.wait_for(offer, 10), Placement)
+        with pytest.raises(NotPrimary, match="stops"):
+            await bench.offer("site-2")
+        await asyncio.wait_for(bench.runtime.stopping.wait(), 10)
+
+
+async def test_a_defect_in_the_promotion_ends_the_child(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        await eventually(lambda: bench.runtime.ready)
+        bench.link.say("grant", epoch=2, deadline=1e9, cause="start", log_seq="a number")
+        await asyncio.wait_for(bench.runtime.stopping.wait(), 10)
