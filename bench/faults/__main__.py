@@ -7,18 +7,17 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import bench.faults.network
 import bench.faults.overseers
 import bench.faults.processes
 import bench.faults.storage
-from bench.faults.kinds import KINDS, Kind, NotPossibleError
-from bench.faults.laboratory import VARIANTS, Laboratory, laboratory
+from bench.faults.federations import Federations, costs
+from bench.faults.kinds import KINDS, Kind
 from bench.faults.lines import RESULTS, append_line, code_state, deck, done_trials, is_current, missing, read_lines
 from bench.faults.table import table, write_readme
-from bench.faults.trial import Outcome, Spec, run_trial
+from bench.faults.trial import Outcome, Spec
 from bench.machine import REPOSITORY, describe
 from fedhelm.errors import FedhelmError
 
@@ -28,7 +27,6 @@ assert bench.faults.overseers
 assert bench.faults.processes
 assert bench.faults.storage
 
-TRIALS_PER_FEDERATION = 25
 _REPEATED = 1_000_000  # trial numbers of `--only-missing` begin here
 
 
@@ -74,43 +72,6 @@ def _specs(args: argparse.Namespace, kinds: Sequence[Kind]) -> Iterator[Spec]:
             yield Spec(args.seed, number, kind, phase, args.quick)
 
 
-class _Laboratories:
-    """The federation in use; another when the variant changes, it is worn out, or a trial broke it."""
-
-    def __init__(self, keep: Path | None) -> None:
-        self._keep = keep
-        self._stack = ExitStack()
-        self._now: Laboratory | None = None
-
-    def get(self, kind: Kind) -> Laboratory:
-        old = self._now
-        if old is not None:
-            worn = old.broken or old.trials >= TRIALS_PER_FEDERATION
-            if worn or old.variant.name != kind.variant or (kind.rested and not old.is_rested):
-                self.close()
-        if self._now is None:
-            self._now = self._stack.enter_context(laboratory(VARIANTS[kind.variant], self._keep))
-        return self._now
-
-    def close(self) -> None:
-        self._stack.close()
-        self._now = None
-
-
-def _trial(laboratories: _Laboratories, spec: Spec) -> Outcome:
-    try:
-        outcome = run_trial(laboratories.get(spec.kind), spec)
-    except NotPossibleError as why:
-        names = {"seed": spec.seed, "trial": spec.trial, "kind": spec.kind.name, "class": spec.kind.klass}
-        return names | {"verdict": "not run", "reason": str(why), "findings": []}
-    return outcome
-
-
-def _costs(spec: Spec) -> tuple[str, bool]:
-    """Sort key: one variant after the other, and in each those that need a rested federation first."""
-    return spec.kind.variant, not spec.kind.rested
-
-
 def _run(args: argparse.Namespace) -> int:
     machine = describe(Path(tempfile.gettempdir()))
     commit, dirty = code_state()
@@ -123,11 +84,11 @@ def _run(args: argparse.Namespace) -> int:
     }
     # Kinds of one variant stand together within a handful of trials: a new federation costs seconds.
     specs = list(_specs(args, _kinds(args.kinds)))
-    laboratories, failed = _Laboratories(args.keep), 0
+    federations, failed = Federations(args.keep), 0
     try:
         for block in range(0, len(specs), 40):
-            for spec in sorted(specs[block : block + 40], key=_costs):
-                outcome = _trial(laboratories, spec)
+            for spec in sorted(specs[block : block + 40], key=costs):
+                outcome = federations.run(spec)
                 append_line(args.results, fixed | outcome)
                 failed += outcome["verdict"] == "failed"
                 _say(outcome)
@@ -135,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"a federation did not start: {error}", file=sys.stderr)
         return 1
     finally:
-        laboratories.close()
+        federations.close()
     return 1 if failed else 0
 
 

@@ -85,10 +85,10 @@ class Scene:
         self.moment = now()
         blow()
 
-    def seconds(self, least: float, most: float) -> float:
-        """Return how long something lasts, drawn; the least where the trial is quick."""
+    def seconds(self, least: float, most: float, quick: float | None = None) -> float:
+        """Return how long something lasts, drawn; ``quick`` or else the least where the trial is quick."""
         drawn = self.rng.uniform(least, most)
-        chosen = round(least if self.quick else drawn, 1)
+        chosen = round((least if quick is None else quick) if self.quick else drawn, 1)
         self.params["seconds"] = chosen
         return chosen
 

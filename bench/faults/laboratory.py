@@ -353,7 +353,7 @@ class Laboratory:
             "LD_PRELOAD": str(_FAKETIME),
             "FAKETIME_TIMESTAMP_FILE": str(self._clock(name)),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "1",  # seconds until a step is noticed; to look at each call costs too much
         }
         os.environ.update(faked)
         try:

@@ -27,7 +27,7 @@ def _around(scene: Scene, server: str) -> list[str]:
 
 
 def _cut(scene: Scene, names: Sequence[str], mode: str, least: float = 8, most: float = 15) -> Iterator[None]:
-    seconds = scene.seconds(least, most)
+    seconds = scene.seconds(least, most, 5)
     scene.params["mode"] = mode
     yield
     scene.strike(lambda: _set(scene, names, mode))
@@ -69,7 +69,7 @@ def partition_one_way(scene: Scene) -> Iterator[None]:
 def flapping_link(scene: Scene) -> Iterator[None]:
     """The primary's link to the overseer comes and goes; the number of failovers is bounded."""
     names = _to_overseers(scene, scene.primary)
-    seconds = scene.seconds(12, 20)
+    seconds = scene.seconds(12, 20, 7)
     yield
     scene.strike(lambda: _set(scene, names, "drop"))
     assert scene.moment is not None
@@ -86,7 +86,7 @@ def flapping_link(scene: Scene) -> Iterator[None]:
 def slow_link(scene: Scene) -> Iterator[None]:
     """All that the primary says or hears takes 50 ms longer."""
     names = _around(scene, scene.primary)
-    seconds = scene.seconds(5, 10)
+    seconds = scene.seconds(5, 10, 3)
     yield
     scene.strike(lambda: _set(scene, names, "delay", 0.05))
     time.sleep(seconds)

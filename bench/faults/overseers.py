@@ -46,7 +46,7 @@ def overseer_restarted(scene: Scene) -> Iterator[None]:
 @kind("overseer-down", "none", failover=False)
 def overseer_down(scene: Scene) -> Iterator[None]:
     """The only overseer is away for longer than a lease: training goes on, nothing fails over."""
-    seconds = scene.seconds(8, 12)
+    seconds = scene.seconds(8, 12, 5)
     yield
     scene.strike(lambda: _kill_overseer(scene))
     time.sleep(seconds)
@@ -56,7 +56,7 @@ def overseer_down(scene: Scene) -> Iterator[None]:
 @kind("overseers-gone-60s", "none", failover=False)
 def overseers_gone(scene: Scene) -> Iterator[None]:
     """All overseers are away for a minute; meanwhile new jobs are submitted, and start."""
-    seconds = scene.seconds(12, 12) if scene.quick else scene.seconds(60, 60)
+    seconds = scene.seconds(60, 60, 8)
     yield
     scene.strike(lambda: _kill_overseer(scene))
     assert scene.moment is not None
@@ -182,7 +182,7 @@ def _one(scene: Scene) -> str:
 @kind("one-overseer-killed", "none", failover=False, variant="pair")
 def one_overseer_killed(scene: Scene) -> Iterator[None]:
     """One of two overseers dies, and is started again later."""
-    name, seconds = _one(scene), scene.seconds(7, 15)
+    name, seconds = _one(scene), scene.seconds(7, 15, 4)
     yield
     scene.strike(lambda: power_off(scene, name))
     time.sleep(seconds)
@@ -216,7 +216,7 @@ def one_overseer_black_holed(scene: Scene) -> Iterator[None]:
 @kind("one-overseer-and-primary", "host", failover=True, variant="pair", weight=2)
 def one_overseer_and_primary(scene: Scene) -> Iterator[None]:
     """One of two overseers dies together with the primary's host: the other one sees to it."""
-    name, seconds = _one(scene), scene.seconds(5, 10)
+    name, seconds = _one(scene), scene.seconds(5, 10, 3.5)
 
     def blow() -> None:
         power_off(scene, scene.primary)
@@ -251,7 +251,7 @@ def clock_step(scene: Scene) -> Iterator[None]:
     groups = {"primary": [scene.primary], "standby": [scene.standby], "overseer": ["overseer"]}
     names = groups.get(who, [*lab.servers, "overseer"])
     step = scene.params["step"] = scene.rng.choice([3600, 600, -240])
-    seconds = scene.seconds(7, 12)
+    seconds = scene.seconds(7, 12, 4)
 
     def step_all(by: int) -> None:
         for name in names:

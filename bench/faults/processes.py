@@ -57,7 +57,7 @@ def kill_child(scene: Scene) -> Iterator[None]:
 def kill_host(scene: Scene) -> Iterator[None]:
     """SIGKILL for supervisor, child and runners at once; started again a little later."""
     pids = [one.pid for one in scene.lab.processes(scene.primary)]
-    away = scene.seconds(4, 8)
+    away = scene.seconds(4, 8, 3.5)
 
     def blow() -> None:
         send(pids, signal.SIGSTOP)
@@ -155,7 +155,7 @@ def stop_standby(scene: Scene) -> Iterator[None]:
     """SIGSTOP for the standby, then SIGCONT: it must catch up, from a checkpoint if it has to."""
     name = scene.standby
     pids = [one.pid for one in scene.lab.processes(name)]
-    seconds = scene.seconds(7, 12)
+    seconds = scene.seconds(7, 12, 5)
     yield
     scene.strike(lambda: send(pids, signal.SIGSTOP))
     time.sleep(seconds)

@@ -21,7 +21,7 @@ __all__: list[str] = []
 @kind("cut-from-store", "outage", failover=True, variant="mounted", bound=14.0)
 def cut_from_store(scene: Scene) -> Iterator[None]:
     """The primary's own mount of the store is gone: its path is an empty directory."""
-    seconds = scene.seconds(16, 20)
+    seconds = scene.seconds(16, 20, 13)
     yield
     scene.strike(lambda: scene.lab.unmount(scene.primary))
     time.sleep(seconds)
@@ -32,7 +32,7 @@ def cut_from_store(scene: Scene) -> Iterator[None]:
 def store_read_only(scene: Scene) -> Iterator[None]:
     """The primary's own mount of the store takes no writes; it can be read."""
     path = str(scene.lab.root / "mounts" / scene.primary)
-    seconds = scene.seconds(16, 20)
+    seconds = scene.seconds(16, 20, 13)
 
     def remounted(how: str) -> bool:
         command = ["mount", "-o", f"remount,bind,{how}", path]
@@ -52,7 +52,7 @@ def store_away(scene: Scene) -> Iterator[None]:
     """The store is not there, for all servers."""
     store = scene.lab.store
     away = store.with_name("store.away")
-    seconds = scene.seconds(10, 30)
+    seconds = scene.seconds(10, 30, 4)
     yield
     scene.strike(lambda: store.rename(away))
     time.sleep(seconds)
@@ -64,7 +64,7 @@ def store_away(scene: Scene) -> Iterator[None]:
 def store_full(scene: Scene) -> Iterator[None]:
     """The store's disk is full for all servers, then has room again."""
     filler = scene.lab.store / "filler"
-    seconds = scene.seconds(7, 20)
+    seconds = scene.seconds(7, 20, 4)
     yield
     scene.strike(lambda: _fill(filler))
     deadline = time.monotonic() + seconds
