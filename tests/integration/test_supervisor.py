@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -13,14 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from fedhelm.config.kit import OverseerAddress
+from fedhelm.config.timing import PROFILES
 from fedhelm.errors import AlreadyRunning
 from fedhelm.process import ParticipantLock, marked_processes, read_state
 from fedhelm.tasks import cancel, spawn
+from fedhelm.wire import overseer_api as api
 from fedhelm.wire.overseer_api import Intent
+from fedhelm.wire.overseer_client import OverseerClient
 from fedhelm_server import keeper_values as kv
 from fedhelm_server.supervisor import Supervisor
+from tests.fakes.overseer_server import ScriptedOverseer, wrong
 from tests.fakes.server_kit import server_kit, stub_command
 from tests.fakes.server_overseer import FakeOverseer
+from tests.support.kits import make_kits
 from tests.support.waiting import eventually, eventually_sync
 
 pytestmark = pytest.mark.processes
@@ -226,6 +233,70 @@ async def test_sigterm_releases_as_shutdown_and_leaves_nothing(start):
     [release] = server.overseer.of("release")
     assert release.reason == "shutdown"
     assert not read_state(server.kit.run)["ready"]
+
+
+# --- several overseers
+
+
+@pytest.fixture
+async def two_overseers(tmp_path):
+    """A supervisor with the real client; the first overseer hangs whenever it is told to, the second is well."""
+    kits = make_kits(tmp_path)
+    async with ScriptedOverseer(kits["overseer"]) as first, ScriptedOverseer(kits["overseer"]) as second:
+        addresses = tuple(OverseerAddress("overseer", "127.0.0.1", one.port) for one in (first, second))
+        kit = dataclasses.replace(kits["server1"], overseers=addresses, timing=PROFILES["default"])
+        kit.run.mkdir(exist_ok=True)
+        async with OverseerClient(kit) as client:
+            command = stub_command("good", tmp_path / "frames.jsonl")
+            supervisor = Supervisor(kit, client, command=command)
+            task = spawn(supervisor.run(), "supervisor")
+            try:
+                yield supervisor, first, second, tmp_path / "frames.jsonl"
+            finally:
+                await cancel(task)
+    assert marked_processes(kit.root) == []
+
+
+async def test_an_overseer_that_hangs_delays_no_grant_no_renewal_and_no_release(two_overseers):
+    supervisor, first, second, record = two_overseers
+    everything = ("register", "beat", "renew", "activate", "release", "lease")
+    first.answers = dict.fromkeys(everything, "hang")
+    for one in (first, second):
+        one.row = api.LeaseView(version=0, epoch=0)
+    [body] = await eventually(lambda: second.of("register"))
+    await eventually(lambda: second.polls and first.of("register"))
+    second.change(version=1, epoch=1, holder="server1", incarnation=body["incarnation"], state="granted")
+    await eventually(lambda: second.of("activate"))
+    second.change(version=2, state="active")
+    count = len(second.of("renew"))
+    deadline = supervisor._state.hold.deadline
+    await eventually(lambda: len(second.of("renew")) >= count + 5)
+    assert supervisor._state.hold.deadline > deadline + 1
+    assert "unleased" not in record.read_text()
+    os.kill(supervisor._link.pid, signal.SIGKILL)
+    await eventually(lambda: second.of("release"))
+    # It comes back to itself with nothing of all this in its memory, and is told again.
+    first.answers = {"beat": wrong(404, "NOT_FOUND")}
+    first.going.set()
+    second.change(version=3, state="released")
+    again = await eventually(lambda: len(r := second.of("register")) == 2 and r[1])
+    await eventually(lambda: again["incarnation"] in {one["incarnation"] for one in first.of("register")})
+
+
+async def test_two_overseers_that_hang_make_it_unleased_and_one_of_them_is_enough_to_heal_that(two_overseers):
+    supervisor, first, second, record = two_overseers
+    for one in (first, second):
+        one.row = api.LeaseView(version=0, epoch=0)
+    [body] = await eventually(lambda: second.of("register"))
+    await eventually(lambda: first.polls)
+    first.change(version=1, epoch=1, holder="server1", incarnation=body["incarnation"], state="granted")
+    await eventually(lambda: "grant" in record.read_text())
+    first.answers = second.answers = dict.fromkeys(("renew", "beat", "activate", "lease"), "hang")
+    await eventually(lambda: "unleased" in record.read_text())
+    second.answers = {}
+    leases = record.read_text().count('"lease"')
+    await eventually(lambda: record.read_text().count('"lease"') > leases)
+    assert supervisor._state.hold.epoch == 1
 
 
 # --- the supervisor as a process of its own
