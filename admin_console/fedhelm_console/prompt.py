@@ -78,7 +78,8 @@ def toolbar(view: View, style: Style) -> str:
     parts: dict[str, str] = {"head": head}
     if view.mode not in ("none", "down"):
         names = " ".join(server.name for server in view.standbys)
-        parts["standbys"] = f"standby {names}" if names else "no standby"
+        if view.servers or view.mode != "up":
+            parts["standbys"] = f"standby {names}" if names else "no standby"
         parts["sites"] = f"sites {view.sites_up}/{view.sites}"
         parts["jobs"] = style.plain("jobs ") + (
             f"{view.running}> {view.waiting}..." if style.ascii else f"{view.running}▶ {view.waiting}…"
