@@ -231,6 +231,9 @@ class Links:
                     reason = "the stream ended"
                 except FedhelmError as error:
                     reason = str(error)
+                except Exception as error:  # noqa: BLE001 - a defect in one stream must not cut this site off for good
+                    _log.error("the stream to %s failed", server.name, exc_info=error)
+                    reason = repr(error)
                 finally:
                     await self._set_view(self._view.gone(server.name))
                 if reason != said:
