@@ -16,8 +16,8 @@ from fedhelm.tasks import spawn
 from fedhelm_server import decisions
 from fedhelm_server.collector import sweep
 from fedhelm_server.ledger import Placement
-from fedhelm_server.line_segments import write_segments
 from fedhelm_server.runtime import Runtime
+from fedhelm_server.segments import write_segments
 
 __all__ = ["Checkpoints", "Pace", "due", "paced"]
 
@@ -115,9 +115,9 @@ class Checkpoints:
     def _write(self, position: Tip, state: dict[str, Any]) -> dict[str, Any]:
         log, blobs = self._runtime.store.log, self._runtime.store.blobs
         covered = position.next_seq - 1
-        lines = write_segments(log, blobs, covered, state["jobs"])
+        segments = write_segments(log, blobs, covered, state["jobs"])
         blob = log.write_checkpoint_blob(position, state)
-        return {"covered": covered, "blob": blob.to_json(), "lines": lines}
+        return {"covered": covered, "blob": blob.to_json(), "segments": segments}
 
     def _on_lead(self) -> None:
         spawn(self._tidy(), "what the last primary left undone")

@@ -24,8 +24,8 @@ from fedhelm.persist.store import Store, open_store
 from fedhelm.process import atomic_write, die_with_parent
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.job_book import JobBook, JobState
-from fedhelm_server.line_segments import line_items, read_segments
 from fedhelm_server.projection import LiveProjection
+from fedhelm_server.segments import line_items, read_rounds, read_segments
 
 __all__ = ["MANIFEST", "POSITION_GONE", "export", "main", "summary"]
 
@@ -123,6 +123,8 @@ def _read(store: Store, job_id: str, seq: int) -> tuple[JobState, Iterator[Mappi
         changed = book.seq > seq and (now.end_seq is None or now.end_seq > seq)
         if changed:  # a checkpoint covers that position, and the job went on since
             raise NotFound(f"the log does not tell any more how job {job_id} was at slot {seq}; download it again")
+    rounds = {entry["seq"]: entry for entry in (*then.closed, *read_rounds(store.blobs, now.segments))}
+    then.closed = [rounds[slot] for slot in sorted(rounds) if slot <= seq]
     return then, _lines(store, now, batch.records, book.covered, seq)
 
 

@@ -229,11 +229,12 @@ class JobBook:
         covered = int(record.body["covered"])
         if not self.covered < covered < record.seq:
             raise Corrupt(f"slot {record.seq}: a checkpoint of slot {covered} after one of slot {self.covered}")
-        for job_id, segment in record.body.get("lines", {}).items():
-            job = self.jobs.get(job_id)
-            if job is not None:  # deleted while the checkpoint was written
-                job.segments[segment["keep"] :] = [Segment(covered, segment["blob"])]
-                job.line_slots = [slot for slot in job.line_slots if slot > covered]
+        for job_id, segment in record.body.get("segments", {}).items():
+            if job_id in self.jobs:  # else it was deleted while the checkpoint was written
+                self.jobs[job_id].archive(segment["keep"], Segment(covered, segment["blob"]))
+        for job in self.jobs.values():
+            if job.end_seq is not None and self.covered < job.end_seq <= covered:
+                job.settle()
         self.checkpoints = (*self.checkpoints[-1:], Checkpoint(record.seq, covered, record.body["blob"]))
         return set()
 

@@ -6,7 +6,7 @@ so a thread may write it while the book goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ __all__ = [
     "RoundState",
     "Segment",
     "finished",
+    "is_whole",
 ]
 
 ContributionKey = tuple[int, int, int, str, str, int]
@@ -53,7 +54,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Segment:
-    """A blob with lines that have left the log: those of the slots after the segment before, up to ``last``."""
+    """A blob with what has left the log: of the slots after those of the segment before, up to ``last``."""
 
     last: int
     blob: Mapping[str, Any]
@@ -97,8 +98,9 @@ class JobState:
     """What the log says of one job.
 
     ``placed`` has the contributions to the open round and to the one closed last: an older offer is "gone", because
-    its round is closed. ``line_slots`` are the slots with its lines that no segment holds yet. ``end_seq`` is the slot
-    that ended it.
+    its round is closed. ``line_slots`` are the slots with its lines that no segment holds yet. ``closed`` has the
+    rounds in the order of closing. What they say of each site is in the segments once a checkpoint covers them
+    (`is_whole`), and of an ended job only the rounds that somebody asks for stay. ``end_seq`` is the slot that ended it.
     """
 
     job: str
@@ -155,6 +157,21 @@ class JobState:
         self.open = None
         self.placed = {one: placed for one, placed in self.placed.items() if one[1:4] == key}
 
+    def archive(self, keep: int, segment: Segment) -> None:
+        """Take note that everything up to ``segment.last`` is in the first ``keep`` segments and in this one."""
+        self.segments[keep:] = [segment]
+        self.line_slots = [slot for slot in self.line_slots if slot > segment.last]
+        self.closed = [_slim(entry) if entry["seq"] <= segment.last else entry for entry in self.closed]
+
+    def settle(self) -> None:
+        """The job has ended, and its rounds are in segments: keep those that its assignment and its views need."""
+        if any(map(is_whole, self.closed)):
+            return
+        newest = {(entry["step"], entry["kind"]): entry["round"] for entry in self.closed}
+        rounds = {entry["round"] for entry in (self.best(), self.model) if entry is not None} | set(newest.values())
+        self.closed = [entry for entry in self.closed if entry["round"] in rounds]
+        self._closed_keys = _keys(self.closed)
+
     def to_state(self) -> dict[str, Any]:
         """Return it as JSON values; what is copied is what changes."""
         state = {**vars(self)}
@@ -182,9 +199,25 @@ class JobState:
             "open": state["open"] and RoundState.from_state(state["open"], placed),
             "placed": placed,
             "segments": [Segment(*parts) for parts in state["segments"]],
-            "_closed_keys": {(entry["step"], entry["round"], entry["kind"]) for entry in state["closed"]},
+            "_closed_keys": _keys(state["closed"]),
         }
         return cls(**{**state, **changed})
+
+
+_OF_SITES = frozenset({"members", "weights", "site_metrics"})
+
+
+def is_whole(entry: Mapping[str, Any]) -> bool:
+    """Tell whether an entry of ``closed`` still says what each site gave: no segment holds it yet."""
+    return not _OF_SITES.isdisjoint(entry)
+
+
+def _slim(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {key: value for key, value in entry.items() if key not in _OF_SITES}
+
+
+def _keys(closed: Iterable[Mapping[str, Any]]) -> set[RoundKey]:
+    return {(entry["step"], entry["round"], entry["kind"]) for entry in closed}
 
 
 def finished(status: str) -> bool:

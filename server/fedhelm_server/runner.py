@@ -46,9 +46,9 @@ from fedhelm.process import die_with_parent
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.job_book import JobBook, JobState, finished
 from fedhelm_server.job_state import RoundKey
-from fedhelm_server.line_segments import line_items, read_segments
 from fedhelm_server.places import job_folder, model_owner
 from fedhelm_server.projection import LiveProjection
+from fedhelm_server.segments import line_items, read_segments
 
 __all__ = ["Runner", "given_in_log", "main", "step_view"]
 

@@ -11,7 +11,7 @@ from fedhelm.persist.record import By, Draft
 from fedhelm.tasks import cancel, spawn
 from fedhelm_server.job_book import JobBook
 from fedhelm_server.ledger import Ledger
-from fedhelm_server.line_segments import write_segments
+from fedhelm_server.segments import write_segments
 
 JOB = "abcdefghijkl"
 OTHER = "abcdefghijkm"
@@ -160,9 +160,9 @@ def cover(store, blobs, writer):
     log = Log(store, blobs)
     book, _ = fold(log)
     state = book.to_state()
-    lines = write_segments(log, blobs, book.seq, state["jobs"])
+    segments = write_segments(log, blobs, book.seq, state["jobs"])
     blob = log.write_checkpoint_blob(log.tip, state)
-    writer.append("checkpoint", {"covered": book.seq, "blob": blob.to_json(), "lines": lines})
+    writer.append("checkpoint", {"covered": book.seq, "blob": blob.to_json(), "segments": segments})
     log.read_new()
     log.compact()
 

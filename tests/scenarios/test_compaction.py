@@ -6,7 +6,7 @@ import json
 
 from fedhelm.persist.store import open_store
 from fedhelm.security.kit import open_kit
-from fedhelm_server.line_segments import read_segments
+from fedhelm_server.segments import read_segments
 from tests.fakes.server_log import fold
 from tests.support.jobs import calls, make_job
 from tests.support.waiting import eventually_sync

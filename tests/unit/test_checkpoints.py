@@ -15,7 +15,7 @@ from fedhelm_server.checkpoints import EVERY, EVERY_AT_MOST, FEW, Checkpoints, P
 from fedhelm_server.collector import collectable
 from fedhelm_server.job_book import Segment
 from fedhelm_server.ledger import Placement
-from fedhelm_server.line_segments import RUN, line_items, read_segments
+from fedhelm_server.segments import RUN, line_items, read_segments
 from tests.fakes.persist_memory import MemoryBlobStore, MemoryLogStore
 from tests.fakes.server_log import (
     JOB,
@@ -253,7 +253,9 @@ async def test_what_a_dead_primary_left_of_a_checkpoint_is_collected_by_the_next
         assert await heir.checkpoints.write()
         assert left not in blobs.owners(f"jobs/{JOB}/lines")
         # Another one came first: this one is refused, and changes nothing.
-        answer = await heir.ledger.propose("checkpoint", decisions.checkpoint({"covered": 3, "blob": {}, "lines": {}}))
+        answer = await heir.ledger.propose(
+            "checkpoint", decisions.checkpoint({"covered": 3, "blob": {}, "segments": {}})
+        )
         assert answer is False
     check_lines(slots, blobs, site_1=4)
 

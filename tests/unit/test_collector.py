@@ -33,9 +33,11 @@ class Log:
         model = {"metrics": metrics} if kind == "train" else {"metrics": metrics, "model": None}
         self.add("round_close", closed(number, kind=kind, **model))
 
-    def cover(self, lines=None):
+    def cover(self, segments=None):
         covered = self.book.seq
-        self.add("checkpoint", {"covered": covered, "blob": blob(f"checkpoints/{covered:016d}"), "lines": lines or {}})
+        self.add(
+            "checkpoint", {"covered": covered, "blob": blob(f"checkpoints/{covered:016d}"), "segments": segments or {}}
+        )
         return covered
 
     def every(self, rounds=6):

@@ -13,6 +13,7 @@ from fedhelm.persist.record import By, Record
 from fedhelm_server import decisions, job_book
 from fedhelm_server.assignments import assignment
 from fedhelm_server.job_book import JobBook, Segment
+from fedhelm_server.job_state import is_whole
 from fedhelm_server.job_views import detail
 from fedhelm_server.ledger import BATCHED, Answer
 from tests.fakes.server_log import (
@@ -76,8 +77,9 @@ def checkpointing(back):
             job.job: {"keep": min(1, len(job.segments)), "blob": blob(f"jobs/{job.job}/lines/{covered:016d}")}
             for job in book.jobs.values()
             if any(slot <= covered for slot in job.line_slots)
+            or any(entry["seq"] <= covered for entry in job.closed if is_whole(entry))
         }
-        item = {"covered": covered, "blob": blob(f"checkpoints/{covered:016d}"), "lines": named}
+        item = {"covered": covered, "blob": blob(f"checkpoints/{covered:016d}"), "segments": named}
         return decisions.checkpoint(item)(book)
 
     return "checkpoint", decide
@@ -291,7 +293,7 @@ def test_segments_take_the_place_of_slots_and_may_be_merged():
                    {"items": [{"job": JOB, "source": "site-1", "first": 3 + number, "lines": [line(1.0)]}]}, "", v=2)
         )  # fmt: skip
     slots = list(book.jobs[JOB].line_slots)
-    body = {"covered": slots[0], "blob": blob(), "lines": {JOB: {"keep": 0, "blob": blob(size=7)}}}
+    body = {"covered": slots[0], "blob": blob(), "segments": {JOB: {"keep": 0, "blob": blob(size=7)}}}
     book.apply(Record(book.seq + 1, 1, By("server1", "i1"), "n", "", "checkpoint", body, "", v=2))
     assert book.jobs[JOB].segments == [Segment(slots[0], blob(size=7))]
     assert book.jobs[JOB].line_slots == slots[1:]
@@ -299,7 +301,7 @@ def test_segments_take_the_place_of_slots_and_may_be_merged():
 
 def test_a_checkpoint_older_than_the_newest_is_neither_taken_nor_folded():
     book = fold(log_of([*PATH[:6], checkpointing(0)]))
-    item = {"covered": book.covered, "blob": blob("jobs/x/y"), "lines": {}}
+    item = {"covered": book.covered, "blob": blob("jobs/x/y"), "segments": {}}
     assert decisions.checkpoint(item)(book) == Answer(False)
     assert decisions.checkpoint({**item, "blob": book.checkpoints[-1].blob})(book) == Answer(True)
     with pytest.raises(Corrupt, match="after one of slot"):
@@ -340,3 +342,26 @@ def test_an_end_in_the_log_stays_the_end():
     assert book.jobs[JOB].end_seq == len(log_of(PATH)) - 1
     assert decisions.finish(JOB, "FINISHED:FAILED", "", "", TIME)(book) == Answer(None)
     assert done()["status"] == book.jobs[JOB].status
+
+
+def test_an_ended_job_keeps_the_rounds_that_are_asked_for_and_no_more():
+    steps = [*PATH[:3]]
+    for number in range(1, 30):
+        accuracy = {"accuracy": 1 - abs(number - 7) / 100}
+        steps += [
+            action("round_open", decisions.round_open(opened(number))),
+            *(action("contribution", decisions.contribute(contribution(site, number))) for site in SITES),
+            action("round_close", decisions.round_close(closed(number, metrics=accuracy))),
+        ]
+    whole = fold(log_of(steps))
+    before = whole.jobs[JOB]
+    book = fold(log_of([*steps, checkpointing(0), PATH[-1]]))
+    job = book.jobs[JOB]
+    assert len(job.closed) == 29
+    assert not any(map(is_whole, job.closed))
+    book = fold(log_of([*steps, checkpointing(0), PATH[-1], checkpointing(0)]))
+    job = book.jobs[JOB]
+    assert [entry["round"] for entry in job.closed] == [7, 29]
+    assert (job.best()["round"], job.model["round"]) == (before.best()["round"], before.model["round"])
+    assert assignment(book, "site-1", 1, {JOB}).jobs[0].closed == assignment(whole, "site-1", 1, {JOB}).jobs[0].closed
+    assert seen(revived(book)) == seen(book)

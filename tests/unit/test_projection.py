@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedhelm.persist.record import By, Record
-from fedhelm_server.line_segments import line_items
 from fedhelm_server.projection import EventFile, LiveProjection
+from fedhelm_server.segments import line_items
 from tests.fakes.server_log import JOB, OTHER, line
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

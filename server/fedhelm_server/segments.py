@@ -1,7 +1,8 @@
-"""Lines that have left the log: blobs of their job, one line of JSON for each item of a ``metrics`` record.
+"""What of a job has left the log and the checkpoints: blobs of the job, one line of JSON for each item.
 
-A checkpoint covers slots that compaction then deletes. So their lines are copied first, and the checkpoint's record
-names the copies. Small segments are merged, so that a job that runs for weeks has few of them.
+A checkpoint covers slots that compaction then deletes. So the lines in them are copied first, and the checkpoint's
+record names the copies. What a closed round says of each site goes the same way: a checkpoint must not grow with every
+round that ever was. Small segments are merged, so that a job that runs for weeks has few of them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter
 from fedhelm.persist.log import Log
 from fedhelm.persist.record import Record, canonical
 from fedhelm_server.blob_copy import BLOCK, copy_blob
-from fedhelm_server.job_state import Segment
+from fedhelm_server.job_state import Segment, is_whole
 from fedhelm_server.places import lines_owner
 
-__all__ = ["line_items", "read_segments", "write_segments"]
+__all__ = ["line_items", "read_rounds", "read_segments", "write_segments"]
 
 LineItem = Mapping[str, Any]
 """``{seq, source, first, lines}``: one item and the slot it stood in."""
@@ -37,12 +38,21 @@ def line_items(record: Record, job: str) -> Iterator[LineItem]:
 
 
 def read_segments(blobs: BlobStore, segments: Iterable[Segment], after: int = -1) -> Iterator[LineItem]:
-    """Yield the items of the slots above ``after`` that the segments hold, in the order of the log.
+    """Yield the lines of the slots above ``after`` that the segments hold, in the order of the log.
 
     Raises:
         Corrupt: a segment is damaged, or was merged into another one meanwhile: read on in the log, and try again.
         StoreUnavailable: the store cannot be read.
     """
+    return (item for item in _read(blobs, segments, after) if "lines" in item)
+
+
+def read_rounds(blobs: BlobStore, segments: Iterable[Segment]) -> list[Mapping[str, Any]]:
+    """Return the closed rounds that the segments hold, whole, in the order of closing; raises as `read_segments`."""
+    return [item["closed"] for item in _read(blobs, segments, -1) if "closed" in item]
+
+
+def _read(blobs: BlobStore, segments: Iterable[Segment], after: int) -> Iterator[Mapping[str, Any]]:
     for segment in segments:
         if segment.last <= after:
             continue
@@ -51,7 +61,7 @@ def read_segments(blobs: BlobStore, segments: Iterable[Segment], after: int = -1
                 item = json.loads(line)
                 wanted = item["seq"] > after
             except (ValueError, KeyError, TypeError) as error:
-                raise Corrupt(f"the lines up to slot {segment.last} are damaged: {error!r}") from error
+                raise Corrupt(f"what left the log up to slot {segment.last} is damaged: {error!r}") from error
             if wanted:
                 yield item
 
@@ -64,29 +74,33 @@ def _split(reader: BlobReader) -> Iterator[bytes]:
 
 
 def write_segments(log: Log, blobs: BlobStore, covered: int, jobs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Copy the lines that a checkpoint of slot ``covered`` covers out of the log; blocking.
+    """Copy what a checkpoint of slot ``covered`` covers and does not keep itself; blocking.
 
     Args:
         log: only slots that it has read are read.
-        blobs: where they go.
+        blobs: where the copies go.
         covered: the last slot.
         jobs: as the book's state has them there.
 
     Returns:
-        What the checkpoint's record says as ``lines``: job id -> ``{keep, blob}``. The job keeps so many of its
+        What the checkpoint's record says as ``segments``: job id -> ``{keep, blob}``. The job keeps so many of its
         segments, and this one follows.
     """
     made = {}
     for job in jobs:
-        if job["line_slots"]:
-            keep = _kept(job["segments"])
-            writer = BlobWriter(blobs, lines_owner(job["job"], covered))
-            for _, merged in job["segments"][keep:]:
-                copy_blob(BlobReader(blobs, BlobRef.from_json(merged)), writer.write)
-            for slot in job["line_slots"]:
-                for item in line_items(log.at(slot), job["job"]):
-                    writer.write(canonical(item) + b"\n")
-            made[job["job"]] = {"keep": keep, "blob": writer.finish().to_json()}
+        rounds = [entry for entry in job["closed"] if is_whole(entry)]
+        if not job["line_slots"] and not rounds:
+            continue
+        keep = _kept(job["segments"])
+        writer = BlobWriter(blobs, lines_owner(job["job"], covered))
+        for _, merged in job["segments"][keep:]:
+            copy_blob(BlobReader(blobs, BlobRef.from_json(merged)), writer.write)
+        for entry in rounds:
+            writer.write(canonical({"seq": entry["seq"], "closed": entry}) + b"\n")
+        for slot in job["line_slots"]:
+            for item in line_items(log.at(slot), job["job"]):
+                writer.write(canonical(item) + b"\n")
+        made[job["job"]] = {"keep": keep, "blob": writer.finish().to_json()}
     return made
 
 
