@@ -121,7 +121,7 @@ def check_log(sim):
 
 def _check_acks(sim, log, book):
     fail = sim.world.fail
-    for key, (seq, index, epoch, superseded), digest in sim.acks:
+    for key, (seq, index, epoch, _superseded), _digest in sim.acks:
         record = log.get(seq)
         if record is None or record.kind != "contribution" or index >= len(record.body["items"]):
             fail(f"I2: nothing at the receipt {seq}/{index} of {key}")

@@ -77,6 +77,9 @@ class Plan:
         self.faults.append((sim.world.now, name))
         table = {**BENIGN, **SINGLE, **STORM}
         if self.kind == "single":
+            for overseer in sim.overseer_names:  # no wait may depend on it
+                step = self.rng.uniform(0, 2.5)
+                sim.world.call_later(step, step_wall_clock, sim, self.rng, 0.0, sim.machines[overseer])
             duration = self.rng.uniform(12.0, 20.0)
             self.reached = Reach(sim, name)
         table[name](sim, self.rng, duration)
@@ -158,6 +161,20 @@ def freeze(which, what):
     return fault
 
 
+def freeze_in_a_renewal(sim, rng, duration, tries=2000):
+    """The answer is there when both thaw, long after the lease was over."""
+    boss = sim.supervisors[_primary(sim, rng)]
+    if not _alive(boss):
+        return
+    if "Renew" in boss.state.in_flight:
+        for victim in (boss, boss.child):
+            if _alive(victim):
+                victim.freeze()
+                sim.world.call_later(duration, victim.thaw)
+    elif tries:
+        sim.world.call_later(0.0005, freeze_in_a_renewal, sim, rng, duration, tries - 1)
+
+
 def kill_site(sim, rng, duration):
     name = rng.choice(sim.site_names)
     if _alive(sim.sites[name]):
@@ -180,6 +197,7 @@ def lose_site_disk(sim, rng, duration):
         disk = sim.site_disks[name]
         for key in [key for key in disk.results if key not in disk.receipts]:
             del disk.results[key]
+            disk.finished.discard(key)
         sim.world.call_later(duration, sim.start_site, name)
 
 
@@ -411,6 +429,7 @@ SINGLE = {
     "primary off": kill_machine(_primary),
     "freeze the child": freeze(_primary, ("child",)),
     "freeze the supervisor": freeze(_primary, ("supervisor",)),
+    "freeze both in a renewal": freeze_in_a_renewal,
     "freeze both": freeze(_primary, ("child", "supervisor")),
     "cut the primary from the overseers": cut_from_overseers(_primary),
     "cut the primary's words to the overseers": cut_from_overseers(_primary, "there"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from fedhelm import tasks
 from fedhelm.config.kit import Kit, OverseerAddress, ServerAddress
 from fedhelm.config.timing import PROFILES
+from fedhelm.errors import NotAuthorised
 from fedhelm.persist.log import Log
 from fedhelm.persist.record import By, Draft
 from fedhelm_overseer.desk import Desk
@@ -69,7 +70,6 @@ class Federation:
         self.gones = []
         self.jobs = {}
         self.line_acks = {}
-        self.finished_results = 0
         self.healed_at = None
         self.served_at = None
         self._incarnations = 0
@@ -174,8 +174,8 @@ class Federation:
         if self._granted and new.epoch <= self._granted and not self.database.forgot:
             self.world.fail(f"epoch {new.epoch} was granted after epoch {self._granted}")
         self._granted = max(self._granted, new.epoch)
-        if row.holder is None or row.state == "released" or not self._leases_exclude():
-            return
+        if row.holder is None or new.cause != "lease expired" or not self._leases_exclude():
+            return  # a switchover that is rolled back takes an epoch from one that does not serve yet
         for child in self.children():
             left = child.runtime.deadline - child.machine.boottime()
             if child.incarnation == row.holder.incarnation and left > 0:
@@ -213,7 +213,8 @@ class Federation:
 
     def refused(self, site, key, error):
         self.world.note(site.name, f"refused: {key[0]} round {key[3]}: {error!r}")
-        self.world.fail(f"a result of {site.name} was refused: {error!r}")
+        if not isinstance(error, NotAuthorised):  # its round was closed while it was on its way
+            self.world.fail(f"a result of {site.name} was refused: {error!r}")
 
     def submitted(self, item, seq):
         known = self.jobs.setdefault(item["job"], seq)

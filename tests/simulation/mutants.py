@@ -183,7 +183,7 @@ class SiteDropsAtAFailover(Federation):
 
 
 MUTANTS = {
-    "deadline from the answer": (DeadlineFromTheAnswer, "storm:freeze the supervisor,very slow network"),
+    "deadline from the answer": (DeadlineFromTheAnswer, "storm:freeze both in a renewal"),
     "renewals for a wedged child": (RenewalsForAWedgedChild, "single:freeze the child"),
     "blind observer": (BlindObserver, "benign:freeze the lease store"),
     "wall clock observer": (WallClockObserver, "single:primary off"),
@@ -192,6 +192,6 @@ MUTANTS = {
     "retries without deciding": (RetriesWithoutDeciding, "storm:ambiguous disk,kill any child"),
     "acknowledges the unknown": (AcknowledgesTheUnknown, "storm:ambiguous disk,kill any child"),
     "site follows any epoch": (SiteFollowsAnyEpoch, "storm:isolate the primary,cut a site,kill a site"),
-    "site drops at a failover": (SiteDropsAtAFailover, "storm:kill the child,cut a site"),
+    "site drops at a failover": (SiteDropsAtAFailover, "storm:primary off"),
 }
 """By name: the federation, and the faults under which the broken rule shows."""

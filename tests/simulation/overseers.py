@@ -11,7 +11,6 @@ from collections import deque
 
 from fedhelm.errors import FedhelmError, StoreUnavailable
 from fedhelm_overseer.decide import Wait
-from fedhelm_overseer.desk import Desk
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.simulation.world import Dead, Process
 

@@ -39,8 +39,10 @@ class Tally:
     def describe(self):
         seconds = time.monotonic() - self.began
         lines = [
-            f"{self.seeds} seeds in {seconds:.1f} s ({self.virtual_s / 3600:.2f} h of virtual time): "
-            f"{self.fences} fences, {self.acks} receipts; {len(self.failed)} seeds failed"
+            (
+                f"{self.seeds} seeds in {seconds:.1f} s ({self.virtual_s / 3600:.2f} h of virtual time): "
+                f"{self.fences} fences, {self.acks} receipts; {len(self.failed)} seeds failed"
+            )
         ]
         if self.service:
             lines.append(f"service after the last heal: longest {max(self.service):.2f} s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
-from fedhelm.errors import BadInput, Conflict, FedhelmError, NotPrimary, StoreUnavailable
+from fedhelm.errors import BadInput, Conflict, StoreUnavailable
 from fedhelm.learning.registry import workflow_of
 from fedhelm.learning.workflow import CloseRound, Fail, Finish, OpenRound, Wait
 from fedhelm.persist.blobs import BlobWriter

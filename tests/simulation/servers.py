@@ -6,8 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from fedhelm.errors import FedhelmError, NotFound, NotPrimary, Refused, StoreUnavailable, Unreachable
-from fedhelm.persist.blobs import BlobRef, BlobWriter
+from fedhelm.errors import FedhelmError, NotFound, Refused, Unreachable
+from fedhelm.persist.blobs import BlobWriter
 from fedhelm.persist.record import READABLE_VERSIONS
 from fedhelm.persist.store import Store
 from fedhelm.v1 import fleet_pb2 as fleet
@@ -20,7 +20,6 @@ from fedhelm_server.job_control import JobControl
 from fedhelm_server.lease_calls import CALLS
 from fedhelm_server.ledger import Placement
 from fedhelm_server.role import Role
-from fedhelm_server.runtime import Runtime
 from fedhelm_server.streams import SiteStream
 from tests.simulation.network import answer
 from tests.simulation.runners import VirtualRunners
@@ -29,6 +28,9 @@ from tests.simulation.world import Process, settle
 __all__ = ["Child", "Submit", "Supervisor", "Upload"]
 
 TICK_S = 0.2
+
+INSTEAD = {"probe": "_probe", "leave_token": "_leave_token", "check_tokens": "_check_tokens"}
+"""What the product does to the store's directory itself, of which there is none here."""
 
 
 class Submit(NamedTuple):
@@ -136,13 +138,10 @@ class Child(Process):
         future = self.loop.create_future()
         inner = getattr(func, "args", ())
         told = getattr(inner[0], "__name__", "") if inner else ""
-        if told in self.INSTEAD:
-            func, args = getattr(self, self.INSTEAD[told]), inner[1:]
+        if told in INSTEAD:
+            func, args = getattr(self, INSTEAD[told]), inner[1:]
         self.disk.when_it_answers(self, self._in_disk, future, func, args)
         return future
-
-    INSTEAD = {"probe": "_probe", "leave_token": "_leave_token", "check_tokens": "_check_tokens"}
-    """What the product does to the store's directory itself, of which there is none here."""
 
     def _probe(self, root):
         self.disk.require(write=True)

@@ -26,6 +26,7 @@ class SiteDisk:
 
     def __init__(self):
         self.results = {}
+        self.finished = set()
         self.receipts = {}
         self.lines = {}
         self.acknowledged = {}
@@ -149,9 +150,8 @@ class Site(Process):
         which = message.WhichOneof("message")
         if which == "announce":
             self.follow(stream.server, message.announce.epoch)
-        elif which == "assignment":
-            if self.follow(stream.server, message.assignment.epoch):
-                self._obey(message.assignment)
+        elif which == "assignment" and self.follow(stream.server, message.assignment.epoch):
+            self._obey(message.assignment)
 
     def follow(self, server, epoch):
         """Whether ``server``, which says that it leads in ``epoch``, is to be believed."""
@@ -192,7 +192,9 @@ class Site(Process):
         again = f" {rng.random()}" if rng.random() < self.sim.unsteady else ""
         self.disk.results[key] = f"result {key}{again}".encode() if key[4] == "train" else b""
         del self.training[key]
-        self.sim.finished_results += 1
+        if key in self.disk.finished:
+            self.sim.world.fail(f"{self.name} trained {key} twice, though it had its result")
+        self.disk.finished.add(key)
         self.news.set()
         self.more_lines.set()
 

@@ -7,6 +7,7 @@ timers, its worker threads and its messages all become entries of one queue, in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import heapq
 import random
@@ -283,22 +284,19 @@ class Process:
             return
         self.dead = True
         self.stalled.clear()
-        tasks, self.tasks = self.tasks, set()
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self.loop)
         try:
-            for task in tasks:
-                close(task)
+            while self.tasks:  # one that unwinds may start others
+                close(self.tasks.pop())
         finally:
             asyncio._set_running_loop(before)
 
 
 def close(task):
     """Unwind a coroutine whose process is gone, so that nothing of it is left for the garbage collector."""
-    try:
+    with contextlib.suppress(RuntimeError, ValueError):  # it awaits while it unwinds, or is the one that runs just now
         task.get_coro().close()
-    except (RuntimeError, ValueError):  # it awaits while it unwinds, or is the one that runs just now
-        pass
     task._log_destroy_pending = False
 
 
