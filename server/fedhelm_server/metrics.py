@@ -56,8 +56,7 @@ class _Figures(Collector):
             "fedhelm_log_checkpoint", "Slot of the newest checkpoint, -1 without one.", _or(log.checkpoint, -1)
         )
         yield _gauge("fedhelm_log_version", "Version of the records that are written.", runtime.book.log_version)
-        ok = runtime.ledger.store_ok and runtime.trouble is None
-        yield _gauge("fedhelm_store_ok", "1 while the store takes writes.", float(ok))
+        yield _gauge("fedhelm_store_ok", "1 while the store takes writes.", float(runtime.health.ok))
         yield _gauge("fedhelm_sites_connected", "Sites with an open stream.", len(runtime.streams.connected()))
         jobs = GaugeMetricFamily("fedhelm_jobs", "Jobs in the log, by status.", labels=["status"])
         for status, count in sorted(Counter(job.status for job in runtime.book.jobs.values()).items()):

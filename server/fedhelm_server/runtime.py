@@ -19,7 +19,7 @@ from fedhelm.local.frames import Frame
 from fedhelm.persist.blobs import Manifest
 from fedhelm.persist.chain import EPOCH_RAISING
 from fedhelm.persist.record import By, Record
-from fedhelm.persist.store import Store, probe
+from fedhelm.persist.store import Store
 from fedhelm.tasks import spawn
 from fedhelm.v1 import common_pb2 as common
 from fedhelm_server.holding import Holding
@@ -29,6 +29,7 @@ from fedhelm_server.local_settings import LocalSettings
 from fedhelm_server.orders import Orders
 from fedhelm_server.pace import Pace
 from fedhelm_server.role import WRITERS, Role, RoleEvent, transition
+from fedhelm_server.store_health import StoreHealth
 from fedhelm_server.store_tokens import StoreTokens
 from fedhelm_server.streams import Streams
 
@@ -37,8 +38,6 @@ __all__ = ["Runtime"]
 _log = logging.getLogger("fedhelm.server")
 
 BEAT_S = 0.1
-PROBE_S = 5.0
-"""After so long without an append the store is tried: a standby must know whether it could write."""
 _LAST_APPENDS_S = 0.5
 """How long a stop waits for appends that are on their way."""
 
@@ -88,17 +87,12 @@ class Runtime:
         """Boot time up to which the lease may be used."""
         self.figures: dict[str, int] = {}
         """What the supervisor counted over its children: renewals, failures (of renewals), fenced."""
-        self.trouble: str | None = None
-        """Why the store cannot be used."""
+        self.health = StoreHealth(kit.name, store.root, kit.timing, clock, self.ledger)
         self._settings = settings or LocalSettings()
         self._pace = Pace()
         self.ledger.on_append = self._appended
         self._link = link
         self._tailed = 0.0
-        self._reading_since: float | None = None
-        self._probing_since: float | None = None
-        self._proven = clock.boottime()
-        self._alarmed = False
         self._seconds: dict[Role, float] = {}
         self._role_since = clock.boottime()
         self._log_version = 1
@@ -227,7 +221,7 @@ class Runtime:
 
     def _appended(self, seconds: float) -> None:
         self._pace.took(seconds)
-        self._proven = self.clock.boottime()
+        self.health.appended()
         self._make_room()
         for listener in self.on_append:
             listener(seconds)
@@ -241,6 +235,7 @@ class Runtime:
         """Tell the supervisor every 0.1 s, from this loop, that the loop runs."""
         while True:
             self._mind_deadline()
+            self.health.look(ready=self.ready)
             self._mind_store()
             self._make_room()
             fence = self.book.fence
@@ -255,7 +250,7 @@ class Runtime:
                 log_epoch=self.book.max_epoch,
                 log_seq=self.book.seq,
                 cluster=self.kit.cluster,
-                store_ok=self.ledger.store_ok and self.trouble is None and (self.leads or self.tokens.problem is None),
+                store_ok=self.health.ok and (self.leads or self.tokens.problem is None),
                 streams=len(self.streams.connected()),
                 primary=fence.name if fence else None,
             )
@@ -275,63 +270,29 @@ class Runtime:
     @property
     def reason(self) -> str | None:
         """Why this server is not ready, or cannot be trusted to write; None if all is well."""
-        if self.trouble is not None:
-            return self.trouble
+        if self.health.trouble is not None:
+            return self.health.trouble
         if not self.ready:
             return "it reads the log"
         return None if self.leads else self.tokens.problem
 
     def _mind_store(self) -> None:
-        """Notice what hangs: a call of the store cannot be broken off (docs/ha.md, section 4)."""
-        now, timing = self.clock.boottime(), self.kit.timing
-        append = self.ledger.append_age or 0.0
-        reading = now - self._reading_since if self._reading_since is not None and self.ready else 0.0
-        alarm = append > timing.commit_alarm
-        if alarm and not self._alarmed:
-            _log.warning("%s: an append to the store takes longer than %g s", self.kit.name, timing.commit_alarm)
-        self._alarmed = alarm
-        probing = now - self._probing_since if self._probing_since is not None else 0.0
-        limit = timing.lease / 2
-        if max(append, reading, probing) > limit:
-            what = "reading" if reading > max(append, probing) else "writing to"
-            self._lose_store(f"{what} the store takes longer than {limit:g} s")
-        elif self.ledger.store_ok:
-            self.trouble = None
-
-    def _lose_store(self, why: str) -> None:
-        if self.trouble is None:  # the first reason stays: later ones differ in the names of files
-            _log.warning("%s: %s", self.kit.name, why)
-            self.trouble = why
-        if self.leads:
+        if self.leads and not self.health.ok:
             self._event(RoleEvent.STORE_LOST)
 
     async def watch_store(self) -> None:
         """Try the store now and then; once it was lost, until it takes writes again."""
         while True:
-            if not self.ledger.store_ok and self.leads:
-                self._event(RoleEvent.STORE_LOST)
-            if not self.ledger.store_ok or self.clock.boottime() - self._proven >= PROBE_S:
-                await self._probe()
-            if self.role is Role.READONLY and self.ledger.store_ok and self.trouble is None:
+            self._mind_store()
+            await self.health.probe_if_due()
+            self.health.look(ready=self.ready)
+            self._mind_store()
+            if self.role is Role.READONLY and self.health.ok:
                 self._event(RoleEvent.STORE_BACK)
                 self.ledger.reopen()
                 self._changed(set(self.book.jobs))
             await self._raise_log_version()
             await asyncio.sleep(self.kit.timing.renew)
-
-    async def _probe(self) -> None:
-        self._probing_since = self.clock.boottime()
-        try:
-            await asyncio.to_thread(probe, self.store.root)
-        except FedhelmError as error:
-            self.ledger.store_ok = False
-            self._lose_store(f"the store takes no writes: {error}")
-        else:
-            self.ledger.store_ok = True
-            self._proven = self.clock.boottime()
-        finally:
-            self._probing_since = None
-        self._mind_store()
 
     async def _raise_log_version(self) -> None:
         """All servers read a newer version of the log: write it from now on."""
@@ -435,22 +396,17 @@ class Runtime:
             await asyncio.sleep(self.kit.timing.observe)
 
     async def _tail(self) -> None:
-        first = self._reading_since is None
-        if first:
-            self._reading_since = self.clock.boottime()
         try:
-            await self.ledger.read_on()
+            with self.health.reading():
+                await self.ledger.read_on()
         except StoreUnavailable as error:
-            self.ledger.store_ok = False
-            self._lose_store(f"the store cannot be read: {error}")
+            self.health.lost(f"the store cannot be read: {error}")
+            self._mind_store()
         except Fenced:
             self._saw_fence()
         else:
             self._tailed = self.clock.boottime()
             self.ready = True
-        finally:
-            if first:
-                self._reading_since = None
 
     # -- small services of the store ----------------------------------------------------------------------------------
 
