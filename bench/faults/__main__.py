@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -142,6 +143,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no federation is left behind
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -68,7 +68,7 @@ class Scene:
     findings: list[str] = field(default_factory=list)
     jobs: list[JobRun] = field(default_factory=list)
     doomed: dict[str, str] = field(default_factory=dict)
-    more: Callable[[str], JobRun] | None = None
+    more: Callable[[JobPlan], JobRun] | None = None
     epoch: int = 0
     compactions: int = 0
     moment: float | None = None
@@ -92,10 +92,11 @@ class Scene:
         self.params["seconds"] = chosen
         return chosen
 
-    def submit(self, name: str) -> JobRun:
-        """Submit one more small job, which has to complete too."""
+    def submit(self, name: str, *, rounds: int = 2, size: int = 10_000, pause: float = 0.2, lines: int = 4) -> JobRun:
+        """Submit one more job, which has to complete too."""
         assert self.more is not None
-        return self.more(name)
+        self.lab.jobs += 1
+        return self.more(JobPlan(f"{name}-{self.lab.jobs}", self.lab.sites, rounds, size, pause, lines))
 
     def expect(self, truth: object, finding: str) -> None:
         """Note a finding unless it is so."""

@@ -304,6 +304,22 @@ class Laboratory:
         mark = now()
         until(lambda: True if any(a.at > mark for a in self.acks()[-3:]) else None, _WHOLE_SECONDS, "the probe")
 
+    def wait_candidates(self) -> None:
+        """Wait until every standby could lead.
+
+        Raises:
+            TimeoutError: one could not, in a minute.
+        """
+
+        def look() -> bool | None:
+            try:
+                servers = self.session.servers(timeout=2.0)
+            except FedhelmError:
+                return None
+            return all(one.candidate for one in servers if one.state == "STANDBY") or None
+
+        until(look, _WHOLE_SECONDS, "every standby could lead")
+
     def _is_whole(self) -> bool:
         try:
             states = sorted(one.state for one in self.session.servers(timeout=2.0))

@@ -123,6 +123,7 @@ def overseer_restored(scene: Scene) -> Iterator[None]:
     for _ in range(2):
         lab.session.promote(scene.standby, timeout=30)
         lab.wait_whole()
+        lab.wait_candidates()
         scene.primary = lab.primary()
     yield
     yield

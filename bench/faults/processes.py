@@ -198,3 +198,43 @@ def kill_new_primary(scene: Scene) -> Iterator[None]:
         promoting = [lab.primary()]
     send([others[name] for name in promoting], signal.SIGKILL)
     scene.params["when"] = "promoting" if lab.watch.epoch == epoch else "just after its fence"
+
+
+def _until_compacted(scene: Scene, beyond: int) -> None:
+    """Have jobs fill the log until the slot ``beyond`` was compacted away."""
+    deadline = now() + 60
+    while scene.lab.low_water <= beyond and now() < deadline:
+        scene.submit("chatty", rounds=1, pause=3.0, lines=600).handle.wait(timeout=60)
+    scene.expect(scene.lab.low_water > beyond, f"the log was not shortened beyond slot {beyond} in a minute")
+
+
+@kind("compaction-while-standby-stopped", "none", failover=None, jobs=2)
+def compaction_while_standby_stopped(scene: Scene) -> Iterator[None]:
+    """The standby is stopped until what it had to read next is deleted; then it has to lead."""
+    lab, name = scene.lab, scene.standby
+    pids = [one.pid for one in lab.processes(name)]
+    yield
+    scene.strike(lambda: send(pids, signal.SIGSTOP))
+    beyond = len(lab.watch.seen)
+    try:
+        _until_compacted(scene, beyond)
+    finally:
+        send(pids, signal.SIGCONT)
+    lab.wait_whole()
+    os.kill(lab.pid(scene.primary, "child"), signal.SIGKILL)
+    until(lambda: lab.watch.epoch > scene.epoch or None, 30, f"{name} leads")
+
+
+@kind("compaction-while-primary-stopped", "host", failover=True)
+def compaction_while_primary_stopped(scene: Scene) -> Iterator[None]:
+    """The primary is stopped; its successor shortens the log beyond the slot that the zombie will write."""
+    lab = scene.lab
+    pids = [one.pid for one in lab.processes(scene.primary)]
+    yield
+    scene.strike(lambda: send(pids, signal.SIGSTOP))
+    beyond = len(lab.watch.seen)
+    try:
+        until(lambda: lab.watch.epoch > scene.epoch or None, 30, "another server leads")
+        _until_compacted(scene, beyond)
+    finally:
+        send(pids, signal.SIGCONT)

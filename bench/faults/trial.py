@@ -98,9 +98,8 @@ def run_trial(lab: Laboratory, spec: Spec) -> Outcome:
 
 
 def _strike(lab: Laboratory, spec: Spec, scene: Scene, first: int) -> None:
-    def more(name: str) -> JobRun:
-        run = _submit(lab, JobPlan(f"{name}-{lab.jobs}", lab.sites, rounds=2, size=10_000, pause=0.2))
-        lab.jobs += 1
+    def more(plan: JobPlan) -> JobRun:
+        run = _submit(lab, plan)
         scene.jobs.append(run)
         return run
 
@@ -108,12 +107,14 @@ def _strike(lab: Laboratory, spec: Spec, scene: Scene, first: int) -> None:
     lab.jobs += 1
     plan, aim = _plan(spec, lab, lab.jobs, scene.rng)
     scene.params["round"] = aim.round
+    if spec.kind.rested:
+        lab.wait_candidates()
     fault = spec.kind.fault(scene)
     if spec.kind.prelude:
         next(fault)
     scene.jobs.append(_submit(lab, plan))
     for _ in range(spec.kind.jobs - 1):
-        more("beside")
+        scene.submit("beside")
     main = scene.jobs[0]
     next(fault)
     entered = wait_for_phase(
