@@ -8,8 +8,10 @@ import pytest
 
 from fedhelm.errors import Corrupt, Refused, StoreUnavailable
 from fedhelm.persist import BlobReader, BlobRef, BlobWriter, By, Draft
-from fedhelm.persist.fsck import Remedy, examine, repair
-from fedhelm.persist.marks import Mark
+from fedhelm.persist.compaction import compact
+from fedhelm.persist.fsck import Remedy, examine
+from fedhelm.persist.marks import Mark, Marks
+from fedhelm.persist.mending import repair
 from fedhelm.persist.posix import PosixBlobStore, PosixLogStore, make_layout
 from fedhelm.persist.record import decode, seal
 from tests.fakes.persist_member import TWO, Member
@@ -325,8 +327,7 @@ class TestMarks:
         report = examine(shortened)
         finding = report.findings[0]
         assert (finding.what, finding.path) == ("mark", f"marks/{number:016d}")
-        with pytest.raises(Refused):
-            repair(shortened, finding)
+        assert len(report.findings) == 1
         repair(shortened, finding, there)
         assert tree(shortened) == good
         assert examine(shortened).findings == []
@@ -335,12 +336,50 @@ class TestMarks:
         (shortened / "marks" / f"{2:016d}").unlink()
         assert not examine(shortened).sound
 
-    def test_one_that_does_not_fit_between_others_is_refused(self, shortened, backup):
-        there = backup()
-        (there / "marks" / f"{1:016d}").write_bytes(Mark(1, 10, 11).encode())
-        flip(shortened / "marks" / f"{1:016d}")
-        with pytest.raises(Refused, match="fit"):
-            repair(shortened, examine(shortened).findings[0], there)
+    @damages
+    @pytest.mark.parametrize("number", [1, 2])
+    @pytest.mark.parametrize("backed_up", [False, True])
+    def test_without_a_backup_that_fits_it_is_made_anew(self, shortened, backup, damage, number, backed_up):
+        there = backup() if backed_up else None
+        if there is not None:
+            (there / "marks" / f"{number:016d}").write_bytes(
+                Mark(number, *((10, 11) if number == 1 else (1, 9))).encode()
+            )
+        fold = opened(shortened).fold
+        damage(shortened / "marks" / f"{number:016d}")
+        assert "anew" in repair(shortened, examine(shortened).findings[0], there)
+        assert examine(shortened).findings == []
+        member = opened(shortened)
+        assert member.fold == fold
+        assert member.log.low_water == 9
+        member.checkpoint()
+        assert member.log.compact().marked
+        assert opened(shortened).fold == fold
+
+    def test_the_newest_is_made_anew_while_its_slots_are_half_deleted(self, shortened):
+        member = opened(shortened)
+        member.checkpoint()
+
+        class Dying(PosixLogStore):
+            def delete(self, seq):
+                if seq > 9:
+                    raise StoreUnavailable("dead")
+                super().delete(seq)
+
+        with pytest.raises(StoreUnavailable):
+            compact(Dying(shortened), PosixBlobStore(shortened), Marks(PosixLogStore(shortened)), member.log.tip)
+        assert PosixLogStore(shortened).highest_mark() == 3
+        flip(shortened / "marks" / f"{3:016d}")
+        repair(shortened, examine(shortened).findings[0])
+        assert examine(shortened).sound
+        assert opened(shortened).fold == member.fold
+
+    def test_without_sound_checkpoints_it_is_refused(self, shortened):
+        for path in (shortened / "blobs" / "checkpoints").rglob("m-*"):
+            flip(path)
+        flip(shortened / "marks" / f"{2:016d}")
+        with pytest.raises(Refused, match="no two checkpoints"):
+            repair(shortened, examine(shortened).findings[0])
 
 
 class TestLitter:

@@ -11,6 +11,7 @@ import pytest
 
 from fedhelm.errors import BadInput
 from fedhelm.persist import BlobReader, BlobRef, By, Draft, open_store
+from fedhelm.persist.fsck import examine
 
 FROZEN = Path(__file__).parents[1] / "data" / "log-v1"
 ME = By("server1", "new software")
@@ -60,6 +61,7 @@ def test_every_record_and_every_blob_is_read(store):
     refs = {ref for record in batch.records for ref in blobs_in(record.body)}
     assert len(refs) > 20
     assert all(BlobReader(store.blobs, ref).read() for ref in refs)
+    assert examine(store.root).findings == []
     assert (store.log.version, store.log.epoch, store.log.low_water, store.log.checkpoint) == (1, 2, 0, None)
 
 
