@@ -181,6 +181,11 @@ def _alarm(news: News, event: Event, _now: float) -> tuple[News, list[Item]]:
     return news.without(_LEASE), [Item(event.time, "bad", event.text)]
 
 
+def _removed(news: News, event: Event, now: float) -> tuple[News, list[Item]]:
+    name = str(event.data.get("name", ""))
+    return _as_it_is(replace(news.without(name), missed=news.missed - {name}), event, now)
+
+
 def _better(news: News, event: Event, _now: float) -> tuple[News, list[Item]]:
     return news, [Item(event.time, "good", event.text)]
 
@@ -199,6 +204,7 @@ _RULES: Mapping[str, Callable[[News, Event, float], tuple[News, list[Item]]]] = 
     "member_down": _member_down,
     "member_up": _member_up,
     "member_added": _better,
+    "member_removed": _removed,
     "resume": _better,
     "alarm": _alarm,
     "shutdown": _shutdown,

@@ -159,3 +159,10 @@ def test_after_a_shutdown_nobodys_going_is_news():
     assert listener.hear(event("shutdown", "admin shuts down")) == ["admin shuts down"]
     assert listener.hear(down("server2"), event("release", "x", name="server1", epoch=1), down("server1")) == []
     assert listener.wait(2 * PATIENCE) == []
+
+
+def test_that_a_removed_server_is_down_is_no_news_any_more(led):
+    assert led.hear(down("server2"), event("member_removed", "server2 was removed", name="server2")) == [
+        "server2 was removed"
+    ]
+    assert led.wait(2 * PATIENCE) == []
