@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from blake3 import blake3
 
 from fedhelm.config.kit import read_kit
-from fedhelm.errors import JobNotFound, NotFound, StoreUnavailable
+from fedhelm.errors import Corrupt, JobNotFound, NotFound, StoreUnavailable
 from fedhelm.ids import SITE_NAME
 from fedhelm.persist.blobs import BlobReader, BlobRef
 from fedhelm.persist.record import Record
@@ -165,6 +166,15 @@ def export(store: Store, job_id: str, seq: int, target: Path) -> list[dict[str, 
     return files + _model("final.safetensors", job.model) + _model("best.safetensors", job.best())
 
 
+def _export_patiently(root: Path, cluster: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    try:
+        return export(open_store(root, cluster), options.job, options.seq, options.target)
+    except Corrupt:  # a segment may have been merged into another one under our hands: once more, from the log
+        shutil.rmtree(options.target)
+        options.target.mkdir()
+        return export(open_store(root, cluster), options.job, options.seq, options.target)
+
+
 def main(argv: list[str]) -> int:
     """Make one export; the server's own command, not for people."""
     parser = argparse.ArgumentParser(prog="fedhelm_server.export")
@@ -178,7 +188,7 @@ def main(argv: list[str]) -> int:
     kit = read_kit(options.kit)
     assert kit.store is not None
     try:
-        files = export(open_store(kit.store, kit.cluster), options.job, options.seq, options.target)
+        files = _export_patiently(kit.store, kit.cluster, options)
     except JobNotFound:
         raise
     except NotFound as error:

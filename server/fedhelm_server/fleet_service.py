@@ -12,7 +12,17 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from fedhelm.clock import iso
-from fedhelm.errors import BadInput, Conflict, NotAuthorised, NotFound, ProtocolError, WrongStore
+from fedhelm.errors import (
+    BadInput,
+    Conflict,
+    Corrupt,
+    FedhelmError,
+    NotAuthorised,
+    NotFound,
+    ProtocolError,
+    StoreUnavailable,
+    WrongStore,
+)
 from fedhelm.ids import check_job_id
 from fedhelm.persist.blobs import Manifest
 from fedhelm.tasks import cancel, spawn
@@ -193,15 +203,29 @@ class FleetService:
         """Return the manifest of a bundle or a model."""
         await self._runtime.check_leads()
         self._check_fetch(request.owner, call.principal.name)
-        manifest = await asyncio.to_thread(self._runtime.store.blobs.manifest, ref_from_proto(request))
+        try:
+            manifest = await asyncio.to_thread(self._runtime.store.blobs.manifest, ref_from_proto(request))
+        except Corrupt as error:
+            raise self._lost(request.owner, error) from error
         return common.Manifest(size=manifest.size, chunk_size=manifest.chunk_size, chunks=manifest.chunks)
 
     async def get_blob(self, request: common.GetBlobRequest, call: Call) -> AsyncIterator[bytes]:
         """Stream a bundle or a model."""
         await self._runtime.check_leads()
         self._check_fetch(request.blob.owner, call.principal.name)
-        async for piece in stream_blob(self._runtime.store.blobs, ref_from_proto(request.blob), request.offset):
-            yield piece
+        try:
+            async for piece in stream_blob(self._runtime.store.blobs, ref_from_proto(request.blob), request.offset):
+                yield piece
+        except Corrupt as error:
+            raise self._lost(request.blob.owner, error) from error
+
+    def _lost(self, owner: str, error: Corrupt) -> FedhelmError:
+        """A model that no round uses any more may be collected under a site that is late: it is to ask for its task."""
+        job = self._runtime.book.jobs.get(owner.split("/")[1])
+        model = job.open.model if job is not None and job.open is not None else None
+        if owner.endswith("/bundle") or (model is not None and model["owner"] == owner):
+            return error
+        return StoreUnavailable(f"{owner} was replaced by the model of a later round")
 
     # -- results, lines, failures -------------------------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ class JobState:
     ``placed`` has the contributions to the open round and to the one closed last: an older offer is "gone", because
     its round is closed. ``line_slots`` are the slots with its lines that no segment holds yet. ``closed`` has the
     rounds in the order of closing. What they say of each site is in the segments once a checkpoint covers them
-    (`is_whole`), and of an ended job only the rounds that somebody asks for stay. ``end_seq`` is the slot that ended it.
+    (`is_whole`), and of an ended job only the rounds that are asked for stay. ``end_seq`` is the slot that ended it.
     """
 
     job: str

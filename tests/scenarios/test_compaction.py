@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from fedhelm.persist.store import open_store
 from fedhelm.security.kit import open_kit
 from fedhelm_server.segments import read_segments
@@ -60,6 +62,7 @@ def _lines(federation, job):
     return [(item["source"], line["step"]) for item in found for line in item["lines"] if line["kind"] == "scalar"]
 
 
+@pytest.mark.timeout(600)
 def test_a_long_job_keeps_log_and_store_small_and_survives_its_primary(federation, tmp_path):
     job_folder, shared = make_job(tmp_path / "long", QUICK, rounds=ROUNDS, name="long")
     before = federation.primary()

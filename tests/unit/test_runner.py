@@ -387,3 +387,18 @@ def test_own_lines_are_numbered_on_by_the_next_runner(bench):
     said = [item for *_, item in items(fold(PosixLogStore(bench.root))[1], "metrics")]
     assert [item["first"] for item in said] == list(range(1, len(said) + 1))
     assert len(child.said) == len(said)
+
+
+def test_a_job_that_was_complete_but_for_its_last_record_ends_and_does_nothing_again(bench):
+    """A competitor's server resumed a nearly finished job wrongly."""
+    bench.job(rounds=1)
+    child = bench.child()
+    child.hold_after = "round_close"
+    bench.start(child).thread.join(30)
+    assert child.gone.wait(10)
+    for _ in range(2):
+        cover(PosixLogStore(bench.root), PosixBlobStore(bench.root), bench.writer)
+    later = bench.child()
+    job = bench.run(later)
+    assert (job.status, len(job.closed)) == ("FINISHED:COMPLETED", 1)
+    assert later.proposed == ["job_done"]
