@@ -14,10 +14,10 @@ from pathlib import Path
 from fedhelm.errors import Conflict, Corrupt, WrongStore
 from fedhelm.persist.base import LogStore
 from fedhelm.persist.blobs import CHUNK_SIZE, BlobRef
-from fedhelm.persist.chain import GENESIS
+from fedhelm.persist.chain import CHECKPOINT, GENESIS, Checkpoint
 from fedhelm.persist.files import Files, create_exclusively, naming
 from fedhelm.persist.log import Log
-from fedhelm.persist.marks import Marks
+from fedhelm.persist.marks import decode_mark
 from fedhelm.persist.posix import PosixBlobStore, PosixLogStore, make_layout
 from fedhelm.persist.record import decode
 from fedhelm.persist.references import Closed, needed
@@ -115,20 +115,23 @@ def _copy_into(source: Path, partial: Path, closed: Closed | None, ours: LogStor
     end = ours.highest()
     if end is None:
         raise WrongStore(f"{source} has no genesis record")
-    for number in range(1, ours.highest_mark() + 1):
-        _write(files, partial, "marks", number, ours.read_mark(number))
-    low_water = Marks(PosixLogStore(partial)).find().low_water
-    kept = []
-    for seq in [0, *range(max(low_water, 1), end + 1)]:
-        data = ours.read(seq)
-        _write(files, partial, "log", seq, data)
-        if data is not None:
-            kept.append(decode(data, seq))
-    with naming(partial):
-        files.sync_directory(partial / "marks")
-        files.sync_directory(partial / "log")
-    # Verifies the chain of what was copied. Its checkpoints are still where they were.
-    log = Log(PosixLogStore(partial), PosixBlobStore(source))
+    # What a compaction deletes is read first, and written later: it seldom comes in between. What is kept of a log that
+    # is compacted fits into memory.
+    marks = {number: ours.read_mark(number) for number in range(1, ours.highest_mark() + 1)}
+    newest = marks.get(len(marks))
+    low_water = decode_mark(newest, len(marks)).low_water if newest else 0
+    slots = {seq: ours.read(seq) for seq in (0, *range(max(low_water, 1), end + 1))}
+    kept = [decode(data, seq) for seq, data in slots.items() if data is not None]
+    for record in kept:
+        if record.kind == CHECKPOINT and (one := Checkpoint.of(record)).covered >= low_water - 1:
+            _copy_blob(source, partial, one.blob)
+    for folder, contents in (("marks", marks), ("log", slots)):
+        for number, data in contents.items():
+            _write(files, partial, folder, number, data)
+        with naming(partial):
+            files.sync_directory(partial / folder)
+    # Verifies the chain of what was copied.
+    log = Log(PosixLogStore(partial), PosixBlobStore(partial))
     batch = log.read_new()
     if not kept or kept[0].kind != GENESIS:
         raise WrongStore(f"{source} has no genesis record")
