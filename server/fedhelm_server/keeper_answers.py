@@ -197,9 +197,13 @@ class Answers(Step):
         intent = lease.intent
         if intent is not None and intent.target != self.settings.name:
             if hold.stage is Stage.ACTIVE and not hold.unleased and intent.request_id != hold.drained_for:
-                self.set_hold(stage=Stage.DRAINING, drained_for=intent.request_id, drain_since=self.now)
+                asked = {"drained_for": intent.request_id, "drain_version": lease.version}
+                self.set_hold(stage=Stage.DRAINING, drain_since=self.now, **asked)
                 self.send("drain", to=intent.target, request_id=intent.request_id)
-        elif intent is None and hold.stage is Stage.DRAINING and self.state.release is None:
+            return
+        # With an older row it was not called off, but not asked for yet.
+        called_off = intent is None and lease.version > hold.drain_version
+        if called_off and hold.stage is Stage.DRAINING and self.state.release is None:
             self.set_hold(stage=Stage.RESUMING)
             self.set(renew_at=self.now)
 

@@ -426,6 +426,7 @@ class Hold:
     unleased: bool = False
     unanswered: bool = False  # the last renewal got no answer
     drain_since: float = 0.0
+    drain_version: int = -1  # of the row that asked for the drain
     drained_for: str | None = None  # the request already tried, so that a void one is not tried again
     active_seq: int | None = None  # to be told to an overseer
     jobs: int = 0  # the same

@@ -1,6 +1,7 @@
 """The rules of the keeper, each as a script on a clock of its own. Times are those of the default profile:
 T 3, R 0.5, Q 0.5, M 0.5; a lease may be used for 3 * 0.999 - 0.5 = 2.497 s after a renewal was sent."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -442,6 +443,17 @@ def test_an_intent_for_another_server_drains_and_a_confirmed_handoff_ends_the_ch
     script.start_child()
     script.beat(ready=True)
     assert script.take(kv.Register).replaces == "c1"
+
+
+def test_older_rows_of_another_overseer_do_not_call_a_drain_off(script):
+    row = drained(script)
+    older = script.row("active", 3)
+    older = replace(older, version=row.version - 1)
+    for _ in range(2):
+        script.after(0.5)
+        script.answer(kv.Renew, older)
+    script.on(kv.ChildDrained("c1", 50))
+    assert script.take(kv.Release).handoff
 
 
 def test_a_child_that_handed_over_and_stays_is_killed(script):
