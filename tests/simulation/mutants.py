@@ -183,15 +183,15 @@ class SiteDropsAtAFailover(Federation):
 
 
 MUTANTS = {
-    "deadline from the answer": (DeadlineFromTheAnswer, "storm:freeze both in a renewal"),
-    "renewals for a wedged child": (RenewalsForAWedgedChild, "single:freeze the child"),
-    "blind observer": (BlindObserver, "benign:freeze the lease store"),
-    "wall clock observer": (WallClockObserver, "single:primary off"),
-    "grant without compare-and-set": (GrantWithoutCompareAndSet, "storm:primary off,stalling lease store"),
-    "no fence": (NoFence, "single:primary off"),
-    "retries without deciding": (RetriesWithoutDeciding, "storm:ambiguous disk,kill any child"),
-    "acknowledges the unknown": (AcknowledgesTheUnknown, "storm:ambiguous disk,kill any child"),
-    "site follows any epoch": (SiteFollowsAnyEpoch, "storm:isolate the primary,cut a site,kill a site"),
-    "site drops at a failover": (SiteDropsAtAFailover, "storm:primary off"),
+    "deadline from the answer": (DeadlineFromTheAnswer, "storm:freeze both in a renewal", 1),
+    "renewals for a wedged child": (RenewalsForAWedgedChild, "single:freeze the child", 1),
+    "blind observer": (BlindObserver, "benign:freeze the lease store", 1),
+    "wall clock observer": (WallClockObserver, "single:primary off", 2),
+    "grant without compare-and-set": (GrantWithoutCompareAndSet, "storm:primary off,stalling lease store", 8),
+    "no fence": (NoFence, "single:primary off", 1),
+    "retries without deciding": (RetriesWithoutDeciding, "storm:ambiguous disk,kill any child", 2),
+    "acknowledges the unknown": (AcknowledgesTheUnknown, "storm:ambiguous disk,kill any child", 5),
+    "site follows any epoch": (SiteFollowsAnyEpoch, "storm:isolate the primary,cut a site,kill a site", 7),
+    "site drops at a failover": (SiteDropsAtAFailover, "storm:primary off", 1),
 }
-"""By name: the federation, and the faults under which the broken rule shows."""
+"""By name: the federation, the faults under which the broken rule shows, and the seed to begin with."""
