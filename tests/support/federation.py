@@ -239,7 +239,7 @@ class Federation:
         assert epochs == sorted(epochs), "epochs never decrease"
         fences = [one for one in records if one.kind == "fence"]
         assert len({one.epoch for one in fences}) == len(fences), "one fence per epoch"
-        writers = {one.epoch: one.by for one in fences}
+        writers = {one.epoch: one.by for one in records if one.kind in ("fence", "epoch_repair")}
         assert all(one.by == writers[one.epoch] for one in records if one.epoch), "one writer per epoch"
         given, closed, ephemeral = {}, set(), set()
         for record in records:

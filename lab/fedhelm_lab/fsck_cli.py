@@ -1,0 +1,104 @@
+"""``fedhelm fsck``: look over a store, and mend what can be mended without losing what was acknowledged."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedhelm.errors import BadInput, ExitStatus, FedhelmError, Refused, UsageError
+from fedhelm.output import CommandParser, add_output_option, emit, format_of, guarded
+from fedhelm.persist.fsck import Finding, Remedy, Report, examine
+from fedhelm.persist.mending import repair
+from fedhelm_lab.backup_cli import add_parts, parts_of
+from fedhelm_lab.collected import may_be_gone
+from fedhelm_lab.project_backup import Parts, check_stopped
+
+__all__ = ["main"]
+
+_ABOUT = """\
+Read every mark, slot and blob of a store, and say what is wrong. Nothing is changed, and servers may run.
+
+With --repair, after all servers were stopped: litter is put aside, and damaged slots, marks and blobs are taken from a
+backup (--from) if their hashes prove that they belong there. Exit status 1 while something is wrong.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fedhelm fsck ARGV``; return its exit status."""
+    fmt = format_of(argv)
+    parser = CommandParser(
+        prog="fedhelm fsck",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_parts(parser)
+    parser.add_argument("--repair", action="store_true", help="mend what can be mended")
+    parser.add_argument(
+        "--from", dest="backup", type=Path, metavar="BACKUP", help="a folder that `fedhelm backup` wrote"
+    )
+    parser.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="cut off a last slot that no backup has: whatever it said is lost, acknowledged or not",
+    )
+    add_output_option(parser)
+
+    def body() -> int:
+        args = parser.parse_args(argv)
+        if not args.repair and (args.backup or args.accept_loss):
+            raise UsageError("--from and --accept-loss belong to --repair", hint="fedhelm fsck -h")
+        parts = parts_of(args)
+        root = _store(parts)
+        done: list[str] = []
+        if args.repair:
+            check_stopped(parts)
+            done = _mend(root, args)
+        report = examine(root, may_be_gone)
+        data = asdict(report) | {"store": str(root), "sound": report.sound, "done": done}
+        data["findings"] = [_row(one) for one in report.findings]
+        emit(data, fmt, lambda: _told(root, report, done))
+        return ExitStatus.OK if report.sound else ExitStatus.FAILED
+
+    return guarded(body, fmt)
+
+
+def _store(parts: Parts) -> Path:
+    if parts.server is None or parts.server.store is None:
+        raise BadInput("no server's kit was given: only servers know the store", hint="--kit DIR, or -w WORKSPACE")
+    return parts.server.store
+
+
+def _mend(root: Path, args: argparse.Namespace) -> list[str]:
+    """Mend one finding after the other, as long as that gets anywhere; return what was done."""
+    backup = None if args.backup is None else args.backup / "store"
+    if backup is not None and not backup.is_dir():
+        raise BadInput(f"{args.backup} holds no store", hint="a folder that `fedhelm backup` wrote")
+    done: list[str] = []
+    tried: set[str] = set()
+    while True:
+        findings = examine(root, may_be_gone).findings
+        finding = next((one for one in findings if one.path not in tried and one.remedy is not Remedy.NONE), None)
+        if finding is None:
+            return done
+        try:
+            done.append(repair(root, finding, backup, accept_loss=args.accept_loss))
+            tried = {one for one in tried if one != finding.path}
+        except Refused as refusal:
+            done.append(f"{finding.path} was left as it is: {refusal.message}")
+        except FedhelmError as error:
+            raise type(error)(f"{finding.path}: {error.message}", hint=error.hint) from error
+        tried.add(finding.path)
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    return asdict(finding) | {"remedy": finding.remedy.value, "harmless": finding.harmless}
+
+
+def _told(root: Path, report: Report, done: list[str]) -> str:
+    lines = [*done, *(f"{root / one.path}: {one.problem}; {one.advice}" for one in report.findings)]
+    state = "sound" if report.sound else "NOT sound"
+    lines.append(f"{root}: {state}; slots {report.low_water} to {report.end - 1}, {report.blobs} blobs that are needed")
+    return "\n".join(lines)

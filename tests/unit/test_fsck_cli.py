@@ -1,0 +1,120 @@
+"""`fedhelm fsck`, `backup` and `restore` as commands, on a store that nobody serves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedhelm.persist import By, Draft, open_store
+from fedhelm.process import ParticipantLock
+from fedhelm_lab import backup_cli, fsck_cli
+from fedhelm_lab.workspace import Workspace, plan, prepare
+from tests.support.federation import free_base_port
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    made = prepare(tmp_path / "poc", plan(1, 2, free_base_port(5)))
+    kit = made.kit("server1")
+    log = open_store(kit.store, kit.cluster).log
+    log.read_new()
+    for epoch in range(1, 4):
+        log.append(Draft("fence", epoch, By("server1", f"{epoch:016x}"), {"cause": "test", "time": "-"}))
+    return made
+
+
+def run(capsys, command, *words):
+    status = command([str(word) for word in (*words, "-o", "json")])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def spoil(workspace, slot):
+    path = workspace.root / "store" / "log" / f"{slot:016d}"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_sound_store_is_called_so(workspace, capsys):
+    status, answer = run(capsys, fsck_cli.main, "-w", workspace.root)
+    assert (status, answer["data"]["sound"], answer["data"]["findings"]) == (0, True, [])
+    assert answer["data"]["end"] == 4
+
+
+def test_a_damaged_slot_is_named_and_mended_from_a_backup(workspace, capsys, tmp_path):
+    run(capsys, backup_cli.main_backup, tmp_path / "copy", "-w", workspace.root)
+    path = spoil(workspace, 2)
+    status, answer = run(capsys, fsck_cli.main, "--kit", workspace.kit("server2").root)
+    assert status == 1
+    assert [one["path"] for one in answer["data"]["findings"]] == ["log/" + path.name]
+    status, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair")
+    assert status == 1
+    assert "can only be mended from a backup" in answer["data"]["done"][0]
+    status, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--from", tmp_path / "copy")
+    assert (status, len(answer["data"]["done"])) == (0, 1)
+    kit = workspace.kit("server1")
+    assert len(open_store(kit.store, kit.cluster).log.read_new().records) == 4
+
+
+def test_nothing_is_mended_while_a_server_runs(workspace, capsys):
+    lock = ParticipantLock(workspace.kit("server2").run)
+    lock.acquire()
+    try:
+        status, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair")
+    finally:
+        lock.release()
+    assert (status, answer["error"]["code"]) == (1, "ALREADY_RUNNING")
+    assert "server2" in answer["error"]["message"]
+
+
+def test_a_damaged_last_slot_is_cut_off_only_if_its_loss_is_accepted(workspace, capsys):
+    spoil(workspace, 3)
+    status, _ = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair")
+    assert status == 1
+    status, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--accept-loss")
+    assert (status, answer["data"]["end"]) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--kit", "nowhere"), ("--accept-loss", "-w", "x"), ("-w", "nowhere"), ("--from", "x", "-w", "y")]
+)
+def test_bad_words_change_nothing_and_are_told(words, capsys):
+    status, answer = run(capsys, fsck_cli.main, *words)
+    assert status != 0
+    assert answer["error"]["message"]
+
+
+def test_a_damaged_backup_is_refused_by_the_name_of_its_file(workspace, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    status, answer = run(capsys, backup_cli.main_backup, copy, "-w", workspace.root)
+    assert (status, copy.stat().st_mode & 0o077) == (0, 0)
+    key = copy / "state" / "rootCA.key"
+    key.write_bytes(b"x")
+    status, answer = run(capsys, backup_cli.main_restore, copy, "-w", workspace.root, "--replace")
+    assert (status, answer["error"]["code"]) == (1, "CORRUPT")
+    assert str(key) in answer["error"]["message"]
+    assert (workspace.root / "store" / "log").is_dir()
+
+
+def test_another_projects_backup_is_refused(workspace, capsys, tmp_path):
+    other = prepare(tmp_path / "other", plan(1, 1, free_base_port(3)))
+    run(capsys, backup_cli.main_backup, tmp_path / "copy", "-w", other.root)
+    status, answer = run(capsys, backup_cli.main_restore, tmp_path / "copy", "-w", workspace.root, "--replace")
+    assert (status, answer["error"]["code"]) == (2, "BAD_INPUT")
+
+
+def test_a_restored_workspace_is_whole(workspace, capsys, tmp_path):
+    run(capsys, backup_cli.main_backup, tmp_path / "copy", "-w", workspace.root)
+    status, answer = run(capsys, backup_cli.main_restore, tmp_path / "copy", "-w", tmp_path / "new")
+    assert status == 0, answer
+    made = Workspace.open(tmp_path / "new")
+    assert {kit.name for kit in made.kits} == {kit.name for kit in workspace.kits}
+    kit = made.kit("server1")
+    records = open_store(kit.store, kit.cluster).log.read_new().records
+    assert [one.kind for one in records] == ["genesis", "fence", "fence", "fence", "epoch_repair"]
+    assert records[-1].epoch == answer["data"]["epoch"]
+    status, answer = run(capsys, fsck_cli.main, "-w", tmp_path / "new")
+    assert (status, answer["data"]["sound"]) == (0, True)
