@@ -127,6 +127,7 @@ class Laboratory:
         self._session: Session | None = None
         self._probe: subprocess.Popen[bytes] | None = None
         self._watch: Watch | None = None
+        self._launched: list[Launched] = []
         self.probe_job = ""
         self.names: tuple[str, ...] = ()
 
@@ -352,10 +353,15 @@ class Laboratory:
     def restart(self, name: str) -> Launched | None:
         """Start a participant that does not run; None if it does."""
         kit = self.kit(name)
+        # What was killed may keep its files open while its last thread dies: it holds the lock, and runs no more.
+        until(
+            lambda: ParticipantLock.holder(kit.run) is None or bool(self.processes(name)) or None, 10, f"end of {name}"
+        )
         if ParticipantLock.holder(kit.run) is not None:
             return None
         with self._environment(name):
-            return spawn(kit)
+            self._launched.append(spawn(kit))
+        return self._launched[-1]
 
     @contextlib.contextmanager
     def _environment(self, name: str) -> Iterator[None]:
@@ -430,6 +436,9 @@ class Laboratory:
         try:
             stop_all([Home(self.root / name, self._role(name), name) for name in self.names])
         finally:
+            for one in self._launched:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    one.process.wait(5)
             if self.wires is not None:
                 self.wires.close()
             for path in reversed(self._mounts):

@@ -7,10 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from bench.faults.kinds import Scene, kind
 from bench.federation import now, until
+from fedhelm.process import ParticipantLock
 
 __all__: list[str] = []
 
@@ -27,22 +27,13 @@ def power_off(scene: Scene, name: str) -> None:
 
     Returns when all of it is gone: what is dying still holds its lock and its ports.
     """
-    dying: set[int] = set()
     while pids := [one.pid for one in scene.lab.processes(name)]:
-        dying.update(pids)
         send(pids, signal.SIGSTOP)
         send(pids, signal.SIGKILL)
         time.sleep(0.002)
-    # One that has lost its memory has no mark any more, and its files are still open.
-    until(lambda: not any(map(_lives, dying)) or None, 10, f"the end of {name}")
-
-
-def _lives(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+    # One that has lost its memory has no mark any more, and its files stay open until its last thread is dead.
+    run = scene.lab.root / name / "run"
+    until(lambda: ParticipantLock.holder(run) is None or None, 10, f"the end of {name}")
 
 
 @kind("kill-child", "crash", failover=True, weight=6)
