@@ -8,10 +8,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from fedhelm.config.kit import SQLITE, Kit
+from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput
-from fedhelm_overseer.lease_engines import Engines, PostgresEngines, SqliteEngines
-from fedhelm_overseer.lease_place import lease_place
+from fedhelm_overseer.lease_engines import Engines
+from fedhelm_overseer.lease_place import lease_engines, lease_place
 from fedhelm_overseer.lease_tables import COUNTERS, HISTORY, LEASE, MEMBERS, OPERATIONS, SCHEMA, SERVERS, make_tables
 
 __all__ = ["copy_in", "copy_out", "opened"]
@@ -29,14 +29,9 @@ def opened(kit: Kit) -> Iterator[tuple[Engines, str]]:
         KitError: ``local/overseer.json`` is wrong.
         BadInput, FedhelmError: as ``PostgresEngines``.
     """
-    place = lease_place(kit)
-    if place == SQLITE:
-        kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engines: Engines = (
-        SqliteEngines(kit.run / "overseer.db") if place == SQLITE else PostgresEngines(place, kit.timing, kit.local)
-    )
+    engines, key = lease_engines(kit, lease_place(kit))
     try:
-        yield engines, kit.project if place == SQLITE else kit.cluster
+        yield engines, key
     finally:
         engines.close()
 
@@ -116,5 +111,7 @@ def _free(row: Mapping[str, Any], epoch: int, log_seq: int) -> dict[str, Any]:
         "intent_request": None,
         "intent_by": None,
         "paused": False,
+        "paused_by": None,
+        "pause_reason": None,
         "shutdown": None,
     }

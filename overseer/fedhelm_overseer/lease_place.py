@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import stat
-from pathlib import Path
 
 from fedhelm.config.kit import SQLITE, Kit, check_lease_store
 from fedhelm.errors import BadInput, KitError
 from fedhelm_overseer.lease import LeaseStore
-from fedhelm_overseer.lease_engines import PostgresEngines, SqliteEngines
+from fedhelm_overseer.lease_engines import Engines, PostgresEngines, SqliteEngines
 from fedhelm_overseer.lease_store import SqlLeaseStore
 
-__all__ = ["LOCAL_FILE", "lease_place", "open_lease_store"]
+__all__ = ["LOCAL_FILE", "lease_engines", "lease_place", "open_lease_store"]
 
 LOCAL_FILE = "overseer.json"
 """In ``local/``: ``{"lease_store": URL}``. Only here may the URL carry a password, and then nobody else may read it."""
@@ -51,11 +50,12 @@ def open_lease_store(kit: Kit, place: str) -> LeaseStore:
         StoreUnavailable, Corrupt: as ``SqlLeaseStore``.
         BadInput, FedhelmError: as ``PostgresEngines``.
     """
-    if place == SQLITE:
-        return SqlLeaseStore(SqliteEngines(_file(kit)), kit.project)
-    return SqlLeaseStore(PostgresEngines(place, kit.timing, kit.local), kit.cluster)
+    return SqlLeaseStore(*lease_engines(kit, place))
 
 
-def _file(kit: Kit) -> Path:
+def lease_engines(kit: Kit, place: str) -> tuple[Engines, str]:
+    """Return the database at ``place``, and the key under which the project's rows are in it."""
+    if place != SQLITE:
+        return PostgresEngines(place, kit.timing, kit.local), kit.cluster
     kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return kit.run / "overseer.db"
+    return SqliteEngines(kit.run / "overseer.db"), kit.project

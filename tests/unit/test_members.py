@@ -38,7 +38,7 @@ def forged(kits, authority, **changes):
     """A configuration of server2 with changes, properly signed by ``authority``."""
     config = json.dumps(json.loads(announcement_of(kits["server2"]).config) | changes)
     manifest = make_manifest({"fed_server.json": config.encode()}, authority).decode()
-    return Announcement(manifest=manifest, signature="", config=config)
+    return Announcement(manifest=manifest, config=config)
 
 
 def test_the_own_kits_addresses_and_time_come_out(kits):
@@ -93,7 +93,7 @@ def test_what_is_signed_but_of_something_else_is_refused(kits, authority, change
     "manifest", ["", "{}", "[]", "null", '{"format": 1, "version": 1, "files": [], "signature": ""}']
 )
 def test_no_manifest_is_refused_with_a_reason(kits, manifest):
-    assert "manifest" in why_not(kits, Announcement(manifest=manifest, signature="", config="{}"))
+    assert "manifest" in why_not(kits, Announcement(manifest=manifest, config="{}"))
 
 
 def test_an_announcement_without_readable_files_says_so(kits, tmp_path):

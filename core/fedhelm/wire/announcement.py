@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-
 from fedhelm.config.kit import Kit, find_config
 from fedhelm.errors import KitError
-from fedhelm.security.signing import SIGNATURE_FILE, parse_manifest
+from fedhelm.security.signing import SIGNATURE_FILE
 from fedhelm.wire.overseer_api import Announcement
 
 __all__ = ["announcement_of"]
@@ -23,5 +21,4 @@ def announcement_of(kit: Kit) -> Announcement:
         manifest, text = (kit.startup / SIGNATURE_FILE).read_text(), config.read_text()
     except (OSError, ValueError) as error:
         raise KitError(f"{kit.startup} cannot be read: {error}") from error
-    signature = parse_manifest(manifest, str(kit.startup / SIGNATURE_FILE)).signature
-    return Announcement(manifest=manifest, signature=base64.b64encode(signature).decode(), config=text)
+    return Announcement(manifest=manifest, config=text)

@@ -126,14 +126,13 @@ class LeaseView(_Body):
 
 
 class Announcement(_Body):
-    """What a server's signed kit says of it: the signed manifest, its signature, and the configuration file it covers.
+    """What a server's signed kit says of it: the signed manifest, and the configuration file that it covers.
 
     An overseer whose own kit does not list the server takes name and addresses from here, once the signature is
     verified against the project's root; never from the body itself.
     """
 
     manifest: Annotated[str, Field(max_length=100_000)]
-    signature: Annotated[str, Field(max_length=1_000)]
     config: Annotated[str, Field(max_length=1_000_000)]
 
 
