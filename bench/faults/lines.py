@@ -80,10 +80,14 @@ def _contains(commit: str, newest: str) -> bool:
     return done.returncode == 0
 
 
+@cache
+def _newest() -> str:
+    return _git("log", "-1", "--format=%H", "--", *PRODUCT)
+
+
 def is_current(line: Line) -> bool:
     """Whether a trial ran the product's code as it is now."""
-    newest = _git("log", "-1", "--format=%H", "--", *PRODUCT)
-    return not line.get("dirty") and bool(newest) and _contains(str(line.get("commit")), newest)
+    return not line.get("dirty") and bool(_newest()) and _contains(str(line.get("commit")), _newest())
 
 
 def done_trials(lines: Iterable[Line], current: Callable[[Line], bool]) -> set[tuple[int, int]]:
