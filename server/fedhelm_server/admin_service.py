@@ -298,16 +298,17 @@ class AdminService:
             "request_id": request.request_id,
             "action": request.action,
             "by": call.principal.name,
-            "target": " ".join([*sites, *(["server"] if request.server else [])]),
+            # As it was asked, so that a repeated request is the same one even if more sites are connected by then.
+            "target": " ".join([*sorted(request.sites), *(["server"] if request.server else [])]),
             "reason": request.reason[:500],
             "time": iso(runtime.clock.utcnow()),
         }
-        await runtime.ledger.propose("admin_action", decisions.operate(item), key=request.request_id)
+        answer = await runtime.ledger.propose("admin_action", decisions.operate(item), key=request.request_id)
         _log.info("%s: %s of %s (%s)", call.principal.name, request.action, item["target"], item["reason"])
         order = fleet.Order(id=request.request_id, action=request.action, reason=item["reason"])
         runtime.orders.give(order, sites)
         runtime.streams.wake_all()
-        if request.server:
+        if request.server and isinstance(answer, Placement):  # repeated, it must not restart the next primary
             asked = f"{call.principal.name} asked for a restart"
             asyncio.get_running_loop().call_later(RESTART_DELAY_S, runtime.ask_restart, asked)
         versions = runtime.streams.versions()

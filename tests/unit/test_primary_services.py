@@ -32,7 +32,7 @@ from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.chain import Call
 from fedhelm_server import decisions
-from fedhelm_server.admin_service import AdminService
+from fedhelm_server.admin_service import RESTART_DELAY_S, AdminService
 from fedhelm_server.checkpoints import Checkpoints
 from fedhelm_server.disk_budget import GIB
 from fedhelm_server.fleet_service import MAX_RESULTS, MAX_UPLOADS, FleetService
@@ -328,9 +328,8 @@ async def test_sites_are_told_once_each_also_the_one_that_comes_later(tmp_path):
         assert primary.told(primary.connect("site-2")) == [REQUEST]
         end = primary.book.seq
         record = fold(primary.slots)[1][-1]
-        assert (record.kind, record.body["action"], record.body["target"]) == (
-            "admin_action", "restart", "site-1 site-2 site-3"
-        )  # fmt: skip
+        assert (record.kind, record.body["action"], record.body["target"]) == ("admin_action", "restart", "@ALL")
+        primary.connect("site-4")
         await primary.operate("@ALL", reason="new software")  # its answer was lost
         assert primary.book.seq == end
         with pytest.raises(Conflict):
@@ -342,6 +341,12 @@ async def test_a_server_is_restarted_by_its_supervisor_after_its_answer(tmp_path
     async with primary_in(tmp_path) as primary:
         assert list((await primary.operate(server=True)).sites) == []
         await eventually(lambda: primary.link.heard == ["restart"])
+        primary.link.heard.clear()
+        await primary.operate(server=True)  # repeated to the primary of then, which is not to be restarted
+        later = asyncio.Event()
+        asyncio.get_running_loop().call_later(2 * RESTART_DELAY_S, later.set)
+        await later.wait()
+        assert primary.link.heard == []
 
 
 async def test_what_cannot_be_asked_is_refused_and_not_recorded(tmp_path):
