@@ -279,12 +279,13 @@ workflow:
 )
 def test_a_wrong_job_yaml_is_named_by_line_and_key_and_nothing_is_sent(standing, tmp_path, text, code, place, key):
     folder, _ = make_job(tmp_path / "wrong", yaml=text)
-    before = {path.name for path in (standing.root / "store" / "blobs").rglob("*")}
+    bundles = (standing.root / "store" / "blobs" / "jobs").glob
+    before = {path.parent.name for path in bundles("*/bundle")}
     answer = standing.console(f"submit_job {folder}")
     assert (answer.rc, answer.error["code"]) == (2, code), answer.out
     assert place in answer.error["message"]
     assert key in answer.error["message"]
-    assert {path.name for path in (standing.root / "store" / "blobs").rglob("*")} == before
+    assert {path.parent.name for path in bundles("*/bundle")} == before
 
 
 def test_a_job_folder_that_leads_out_or_is_none(standing, tmp_path):
