@@ -57,6 +57,8 @@ def main(argv: list[str]) -> int:
             check_stopped(parts)
             done = _mend(root, args)
         report = examine(root, may_be_gone)
+        if args.repair and report.sound:
+            done += _tell_lease(parts, report)
         data = asdict(report) | {"store": str(root), "sound": report.sound, "done": done}
         data["findings"] = [_row(one) for one in report.findings]
         emit(data, fmt, lambda: _told(root, report, done))
@@ -91,6 +93,21 @@ def _mend(root: Path, args: argparse.Namespace) -> list[str]:
         except FedhelmError as error:
             raise type(error)(f"{finding.path}: {error.message}", hint=error.hint) from error
         tried.add(finding.path)
+
+
+def _tell_lease(parts: Parts, report: Report) -> list[str]:
+    """Free a lease that says the log was longer: without this no server would lead over what is left of it."""
+    if parts.overseer is None or report.end == 0:
+        return []
+    from fedhelm_overseer.lease_copy import copy_in, copy_out, opened
+
+    with opened(parts.overseer) as (engines, key):
+        copy = copy_out(engines, key)
+        row = copy["tables"]["lease"][0]
+        if row["log_seq"] < report.end:
+            return []
+        copy_in(engines, key, copy, epoch=row["epoch"], log_seq=report.end - 1)
+    return [f"the lease was told that the log ends with slot {report.end - 1}; it said {row['log_seq']}"]
 
 
 def _row(finding: Finding) -> dict[str, Any]:

@@ -325,6 +325,15 @@ def ambiguous_disk(sim, rng, duration):
     sim.world.call_later(duration, setattr, disk, "ambiguous", 0.0)
 
 
+def ambiguous_disks_and_repeats(sim, rng, duration):
+    """What was appended without an answer is asked for again before anybody has read on."""
+    sim.net.repeat = 0.7
+    sim.world.call_later(duration, setattr, sim.net, "repeat", 0.0)
+    for disk in sim.disks.values():
+        disk.ambiguous = 0.4
+        sim.world.call_later(duration, setattr, disk, "ambiguous", 0.0)
+
+
 def stalling_disk(sim, rng, duration):
     """A pause between what an append was decided on and its create."""
     disk = _disk(sim, rng, rng.choice((_primary, _any)))
@@ -454,6 +463,7 @@ STORM = {
     "full disk": disk_full,
     "slow disk": slow_disk,
     "ambiguous disk": ambiguous_disk,
+    "ambiguous disks and repeats": ambiguous_disks_and_repeats,
     "stalling disk": stalling_disk,
     "lose a site's disk": lose_site_disk,
 }

@@ -189,7 +189,7 @@ MUTANTS = {
     "wall clock observer": (WallClockObserver, "single:primary off", 2),
     "grant without compare-and-set": (GrantWithoutCompareAndSet, "storm:primary off,stalling lease store", 8),
     "no fence": (NoFence, "single:primary off", 1),
-    "retries without deciding": (RetriesWithoutDeciding, "storm:ambiguous disk,kill any child", 2),
+    "retries without deciding": (RetriesWithoutDeciding, "storm:ambiguous disks and repeats", 1),
     "acknowledges the unknown": (AcknowledgesTheUnknown, "storm:ambiguous disk,kill any child", 5),
     "site follows any epoch": (SiteFollowsAnyEpoch, "storm:isolate the primary,cut a site,kill a site", 7),
     "site drops at a failover": (SiteDropsAtAFailover, "storm:primary off", 1),

@@ -10,6 +10,9 @@ from fedhelm.persist import By, Draft, open_store
 from fedhelm.process import ParticipantLock
 from fedhelm_lab import backup_cli, fsck_cli
 from fedhelm_lab.workspace import Workspace, plan, prepare
+from fedhelm_overseer.lease import Holder
+from fedhelm_overseer.lease_copy import opened
+from fedhelm_overseer.lease_store import SqlLeaseStore
 from tests.support.federation import free_base_port
 
 
@@ -76,6 +79,22 @@ def test_a_damaged_last_slot_is_cut_off_only_if_its_loss_is_accepted(workspace, 
     assert status == 1
     status, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--accept-loss")
     assert (status, answer["data"]["end"]) == (0, 3)
+
+
+def test_the_lease_is_told_of_a_log_that_was_cut_so_that_a_server_can_lead_again(workspace, capsys):
+    holder = Holder("server1", "f" * 16)
+    with opened(workspace.kit("overseer")) as (engines, key):
+        store = SqlLeaseStore(engines, key)
+        store.grant(store.read(), 3, holder, "test", "2026-01-01T00:00:00Z", keep_intent=False)
+        store.activate(3, holder, 3, "2026-01-01T00:00:00Z", None)
+    spoil(workspace, 3)
+    _, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--accept-loss")
+    assert answer["data"]["done"][-1] == "the lease was told that the log ends with slot 2; it said 3"
+    with opened(workspace.kit("overseer")) as (engines, key):
+        row = SqlLeaseStore(engines, key).read()
+    assert (row.epoch, row.state, row.log_seq) == (3, "released", 2)
+    _, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair")
+    assert answer["data"]["done"] == []
 
 
 @pytest.mark.parametrize(
