@@ -57,14 +57,12 @@ _RULES = """\
 
 
 def _type(schema: dict[str, Any]) -> str:
-    if "const" in schema:
-        return code(schema["const"])
     if "anyOf" in schema:
         return " or ".join(_type(one) for one in schema["anyOf"] if one.get("type") != "null")
     if "$ref" in schema:
         return "step"
-    if "enum" in schema:
-        return " or ".join(code(one) for one in schema["enum"])
+    if literals := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return " or ".join(map(code, literals))
     kind = schema.get("type", "any")
     if kind == "array":
         return f"list of {_type(schema['items'])}"
