@@ -45,13 +45,15 @@ def read_history(store: Path) -> list[Record]:
         Corrupt: a slot is damaged, or missing before others.
     """
     found: list[Record] = []
-    while (data := _read_slot(store, len(found))) is not None:
-        found.append(decode(data, len(found)))
-    names = (path.name for path in (store / "log").iterdir() if path.name.isdigit())
-    highest = max((int(name) for name in names), default=-1)
-    if highest >= len(found):
-        raise Corrupt(f"slot {len(found)} is missing, slot {highest} is there")
-    return found
+    while True:
+        while (data := _read_slot(store, len(found))) is not None:
+            found.append(decode(data, len(found)))
+        names = (path.name for path in (store / "log").iterdir() if path.name.isdigit())
+        highest = max((int(name) for name in names), default=-1)
+        if highest < len(found):
+            return found
+        if _read_slot(store, len(found)) is None:  # else it was appended just now
+            raise Corrupt(f"slot {len(found)} is missing, slot {highest} is there")
 
 
 def blob_file(store: Path, owner: str, name: str) -> Path:
