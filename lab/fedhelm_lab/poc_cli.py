@@ -10,6 +10,7 @@ from typing import Any
 from fedhelm.config.kit import SQLITE
 from fedhelm.errors import ExitStatus, NotFound, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
+from fedhelm_lab.growth import add_server
 from fedhelm_lab.workspace import ADMIN, Workspace, plan, prepare
 
 __all__ = ["main"]
@@ -24,6 +25,7 @@ actions:
   start     start what is not running, and wait until all are ready (at most 60 s)
   status    show each participant: process, ready or not, processes below it
   stop      stop everything; no process stays behind
+  add       one more server: its kit, which nobody else has to be told of; `start` starts it
   clean     stop, then remove the workspace
 """
 
@@ -42,7 +44,7 @@ They share a PostgreSQL database, and its password stands in a file that is abso
 Exit statuses: 0 done, 1 failed, 2 usage, 4 kit refused, 5 not ready in time.
 """
 
-_ACTIONS = ("prepare", "start", "status", "stop", "clean")
+_ACTIONS = ("prepare", "start", "status", "stop", "add", "clean")
 
 
 def _parser() -> CommandParser:
@@ -66,7 +68,9 @@ def _parser() -> CommandParser:
         metavar="URL",
         help="prepare: the PostgreSQL database that several overseers share (default: a file of the only one)",
     )
-    parser.add_argument("--base-port", type=int, metavar="P", help="prepare: first port of a free range")
+    parser.add_argument(
+        "--base-port", type=int, metavar="P", help="prepare: first port of a free range; add: its two ports"
+    )
     parser.add_argument("-w", "--workspace", type=Path, default=Path("poc"), metavar="DIR", help="default: ./poc")
     add_output_option(parser)
     return parser
@@ -83,7 +87,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         if args.n is None:
             raise UsageError(f"which action? one of {', '.join(_ACTIONS)}", hint="fedhelm poc -h")
         args.action = "prepare"
-    elif given and args.action != "prepare":
+    elif given and args.action != "prepare" and (args.action, given) != ("add", ["base_port"]):
         name = "-n" if given[0] == "n" else f"--{given[0].replace('_', '-')}"
         raise UsageError(f"{name} belongs to prepare, not to {args.action}", hint="fedhelm poc -h")
     return args
@@ -143,6 +147,14 @@ def _stop(args: argparse.Namespace, fmt: Format) -> ExitStatus:
     return emit({"stopped": stopped}, fmt, _sentence(stopped, "stopped", "nothing was running"))
 
 
+def _add(args: argparse.Namespace, fmt: Format) -> ExitStatus:
+    kit = add_server(Workspace.open(args.workspace), args.base_port)
+    own = kit.own_server
+    where = f" -w {args.workspace}" if args.workspace != Path("poc") else ""
+    data = {"name": kit.name, "kit": str(kit.root), "ports": [own.fed_learn_port, own.admin_port]}
+    return emit(data, fmt, f"{kit.name} has its kit: {kit.root}\n\nNext: fedhelm poc start{where}")
+
+
 def _clean(args: argparse.Namespace, fmt: Format) -> ExitStatus:
     try:
         workspace = Workspace.open(args.workspace)
@@ -157,6 +169,7 @@ _RUN: dict[str, Callable[[argparse.Namespace, Format], ExitStatus]] = {
     "start": _start,
     "status": _status,
     "stop": _stop,
+    "add": _add,
     "clean": _clean,
 }
 

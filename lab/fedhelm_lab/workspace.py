@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import Home, stop_all
 from fedhelm.security.pki import CertificateAuthority
 
-__all__ = ["ADMIN", "MARKER", "READY_TIMEOUT", "Workspace", "plan", "prepare"]
+__all__ = ["ADMIN", "MARKER", "READY_TIMEOUT", "Workspace", "check_ports", "plan", "prepare"]
 
 ADMIN = "admin@nvidia.com"
 MARKER = ".fedhelm-workspace.json"  # only a folder that holds it is ever stopped or removed
@@ -89,10 +89,10 @@ def plan(
     )
 
 
-def _check_ports(project: Project) -> None:
+def check_ports(participants: Iterable[Participant]) -> None:
     """Raise PortTaken, naming every port that is in use and whose it would have been."""
     taken = []
-    for participant in project.participants:
+    for participant in participants:
         for port in participant.ports:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is not taken
@@ -172,7 +172,7 @@ def prepare(path: Path, project: Project) -> Workspace:
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
             raise BadInput(f"{parent} is not a folder")
-    _check_ports(project)
+    check_ports(project.participants)
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

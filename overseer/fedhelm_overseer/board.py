@@ -151,7 +151,7 @@ class Board:
         self._sightings[name] = replace(
             old,
             server=server,
-            beat_at=now,
+            beat_at=None if beat.leaving else now,
             note=beat.reason or (None if well else old.note),
             store_token=beat.store_token or old.store_token,
         )

@@ -204,7 +204,8 @@ class _Step(Answers):
         if self.state.registered and self.state.hold is None and child.phase is Phase.ALIVE:
             # Nobody should grant the lease to one that is about to go.
             fine = store_ok(child.report, self.settings)
-            self.ask(kv.Beat(child.incarnation, replace(child.report, ready=False, reason="it stops"), fine, False))
+            report = replace(child.report, ready=False, reason="it stops")
+            self.ask(kv.Beat(child.incarnation, report, fine, leaving=True))
         if self.state.child.phase is Phase.ALIVE:
             self.stop_child()
 

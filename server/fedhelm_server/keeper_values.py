@@ -290,12 +290,13 @@ class Register:
 
 @dataclass(frozen=True)
 class Beat:
-    """Sign of life."""
+    """Sign of life; ``leaving``: the last one."""
 
     incarnation: str
     report: Report
     store_ok: bool
     unleased: bool = False
+    leaving: bool = False
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ async def _beat(overseer: LeaseCalls, call: kv.Beat, sent_at: float) -> kv.Answe
         unleased=call.unleased,
         reason=_reason(report),
         store_token=report.store_token,
+        leaving=call.leaving,
     )
     return kv.Answered(call, sent_at, _lease(await overseer.beat(request)))
 

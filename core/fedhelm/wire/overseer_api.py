@@ -175,7 +175,7 @@ class RegisterReply(_Body):
 class BeatRequest(_Body):
     """Sign of life of a registered incarnation, every R. ``ready``: tails the log and may be granted the lease.
 
-    ``reason`` says why not, or why ``store_ok`` is False.
+    ``reason`` says why not, or why ``store_ok`` is False. ``leaving``: the last one, this incarnation is about to end.
     """
 
     incarnation: _Id
@@ -183,6 +183,7 @@ class BeatRequest(_Body):
     log_epoch: _Epoch
     log_seq: _Slot
     ready: bool
+    leaving: bool = False
     store_ok: bool = True
     unleased: bool = False
     reason: _Reason | None = None
