@@ -13,7 +13,7 @@ from tests.fakes.server_log import fold
 from tests.support.jobs import calls, make_job
 from tests.support.waiting import eventually_sync
 
-ROUNDS = 400
+ROUNDS = 240  # some 1,900 records: seven checkpoints
 
 QUICK = """
     import pathlib

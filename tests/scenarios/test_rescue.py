@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-EPOCH_LEAP = 2**20
+from fedhelm_lab.project_backup import EPOCH_LEAP
 from tests.support.federation import Federation
 from tests.support.jobs import calls, make_job
 from tests.support.waiting import eventually_sync
