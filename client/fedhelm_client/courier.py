@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from fedhelm.errors import BadInput, Conflict, Corrupt, FedhelmError, NotFound, ProtocolError
+from fedhelm.errors import BadInput, Conflict, Corrupt, FedhelmError, NotFound, ProtocolError, RoundOver
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import common_pb2, fleet_pb2
 from fedhelm.wire.bulk import upload_file
@@ -249,7 +249,10 @@ class Courier:
             blob = None
             file = saved.file
             if file is not None:
-                blob = await self._links.to_leader(what, partial(upload_file, owner=saved.owner, path=file))
+                try:
+                    blob = await self._links.to_leader(what, partial(upload_file, owner=saved.owner, path=file))
+                except RoundOver:
+                    return common_pb2.Receipt(gone=True)
             async with self._progress:
                 await self._progress.wait_for(lambda: self._lines_refused or self._has_lines_of(saved))
             with contextlib.suppress(NotFound):  # chunks are missing at the primary: upload them again

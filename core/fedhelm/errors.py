@@ -19,6 +19,7 @@
     ├── NotFound                NOT_FOUND           1
     │   └── JobNotFound         JOB_NOT_FOUND       1
     ├── Conflict                CONFLICT            1   the same id with other contents; a state that forbids it
+    │   ├── RoundOver           ROUND_OVER          1   the round was closed, or the job ended, before this came
     │   ├── WorkspaceExists     WORKSPACE_EXISTS    1
     │   └── AlreadyRunning      ALREADY_RUNNING     1
     ├── PortTaken               PORT_TAKEN          1
@@ -65,6 +66,7 @@ __all__ = [
     "PortTaken",
     "ProtocolError",
     "Refused",
+    "RoundOver",
     "SlotTaken",
     "StoreError",
     "StoreUnavailable",
@@ -217,6 +219,12 @@ class Conflict(FedhelmError):
 
     code = "CONFLICT"
     grpc_status = "ALREADY_EXISTS"
+
+
+class RoundOver(Conflict):
+    """The round was closed, or the job ended, before this result came: nobody will need it."""
+
+    code = "ROUND_OVER"
 
 
 class WorkspaceExists(Conflict):

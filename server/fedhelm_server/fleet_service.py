@@ -20,6 +20,7 @@ from fedhelm.errors import (
     NotAuthorised,
     NotFound,
     ProtocolError,
+    RoundOver,
     StoreUnavailable,
     WrongStore,
 )
@@ -156,7 +157,9 @@ class FleetService:
         if len(parts) != 4 or parts[0] != "jobs" or parts[3] != "sites":
             raise NotAuthorised(f"a site may not write to {owner!r:.80}")
         job = self._member_job(parts[1], site)
-        if finished(job.status) or job.open is None or owner != sites_owner(job.job, job.open.step, job.open.round):
+        if finished(job.status) or parts[2] in {f"{entry['step']}-{entry['round']}" for entry in job.closed}:
+            raise RoundOver(f"round {parts[2]} of job {job.job} is over")
+        if job.open is None or owner != sites_owner(job.job, job.open.step, job.open.round):
             raise NotAuthorised(f"round {parts[2]!r:.40} of job {job.job} is not open")
 
     def _check_fetch(self, owner: str, site: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from fedhelm import tasks
 from fedhelm.config.kit import Kit, OverseerAddress, ServerAddress
 from fedhelm.config.timing import PROFILES
-from fedhelm.errors import NotAuthorised
 from fedhelm.persist.log import Log
 from fedhelm.persist.record import By, Draft
 from fedhelm_overseer.desk import Desk
@@ -213,8 +212,7 @@ class Federation:
 
     def refused(self, site, key, error):
         self.world.note(site.name, f"refused: {key[0]} round {key[3]}: {error!r}")
-        if not isinstance(error, NotAuthorised):  # its round was closed while it was on its way
-            self.world.fail(f"a result of {site.name} was refused: {error!r}")
+        self.world.fail(f"a result of {site.name} was refused: {error!r}")
 
     def submitted(self, item, seq):
         known = self.jobs.setdefault(item["job"], seq)

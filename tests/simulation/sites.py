@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import deque
 
-from fedhelm.errors import FedhelmError, NotPrimary, StoreUnavailable, Unreachable
+from fedhelm.errors import FedhelmError, NotPrimary, RoundOver, StoreUnavailable, Unreachable
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.overseer_api import PromoteRequest
@@ -240,6 +240,9 @@ class Site(Process):
             server, (epoch, receipt) = await self._ask(request)
         except (NotPrimary, Unreachable, StoreUnavailable):
             await self._retry()
+            return
+        except RoundOver:
+            self.received(key, common.Receipt(gone=True))
             return
         except FedhelmError as error:
             self.sim.refused(self, key, error)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from fedhelm.errors import BadInput, Conflict, NotAuthorised
+from fedhelm.errors import BadInput, Conflict, NotAuthorised, RoundOver
 from fedhelm.v1 import common_pb2, fleet_pb2
 from fedhelm_client.courier import Courier
 from fedhelm_client.journal import Journal
@@ -112,6 +112,20 @@ async def test_a_refusal_that_an_operator_can_cure_costs_no_result(bench):
     await asyncio.wait_for(bench.courier.settled(), 5)
     assert bench.refusals == []
     assert bench.outbox.to_offer() != []
+
+
+async def test_a_result_whose_round_was_closed_while_it_was_on_its_way_is_gone_and_no_error(bench, tmp_path):
+    async def put_blob(messages):
+        raise RoundOver("round 0-1 of job a23456723456 is over")
+
+    bench.links.put_blob = put_blob
+    file = tmp_path / "script.bin"
+    file.write_bytes(b"tensors")
+    trained = ContributionId(1, 0, 1, "train", 0)
+    bench.outbox.save(Saved(trained, None, "jobs/a23456723456/0-1/sites", 1.0, {}, 0), file)
+    bench.courier.start()
+    await eventually(lambda: bench.outbox.to_offer() == [])
+    assert (bench.links.offered, bench.refusals) == ([], [])
 
 
 async def test_a_used_up_quota_of_lines_is_met_once_and_holds_back_no_result(bench):

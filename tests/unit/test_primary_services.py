@@ -19,6 +19,7 @@ from fedhelm.errors import (
     NotPrimary,
     ProtocolError,
     Refused,
+    RoundOver,
     StoreUnavailable,
 )
 from fedhelm.persist.base import Usage
@@ -181,10 +182,10 @@ async def test_uploads_go_to_the_open_round_alone(tmp_path):
         for site in ("site-1", "site-2"):
             await primary.offer(site)
         await primary.close("site-1", "site-2")
-        with pytest.raises(NotAuthorised, match="not open"):
+        with pytest.raises(RoundOver):
             await primary.upload("site-1")
         await primary.end()
-        with pytest.raises(NotAuthorised, match="not open"):
+        with pytest.raises(RoundOver):
             await primary.upload("site-1")
 
 
@@ -252,7 +253,7 @@ async def test_a_contribution_of_an_ephemeral_job_is_held_handed_on_and_not_in_t
         await primary.offer("site-2")
         await primary.close("site-1", "site-2")
         assert primary.runtime.holding.of(JOB) == {}
-        with pytest.raises(NotAuthorised):
+        with pytest.raises(RoundOver):
             await primary.upload("site-1")
     assert fold(primary.slots)[0].jobs[JOB].closed[0]["members"] == ["site-1", "site-2"]
 
