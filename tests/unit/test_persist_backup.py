@@ -170,3 +170,35 @@ def test_compactions_during_every_try_end_it(primary, root, tmp_path):
     with pytest.raises(Corrupt):
         back_up(root, tmp_path / "copy", store=Busy(root, [compact] * 1000))
     assert below(tmp_path) == ["store"]
+
+
+def test_a_job_whose_rounds_are_shorter_than_the_copy_takes_does_not_prevent_it(primary, root, tmp_path, monkeypatch):
+    def put(owner):
+        writer = BlobWriter(PosixBlobStore(root), owner)
+        writer.write(owner.encode())
+        primary.put(writer.finish().to_json())
+
+    for number in range(20):
+        put(f"jobs/ended{number}/0-1/model")
+    rounds, copied = [1], []
+    put("jobs/runs/0-1/model")
+
+    def next_round(store, ref, real=PosixBlobStore.manifest):
+        if store._directory.is_relative_to(root) and ref.owner.startswith("jobs/ended"):
+            copied.append(ref.owner)
+            if len(copied) % 8 == 0:
+                rounds.append(rounds[-1] + 1)
+                put(f"jobs/runs/0-{rounds[-1]}/model")
+                PosixBlobStore(root).delete_owner(f"jobs/runs/0-{rounds[-2]}/model")
+        return real(store, ref)
+
+    def closed(batch, owners):
+        newest = max(record.seq for record in batch.records if "jobs/runs/" in str(record.body))
+        kept = next(str(record.body) for record in batch.records if record.seq == newest)
+        return [owner for owner in owners if owner.startswith("jobs/runs/") and owner not in kept]
+
+    monkeypatch.setattr(PosixBlobStore, "manifest", next_round)
+    back_up(root, tmp_path / "copy", closed)
+    monkeypatch.undo()
+    assert examine(tmp_path / "copy", closed).findings == []
+    assert len(PosixBlobStore(tmp_path / "copy").owners("jobs/runs")) == 1
