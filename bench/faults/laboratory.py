@@ -274,12 +274,6 @@ class Laboratory:
             self._session = connect(self.root / ADMIN)
         return self._session
 
-    def sign_in_again(self) -> None:
-        """Have the next call of the admin open a session of its own, as a new console would."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
-
     @property
     def low_water(self) -> int:
         """The first slot of the log that still counts."""

@@ -193,7 +193,6 @@ def kill_new_primary(scene: Scene) -> Iterator[None]:
 
 def _until_compacted(scene: Scene, beyond: int) -> None:
     """Have jobs fill the log until the slot ``beyond`` was compacted away."""
-    scene.lab.sign_in_again()  # a session with a primary that is stopped may wait for it for a minute
     deadline = now() + 60
     while scene.lab.low_water <= beyond and now() < deadline:
         scene.submit("chatty", rounds=1, pause=3.0, lines=600).handle.wait(timeout=60)

@@ -34,13 +34,14 @@ from fedhelm.security.tls import client_context
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
-from fedhelm.wire import chain
+from fedhelm.wire import alive, chain
 from fedhelm.wire.chain import ServiceHandlers
 from fedhelm.wire.channels import AdminStub, EpochGuard, FleetStub, aio_channel, sync_channel
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, decode_error, encode_error, epoch_of, status_of
 from tests.fakes.wire_service import ADMIN, FLEET, AdminDesk, FleetDesk, serving
 from tests.support.kits import ADMIN as ADMIN_NAME
 from tests.support.kits import make_kits
+from tests.support.proxy import Proxy
 
 assert fedhelm.wire
 
@@ -71,6 +72,33 @@ async def blocking(kit, port, call, name="server1", guard=None):
 def fleet_stub(kit, port, name="server1", guard=None):
     channel = aio_channel(kit, "127.0.0.1", port, name)
     return channel, FleetStub(channel, name, guard)
+
+
+# -- the other end is silent --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pieces", [[b"x" * 300], [bytes(1 << 20)] * 64], ids=["small", "large"])
+async def test_an_upload_to_a_server_that_was_stopped_is_given_up_long_before_its_own_limit(kits, monkeypatch, pieces):
+    """gRPC alone waits 60 s: its ping that measures the line is unanswered, so none is sent to keep alive."""
+    monkeypatch.setattr(alive, "PING_TIMEOUT_MS", 500)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with serving(kits["server1"], ADMIN, AdminDesk()) as real:
+        proxy = Proxy({"server1": (port, real)})
+        await proxy.open()
+        loop = asyncio.get_running_loop()
+
+        def upload(stub):
+            stub.challenge(timeout=T)
+            asyncio.run_coroutine_threadsafe(proxy.set("server1", "drop"), loop).result(T)
+            stub.put_blob(iter(pieces), timeout=45)
+
+        try:
+            with pytest.raises(Unreachable):  # and not DeadlineExceeded
+                await blocking(kits[ADMIN_NAME], port, upload)
+        finally:
+            await proxy.close()
 
 
 # -- building -----------------------------------------------------------------------------------------------------------

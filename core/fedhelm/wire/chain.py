@@ -22,6 +22,7 @@ from fedhelm.errors import BadCertificate, FedhelmError
 from fedhelm.security.identity import Principal, principal_from_uris
 from fedhelm.security.policy import PERMISSIONS, authorise
 from fedhelm.v1 import common_pb2
+from fedhelm.wire.alive import keep_alive
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, encode_error, status_of
 
 __all__ = ["Call", "ServiceHandlers", "serve_options", "server_credentials"]
@@ -178,9 +179,7 @@ def serve_options() -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", MAX_CONTROL),
         ("grpc.max_send_message_length", MAX_CONTROL),
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
+        *keep_alive(),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.max_metadata_size", 16_384),

@@ -14,6 +14,7 @@ from fedhelm.errors import NotPrimary
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
+from fedhelm.wire.alive import keep_alive
 from fedhelm.wire.faults import decode_error, epoch_of
 
 __all__ = ["AdminStub", "EpochGuard", "FleetStub", "aio_channel", "sync_channel"]
@@ -47,9 +48,7 @@ def _options(name: str) -> list[tuple[str, Any]]:
         ("grpc.ssl_target_name_override", name),
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         ("grpc.max_send_message_length", MAX_MESSAGE),
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
+        *keep_alive(),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 50),
         ("grpc.max_reconnect_backoff_ms", 200),
