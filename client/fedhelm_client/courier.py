@@ -70,6 +70,7 @@ class Courier:
         self._on_change = on_change
         self._on_refused = on_refused
         self._refused: set[ContributionId] = set()
+        self._answered: dict[ContributionId, int] = {}  # the epoch in which a primary answered for good
         self._lines_refused = False
         self._new_lines = asyncio.Event()
         self._new_results = asyncio.Event()
@@ -154,6 +155,14 @@ class Courier:
         """Take note of the task that the log has for this site now: while it is there, its round is open."""
         self._task = task
 
+    async def reopen(self, task: ContributionId) -> None:
+        """The log has just asked for this task. What it has restored from a backup may know less than this site."""
+        again = self._links.standing[1] > self._answered.get(task, -1)
+        async with self._disk:
+            await asyncio.to_thread(self._outbox.reopen, task, again=again)
+        self._refused &= {saved.id for saved in self._outbox} - ({task} if again else set())
+        self._new_results.set()
+
     # -- lines --------------------------------------------------------------------------------------------------
 
     async def _push_lines(self) -> None:
@@ -175,6 +184,10 @@ class Courier:
                     self._lines_refused = True
                     await self._notify()
                     return
+                if ack.acknowledged < min(lines[0][0] - 1, before):  # a restored log lacks some that were in it
+                    _log.warning("job %s: lines from %d on are pushed again", self._job, ack.acknowledged + 1)
+                    self._journal.rewind(ack.acknowledged)
+                    continue
                 self._journal.acknowledge(ack.acknowledged)
                 await self._notify()
                 if self._journal.acknowledged == before:
@@ -214,6 +227,7 @@ class Courier:
             # The file stays: the next agent of this site offers it once more.
             _log.error("%s: the primary refuses the result: %s", what, error)
             self._refused.add(saved.id)
+            self._answered[saved.id] = self._links.standing[1]
             if isinstance(error, _HOPELESS):
                 self._on_refused(f"the {saved.id.kind} result of round {saved.id.round} was refused: {error}")
             return
@@ -225,6 +239,8 @@ class Courier:
                 _log.info("%s: held for its round, epoch %d; the copy is kept", what, receipt.epoch)
         else:
             _log.info("%s: recorded in slot %d, epoch %d", what, receipt.seq, receipt.epoch)
+        if not receipt.held:
+            self._answered[saved.id] = self._links.standing[1]
         async with self._disk:
             if state != saved.state:
                 await asyncio.to_thread(self._outbox.mark, saved.id, state)

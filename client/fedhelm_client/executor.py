@@ -97,6 +97,7 @@ class JobExecution:
         self._failure = self._earlier_failure()
         self._in_hand: ContributionId | None = None
         self._owner = ""
+        self._asked_for: ContributionId | None = None
         self._asked: asyncio.Future[TaskOrder | str] | None = None
         self._fetching: tuple[ContributionId, asyncio.Task[None]] | None = None
         self._starter: asyncio.Task[None] | None = None
@@ -118,7 +119,8 @@ class JobExecution:
             self._folder.failure.unlink(missing_ok=True)
         self._assigned = assigned
         self._courier.acknowledge(assigned.lines_acknowledged)
-        self._courier.assigned(id_of(assigned.attempt, assigned.task) if assigned.HasField("task") else None)
+        self._asked_for = id_of(assigned.attempt, assigned.task) if assigned.HasField("task") else None
+        self._courier.assigned(self._asked_for)
         if self._finished == "COMPLETED" and self._patience_timer is None:
             self._patience_timer = asyncio.get_running_loop().call_later(GRACE_COMPLETED, self._lose_patience)
         self._changed.set()
@@ -201,6 +203,10 @@ class JobExecution:
         while True:
             self._changed.clear()
             await self._courier.close_rounds(self._assigned.closed)
+            if self._asked_for is not None and not is_closed(self._asked_for, self._assigned.closed):
+                task, self._asked_for = self._asked_for, None
+                await self._courier.reopen(task)
+                self._report()  # a log that asks does not know of a failure here
             act = decide(self._situation())
             if act is not Act.WAIT:
                 return act

@@ -152,6 +152,19 @@ class Journal:
         while self._waiting and self._waiting[0][0] <= self.acknowledged:
             self._waiting.popleft()
 
+    def rewind(self, number: int) -> None:
+        """Take note that the log has lines up to ``number`` only, since an older one was restored: the rest goes again.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        self._waiting.clear()
+        last = self.last
+        self._read()
+        self.last = max(self.last, last)
+        self.acknowledged = 0
+        self.acknowledge(number)
+
     def next_batch(self) -> list[tuple[int, str]]:
         """Return the next lines to push, oldest first; empty when all are acknowledged."""
         waiting = [self._waiting[place] for place in range(min(len(self._waiting), MAX_BATCH_LINES))]

@@ -228,6 +228,24 @@ class Outbox:
             self._delete(saved)
         return [saved.id for saved in over]
 
+    def reopen(self, task: ContributionId, *, again: bool) -> None:
+        """The log asks for this task. Forget what it contradicts, which an older log said that a restore has replaced.
+
+        Args:
+            task: its round is open, and the log has no result of it from here.
+            again: what is known of its result was said before: one that was recorded then is to be offered once more.
+        """
+        self._over.discard(task)
+        known = self._saved.get(task)
+        if again and known is not None and known.state == "recorded":
+            self._write(dataclasses.replace(known, state="saved"))
+        following = [one for one in self if _place(one.id) > _place(task)]  # of rounds that never were
+        if again and known is not None and known.state == "gone":
+            following.append(known)
+        for saved in following:
+            self._delete(saved)
+            self._over.discard(saved.id)
+
     def clear(self) -> None:
         """Delete everything: the job is over."""
         for saved in list(self):
@@ -243,6 +261,10 @@ class Outbox:
     def _write(self, saved: Saved) -> None:
         atomic_write(self._folder / f"{saved.id.key}{_SUFFIX}", json.dumps(saved.to_json()).encode())
         self._saved[saved.id] = saved
+
+
+def _place(contribution: ContributionId) -> tuple[int, int, int]:
+    return contribution.attempt, contribution.step, contribution.round
 
 
 def _make_durably(folder: Path) -> None:

@@ -93,6 +93,29 @@ def test_an_old_store_is_put_back_under_sites_that_have_seen_later_epochs(tmp_pa
         federation.close()
 
 
+def test_rounds_that_were_closed_after_the_backup_are_done_again_by_sites_that_went_on(tmp_path):
+    federation = Federation(tmp_path)
+    try:
+        federation.start()
+        job, shared = held_job(federation, "kept", rounds=6)
+        backup = tmp_path / "backup"
+        federation.run("backup", str(backup), "-w", str(federation.root), check=True)
+        (shared / "hold-site-1-5").touch()
+        release(shared)
+        eventually_sync(lambda: "train 5" in calls(shared, "site-1"), 30, federation.tails())
+        for name in (*federation.servers, "overseer"):
+            federation.stop_one(name)
+        kits = [word for name in ("server1", "overseer") for word in ("--kit", str(federation.kit(name)))]
+        federation.run("restore", str(backup), *kits, "--replace", check=True)
+        for name in ("overseer", *federation.servers):
+            federation.start_one(name)
+        release(shared, 5)
+        assert federation.wait(job) == "FINISHED:COMPLETED"
+        assert calls(shared, "site-1").count("train 5") == 2
+    finally:
+        federation.close()
+
+
 def test_a_standby_leads_without_any_overseer_and_is_adopted_when_one_returns(tmp_path):
     federation = Federation(tmp_path)
     try:

@@ -209,3 +209,48 @@ async def test_a_held_result_whose_round_closes_while_it_is_offered_again_is_no_
     await eventually(lambda: len(bench.links.offered) == 2)
     await eventually(lambda: len(bench.links.waits) >= 2)
     assert bench.refusals == []
+
+
+async def test_a_result_that_a_restored_log_has_lost_is_offered_again_under_its_epoch(bench):
+    bench.save()
+    bench.courier.start()
+    await eventually(lambda: [one.state for one in bench.outbox] == ["recorded"])
+    await bench.courier.reopen(ONE)  # an assignment that was on its way when the receipt came
+    assert [one.state for one in bench.outbox] == ["recorded"]
+    bench.links.standing = ("server1", 1 << 20)
+    await bench.courier.reopen(ONE)
+    await eventually(lambda: len(bench.links.offered) == 2)
+    await eventually(lambda: [one.state for one in bench.outbox] == ["recorded"])
+
+
+async def test_a_result_that_was_too_early_for_a_restored_log_holds_back_no_new_one(bench):
+    later = ContributionId(1, 0, 2, "evaluate", 0)
+    bench.outbox.save(Saved(later, None, "", 1.0, {}, 0), None)
+    bench.links.answer = NotAuthorised("round 2 is not open")
+    bench.courier.start()
+    await asyncio.wait_for(bench.courier.settled(), 5)
+    await bench.courier.reopen(ONE)
+    assert list(bench.outbox) == []
+    bench.links.answer = common_pb2.Receipt(seq=9, epoch=2)
+    await bench.courier.reopen(later)
+    assert not bench.outbox.answered(later)
+    await bench.courier.add_result(Saved(later, None, "", 1.0, {}, 0), None)
+    await eventually(lambda: [one.state for one in bench.outbox] == ["recorded"])
+
+
+async def test_lines_that_a_restored_log_has_lost_are_pushed_again(bench):
+    kept = []
+
+    async def push_lines(batch, timeout):
+        if batch.lines[0].number <= len(kept) + 1:
+            kept.extend(line.number for line in batch.lines if line.number > len(kept))
+        return fleet_pb2.LineAck(acknowledged=len(kept))
+
+    bench.links.push_lines = push_lines
+    bench.courier.start()
+    bench.courier.add_lines([{"kind": "log", "value": str(number)} for number in range(5)])
+    await eventually(lambda: bench.journal.acknowledged == 5)
+    del kept[2:]
+    bench.courier.add_lines([{"kind": "log", "value": "6"}])
+    await eventually(lambda: kept == [1, 2, 3, 4, 5, 6])
+    await asyncio.wait_for(bench.courier.settled(), 5)

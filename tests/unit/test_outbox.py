@@ -290,3 +290,25 @@ def test_long_lines_cost_more_and_empty_ones_are_not_free():
     assert 16 * 1024 * 1024 - 8192 < sum(map(len, long)) + LINE_COST * len(long) <= 16 * 1024 * 1024
     assert len(Throttle().take([""] * 1_000_000, now=0.0)) == 16 * 1024 * 1024 // LINE_COST
     assert throttle.take(["\udcff" * 4096] * 1000, now=1.0)[0] == "(5998 lines are in the site's log only)"
+
+
+def test_a_restored_log_asks_for_a_round_that_was_closed_before(tmp_path):
+    outbox, second = Outbox(tmp_path / "job"), dataclasses.replace(FIRST, round=2)
+    outbox.save(saved(), result_file(tmp_path))
+    outbox.mark(FIRST, "recorded")
+    outbox.close([fleet_pb2.ClosedRound(step=0, round=1, kind="train")])
+    outbox.save(saved(second), result_file(tmp_path))
+    assert outbox.answered(FIRST)
+    outbox.reopen(FIRST, again=True)
+    assert not outbox.answered(FIRST)
+    assert not outbox.answered(second), "it was made from a model that the log has no more"
+
+
+def test_what_was_gone_is_made_anew_only_for_a_log_that_was_restored_since(tmp_path):
+    outbox = Outbox(tmp_path / "job")
+    outbox.save(saved(), result_file(tmp_path))
+    outbox.mark(FIRST, "gone")
+    outbox.reopen(FIRST, again=False)
+    assert outbox.answered(FIRST)
+    outbox.reopen(FIRST, again=True)
+    assert not outbox.answered(FIRST)
