@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedhelm.errors import BadInput, ExitStatus, FedhelmError, Refused, UsageError
+from fedhelm.errors import BadInput, ExitStatus, FedhelmError, Refused, UsageError, WrongStore
 from fedhelm.output import CommandParser, add_output_option, emit, format_of, guarded
-from fedhelm.persist.fsck import Finding, Remedy, Report, examine
+from fedhelm.persist.fsck import Finding, Remedy, Report, examine, look_at, store_path
 from fedhelm.persist.mending import repair
+from fedhelm.persist.posix import PosixLogStore
 from fedhelm_lab.backup_cli import add_parts, parts_of
 from fedhelm_lab.collected import may_be_gone
 from fedhelm_lab.project_backup import Parts, check_stopped
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--accept-loss",
         action="store_true",
-        help="cut off a last slot that no backup has: whatever it said is lost, acknowledged or not",
+        help="cut off a last slot that no backup has, and take a log that is shorter than the lease says as it is:"
+        " whatever was there is lost, acknowledged or not",
     )
     add_output_option(parser)
 
@@ -52,13 +54,17 @@ def main(argv: list[str]) -> int:
             raise UsageError("--from and --accept-loss belong to --repair", hint="fedhelm fsck -h")
         parts = parts_of(args)
         root = _store(parts)
+        known = _known_end(parts)  # before the log is read, which may grow meanwhile
         done: list[str] = []
         if args.repair:
             check_stopped(parts)
             done = _mend(root, args)
         report = examine(root, may_be_gone)
-        if args.repair and report.sound:
-            done += _tell_lease(parts, report)
+        if 0 < report.end <= known:
+            if args.accept_loss and report.sound:
+                done.append(_tell_lease(parts, report, known))
+            else:
+                report.findings.append(_short(report, known))
         data = asdict(report) | {"store": str(root), "sound": report.sound, "done": done}
         data["findings"] = [_row(one) for one in report.findings]
         emit(data, fmt, lambda: _told(root, report, done))
@@ -68,9 +74,23 @@ def main(argv: list[str]) -> int:
 
 
 def _store(parts: Parts) -> Path:
+    """Return where the store is.
+
+    Raises:
+        WrongStore: there is none, or it is another project's: nothing there is this project's to mend.
+    """
     if parts.server is None or parts.server.store is None:
         raise BadInput("no server's kit was given: only servers know the store", hint="--kit DIR, or -w WORKSPACE")
-    return parts.server.store
+    root = parts.server.store
+    if not (root / "log").is_dir():
+        raise WrongStore(f"{root} is not a store", hint="is the shared directory mounted?")
+    genesis, _ = look_at(PosixLogStore(root), 0)
+    if genesis is not None and (cluster := genesis.body.get("cluster")) != parts.server.cluster:
+        raise WrongStore(
+            f"{root} belongs to cluster {cluster!r}, not to {parts.server.cluster!r}",
+            hint="the store of another federation: check the kit's store path",
+        )
+    return root
 
 
 def _mend(root: Path, args: argparse.Namespace) -> list[str]:
@@ -95,19 +115,33 @@ def _mend(root: Path, args: argparse.Namespace) -> list[str]:
         tried.add(finding.path)
 
 
-def _tell_lease(parts: Parts, report: Report) -> list[str]:
-    """Free a lease that says the log was longer: without this no server would lead over what is left of it."""
-    if parts.overseer is None or report.end == 0:
-        return []
-    from fedhelm_overseer.lease_copy import copy_in, copy_out, opened
+def _known_end(parts: Parts) -> int:
+    """Return the last slot that the lease knows of; -1 if it knows of none, or is not on this machine."""
+    if parts.overseer is None:
+        return -1
+    from fedhelm_overseer.lease_copy import known_end
+
+    return known_end(parts.overseer)
+
+
+def _short(report: Report, known: int) -> Finding:
+    """Say that the log ends too early: no server leads over it."""
+    problem = f"is missing: the lease knows of slots up to {known}, the log ends with {report.end - 1}"
+    advice = (
+        "an older copy of the store? Then put the newest in its place; if there is none, stop all servers and"
+        " overseers, and --repair --accept-loss: what was in those slots is lost"
+    )
+    return Finding("slot", store_path("log", report.end), problem, advice, Remedy.NONE)
+
+
+def _tell_lease(parts: Parts, report: Report, known: int) -> str:
+    """Have the lease know of no more than is left: without this no server would lead over it."""
+    assert parts.overseer is not None
+    from fedhelm_overseer.lease_copy import opened, tell_end
 
     with opened(parts.overseer) as (engines, key):
-        copy = copy_out(engines, key)
-        row = copy["tables"]["lease"][0]
-        if row["log_seq"] < report.end:
-            return []
-        copy_in(engines, key, copy, epoch=row["epoch"], log_seq=report.end - 1)
-    return [f"the lease was told that the log ends with slot {report.end - 1}; it said {row['log_seq']}"]
+        tell_end(engines, key, report.end - 1)
+    return f"the lease was told that the log ends with slot {report.end - 1}; it said {known}"
 
 
 def _row(finding: Finding) -> dict[str, Any]:

@@ -8,17 +8,25 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from fedhelm.config.kit import Kit
+from fedhelm.config.kit import SQLITE, Kit
 from fedhelm.errors import BadInput
 from fedhelm_overseer.lease_engines import Engines
-from fedhelm_overseer.lease_place import lease_engines, lease_place
+from fedhelm_overseer.lease_place import lease_engines, lease_file, lease_place
 from fedhelm_overseer.lease_tables import COUNTERS, HISTORY, LEASE, MEMBERS, OPERATIONS, SCHEMA, SERVERS, make_tables
 
-__all__ = ["copy_in", "copy_out", "opened"]
+__all__ = ["copy_in", "copy_out", "known_end", "opened", "tell_end"]
 
 # Registrations are of processes that are gone when a backup is restored.
 _KEPT = (LEASE, HISTORY, OPERATIONS, SERVERS)
 _MINE = (*_KEPT, MEMBERS, COUNTERS)
+_FREE: dict[str, Any] = {
+    "holder": None,
+    "incarnation": None,
+    "state": "released",
+    "intent_target": None,
+    "intent_request": None,
+    "intent_by": None,
+}
 
 
 @contextmanager
@@ -85,6 +93,34 @@ def copy_in(engines: Engines, project: str, copy: Mapping[str, Any], *, epoch: i
                 conn.execute(sa.insert(table).values(project=project, **known))
 
 
+def known_end(kit: Kit) -> int:
+    """Return the last slot that the lease of an overseer's kit knows of, -1 if of none; nothing is made or changed.
+
+    Raises:
+        KitError, BadInput, FedhelmError: as ``opened``.
+        StoreUnavailable: the database does not answer.
+    """
+    if lease_place(kit) == SQLITE and not lease_file(kit).exists():
+        return -1
+    with opened(kit) as (engines, key), engines.turn(writes=False), engines.durable.connect() as raw:
+        conn = raw.execution_options(fedhelm_reads=True)
+        if not sa.inspect(conn).has_table(LEASE.name):
+            return -1
+        seq = conn.scalar(sa.select(LEASE.c.log_seq).where(LEASE.c.project == key))
+    return -1 if seq is None else int(seq)
+
+
+def tell_end(engines: Engines, project: str, log_seq: int) -> None:
+    """Free the lease of a log that was cut, and have it know of nothing after slot ``log_seq``; all else stays.
+
+    Raises:
+        StoreUnavailable: the database does not answer; nothing was changed.
+    """
+    free = _FREE | {"cause": "the log was cut", "log_seq": log_seq, "version": LEASE.c.version + 1}
+    with engines.turn(writes=True), engines.durable.begin() as conn:
+        conn.execute(sa.update(LEASE).where(LEASE.c.project == project).values(**free))
+
+
 def _rows(copy: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     try:
         schema, tables = copy["schema"], copy["tables"]
@@ -99,17 +135,11 @@ def _rows(copy: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _free(row: Mapping[str, Any], epoch: int, log_seq: int) -> dict[str, Any]:
-    return {
+    return _FREE | {
         "version": row["version"] + 1,
         "epoch": epoch,
-        "holder": None,
-        "incarnation": None,
-        "state": "released",
         "cause": "restored from a backup",
         "log_seq": log_seq,
-        "intent_target": None,
-        "intent_request": None,
-        "intent_by": None,
         "paused": False,
         "paused_by": None,
         "pause_reason": None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from pathlib import Path
 
 from fedhelm.config.kit import SQLITE, Kit, check_lease_store
 from fedhelm.errors import BadInput, KitError
@@ -11,7 +12,7 @@ from fedhelm_overseer.lease import LeaseStore
 from fedhelm_overseer.lease_engines import Engines, PostgresEngines, SqliteEngines
 from fedhelm_overseer.lease_store import SqlLeaseStore
 
-__all__ = ["LOCAL_FILE", "lease_engines", "lease_place", "open_lease_store"]
+__all__ = ["LOCAL_FILE", "lease_engines", "lease_file", "lease_place", "open_lease_store"]
 
 LOCAL_FILE = "overseer.json"
 """In ``local/``: ``{"lease_store": URL}``. Only here may the URL carry a password, and then nobody else may read it."""
@@ -58,4 +59,9 @@ def lease_engines(kit: Kit, place: str) -> tuple[Engines, str]:
     if place != SQLITE:
         return PostgresEngines(place, kit.timing, kit.local), kit.cluster
     kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return SqliteEngines(kit.run / "overseer.db"), kit.project
+    return SqliteEngines(lease_file(kit)), kit.project
+
+
+def lease_file(kit: Kit) -> Path:
+    """Return the file of an overseer that shares its lease with no other."""
+    return kit.run / "overseer.db"

@@ -41,6 +41,14 @@ def spoil(workspace, slot):
     return path
 
 
+def lead(workspace, log_seq):
+    holder = Holder("server1", "f" * 16)
+    with opened(workspace.kit("overseer")) as (engines, key):
+        store = SqlLeaseStore(engines, key)
+        store.grant(store.read(), 3, holder, "test", "2026-01-01T00:00:00Z", keep_intent=False)
+        store.activate(3, holder, log_seq, "2026-01-01T00:00:00Z", None)
+
+
 def test_a_sound_store_is_called_so(workspace, capsys):
     status, answer = run(capsys, fsck_cli.main, "-w", workspace.root)
     assert (status, answer["data"]["sound"], answer["data"]["findings"]) == (0, True, [])
@@ -82,19 +90,58 @@ def test_a_damaged_last_slot_is_cut_off_only_if_its_loss_is_accepted(workspace, 
 
 
 def test_the_lease_is_told_of_a_log_that_was_cut_so_that_a_server_can_lead_again(workspace, capsys):
-    holder = Holder("server1", "f" * 16)
-    with opened(workspace.kit("overseer")) as (engines, key):
-        store = SqlLeaseStore(engines, key)
-        store.grant(store.read(), 3, holder, "test", "2026-01-01T00:00:00Z", keep_intent=False)
-        store.activate(3, holder, 3, "2026-01-01T00:00:00Z", None)
+    lead(workspace, log_seq=3)
     spoil(workspace, 3)
     _, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--accept-loss")
     assert answer["data"]["done"][-1] == "the lease was told that the log ends with slot 2; it said 3"
     with opened(workspace.kit("overseer")) as (engines, key):
         row = SqlLeaseStore(engines, key).read()
-    assert (row.epoch, row.state, row.log_seq) == (3, "released", 2)
+    assert (row.epoch, row.state, row.log_seq, row.cause) == (3, "released", 2, "the log was cut")
     _, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair")
     assert answer["data"]["done"] == []
+
+
+def test_an_older_copy_of_the_store_is_found_out_and_never_taken_for_the_newest(workspace, capsys):
+    lead(workspace, log_seq=3)
+    (workspace.root / "store" / "log" / f"{3:016d}").unlink()
+    for words in ((), ("--repair",)):
+        status, answer = run(capsys, fsck_cli.main, "-w", workspace.root, *words)
+        assert (status, answer["data"]["sound"], answer["data"]["done"]) == (1, False, [])
+        (finding,) = answer["data"]["findings"]
+        assert finding["path"] == f"log/{3:016d}"
+        assert "the lease knows of slots up to 3, the log ends with 2" in finding["problem"]
+    with opened(workspace.kit("overseer")) as (engines, key):
+        row = SqlLeaseStore(engines, key).read()
+    assert (row.state, row.log_seq) == ("active", 3)
+    status, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--accept-loss")
+    assert (status, len(answer["data"]["done"])) == (0, 1)
+
+
+@pytest.mark.parametrize("place", ["gone", "empty", "another"])
+def test_what_is_not_this_projects_store_is_not_looked_over(workspace, capsys, tmp_path, place):
+    lead(workspace, log_seq=3)
+    store = workspace.root / "store"
+    store.rename(tmp_path / "aside")
+    if place == "empty":
+        store.mkdir()
+    if place == "another":
+        (prepare(tmp_path / "other", plan(1, 1, free_base_port(3))).root / "store").rename(store)
+    for words in ((), ("--repair", "--accept-loss")):
+        status, answer = run(capsys, fsck_cli.main, "-w", workspace.root, *words)
+        assert (status, answer["error"]["code"]) == (1, "WRONG_STORE")
+        assert str(store) in answer["error"]["message"]
+
+
+def test_what_ends_the_last_slot_is_told_with_it(workspace, capsys, tmp_path):
+    run(capsys, backup_cli.main_backup, tmp_path / "copy", "-w", workspace.root)
+    kit = workspace.kit("server1")
+    log = open_store(kit.store, kit.cluster).log
+    log.read_new()
+    log.append(Draft("fence", 4, By("server1", f"{4:016x}"), {"cause": "test", "time": "-"}))
+    spoil(workspace, 4)
+    _, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--from", tmp_path / "copy")
+    assert "the backup has no slot 4" in answer["data"]["done"][0]
+    assert "--accept-loss" in answer["data"]["findings"][0]["advice"]
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ class Report:
 
 
 RESTORE = "stop all servers, then repair from a backup"
+_CUT = "cut it off with --accept-loss: it is the last one, and may have been acknowledged"
 ELSE = "nothing here proves what was in it: restore the whole store from a backup"
 
 
@@ -147,7 +148,7 @@ def _examine_slots(root: Path, log: PosixLogStore, mark: Mark, report: Report) -
             problem = "does not continue the record before it"
         if problem is not None:
             tail = seq == report.end - 1 and record is None
-            advice = f"{RESTORE}; it is the last one, and may have been acknowledged" if tail else RESTORE
+            advice = f"{RESTORE}, or {_CUT}" if tail else RESTORE
             remedy = Remedy.CUT if tail else Remedy.BACKUP
             report.findings.append(Finding("slot", store_path("log", seq), problem, advice, remedy))
             tip = None

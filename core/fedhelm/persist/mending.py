@@ -92,7 +92,8 @@ def _slots_from(root: Path, seq: int, backup: Path) -> dict[str, bytes]:
     while True:
         data, record = theirs.read(at), look_at(theirs, at)[0]
         if record is None or data is None or prev not in {None, record.prev}:
-            raise Refused(f"the backup's slot {at} does not continue slot {at - 1}", hint=ELSE)
+            why = " has no slot {0}" if data is None else "'s slot {0} does not continue slot {1}"
+            raise Refused(f"the backup{why.format(at, at - 1)}", hint=ELSE)
         good[store_path("log", at)] = data
         after = look_at(ours, at + 1)[0]
         if after is not None:
