@@ -190,7 +190,9 @@ class FleetService:
 
     def _is_open(self, owner: str) -> bool:
         job = self._runtime.book.jobs.get(owner.split("/")[1])
-        return job is not None and job.open is not None and owner == sites_owner(job.job, job.open.step, job.open.round)
+        if job is None or job.open is None or finished(job.status):
+            return False
+        return owner == sites_owner(job.job, job.open.step, job.open.round)
 
     def _check_results(self, first: bytes, site: str) -> None:
         try:
@@ -237,7 +239,12 @@ class FleetService:
         await self._runtime.check_leads()
         item = self._contribution(request, call.principal.name)
         if item["blob"] is not None:
-            await self._check_blob(request)
+            try:
+                await self._check_blob(request)
+            except (Corrupt, NotFound):
+                if self._is_open(request.blob.owner):
+                    raise
+                # Collected with its round, under a site that is late: the log has the answer without it.
         if self._runtime.book.jobs[item["job"]].ephemeral:
             return self._hold(item)
         key = (item["job"], *(item[name] for name in decisions.CONTRIBUTION_KEY))

@@ -228,6 +228,25 @@ async def test_a_late_site_whose_model_was_collected_is_not_told_that_it_is_dama
             await ask(model_owner(JOB, 0, 0))
 
 
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_contribution_whose_blob_was_collected_with_its_round_gets_the_answer_of_the_log(tmp_path, ended):
+    async with primary_in(tmp_path) as primary:
+        late = await primary.upload("site-2", b"late")
+        request = fleet.Contribution(
+            job=JOB, attempt=1, step=0, round=1, kind="train", site="site-2", blob=late, weight=1, metrics_json="{}"
+        )
+        receipt = await primary.offer("site-1")
+        if ended:
+            await primary.end()
+        else:
+            await primary.close("site-1")
+        primary.blobs.delete_owner(sites_owner(JOB, 0, 1))
+        assert (await primary.fleet.contribute(request, site_call("site-2"))).gone
+        request.site = "site-1"
+        again = await primary.fleet.contribute(request, site_call("site-1"))
+        assert (again.seq, again.superseded) == (receipt.seq, True)
+
+
 # -- ephemeral jobs ---------------------------------------------------------------------------------------------------
 
 
