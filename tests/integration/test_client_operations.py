@@ -235,7 +235,7 @@ async def test_a_server_that_was_added_is_dialled_without_a_restart(fed, tmp_pat
         fed.go(1)
         await eventually(fed.recorded(1))
         assert fed.calls() == ["site-1 train 1"], "nothing was aborted"
-        assert set(fed.agent.links.dialled) == {"server2", "server3"}
+        await eventually(lambda: set(fed.agent.links.dialled) == {"server2", "server3"})
         await fed.stop_agent()
         fed.views = None  # no overseer answers the next agent
         await fed.start_agent()
