@@ -14,6 +14,10 @@ from fedhelm_server.places import sites_owner
 __all__ = ["assignment", "task_of"]
 
 
+DELETED = "FINISHED:DELETED"
+"""What a site is told of a job that is in the log no more: to let go of what it has of it."""
+
+
 def task_of(job: JobState, site: str) -> fleet.Task | None:
     """Return the task that ``site`` still owes the open round of ``job``, or None."""
     open_ = job.open
@@ -80,4 +84,5 @@ def assignment(
         for job in sorted(wanted)
         if site in book.jobs[job].sites and book.jobs[job].status != "SUBMITTED"
     ]
+    jobs += [fleet.AssignedJob(job=job, status=DELETED) for job in sorted(set(held) & book.deleted.keys())]
     return fleet.Assignment(epoch=epoch, seq=max(0, book.seq), jobs=jobs)

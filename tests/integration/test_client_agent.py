@@ -8,9 +8,10 @@ import signal
 import numpy as np
 import pytest
 
-from fedhelm.errors import BadInput
+from fedhelm.errors import BadInput, NotAuthorised
 from fedhelm.process import ParticipantLock, marked_processes, read_state
 from fedhelm.tensors import read_file, write_file
+from fedhelm.v1 import fleet_pb2
 from tests.fakes.client_fleet import JOB
 from tests.support.kits import make_kits
 from tests.support.site import TRAIN, SiteBench, key, reaped, spawn_agent
@@ -269,6 +270,30 @@ async def test_an_answered_task_is_not_run_again_after_a_restart(fed):
     fed.one.tell()
     await eventually(fed.recorded(2), 20)
     assert fed.calls() == ["site-1 train 1", "site-1 train 2"]
+
+
+async def test_what_is_left_of_a_job_that_was_deleted_meanwhile_goes_from_the_disk(fed):
+    fed.add_job()
+    fed.log.task(1)
+
+    async def never(_):
+        await asyncio.Event().wait()
+
+    fed.one.hooks["before_record"] = never
+    await fed.one.lead(1)
+    await fed.start_agent()
+    await eventually(lambda: fed.one.offers == 1, 20)
+    await fed.stop_agent()
+
+    async def stranger(_):
+        raise NotAuthorised("site-1 is no member of the job")
+
+    fed.one.hooks.update(before_record=stranger, push_lines=stranger)
+    fed.log.jobs[JOB] = fleet_pb2.AssignedJob(job=JOB, status="FINISHED:DELETED")
+    await fed.start_agent()
+    await eventually(lambda: not (fed.kit.run / "outbox" / JOB).exists(), 20)
+    await eventually(lambda: fed.one.held == {})
+    assert fed.log.failures == []
 
 
 # -- the agent as a process of its own --------------------------------------------------------------------------------

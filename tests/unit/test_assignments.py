@@ -148,3 +148,13 @@ def test_who_wrote_and_who_read_tell_the_same_bytes(writer):
     mine = assignment(own, "site-1", 7, frozenset())
     assert mine.SerializeToString(deterministic=True) == read.SerializeToString(deterministic=True)
     assert json.loads(read.jobs[0].options_json) == body["config"]["options"]
+
+
+def test_a_site_that_still_holds_something_of_a_deleted_job_is_told_to_let_it_go(writer):
+    writer.append("job_submitted", submitted())
+    writer.append("job_state", state())
+    writer.append("job_done", done())
+    writer.append("job_deleted", {"job": JOB, "request_id": "request9", "by": "admin", "time": TIME})
+    assert list(told(writer).jobs) == []
+    (job,) = told(writer, held={JOB, OTHER}).jobs
+    assert (job.job, job.status, job.HasField("task")) == (JOB, "FINISHED:DELETED", False)
