@@ -3,6 +3,10 @@
 The overseers pass the tokens on. A server whose store lacks the token of who leads, or led last, has another directory
 (a copy, an unmounted share) or an old view of it: it must not lead. Where that token is not known, most of the others
 count.
+
+Each life of a server leaves a new token, and what is told of it may be a life or two old. Such a stale token alarms
+nobody: the last few of a name stay in the store (`leave_token`), and the supervisor takes back what it told when no
+overseer answers, because the others may start again any number of times before one does.
 """
 
 from __future__ import annotations
@@ -104,8 +108,8 @@ class StoreTokens:
         wrong = primary != self._name and wrong_store(tokens, failed, primary)
         self._failures = self._failures + 1 if wrong else 0
         self._proven = self._proven or not wrong
-        # A server that just started again has left a new token, which is told a moment later. Who never saw another's
-        # token does not get the benefit of that doubt.
+        # An overseer that was itself stopped for long tells old tokens for a moment. Who never saw another's token does
+        # not get the benefit of that doubt.
         sure = wrong and (self._failures > 1 or not self._proven)
         told = next(iter(failed[name] for name in (primary, *failed) if name in failed), None)
         self._settle(told if sure else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -172,11 +173,17 @@ class TestTokens:
         assert self.names(root) == sorted(tokens.values())
         assert (root / "probe" / tokens["server2"]).read_text() == "server2-life"
 
-    def test_a_new_token_replaces_this_names_older_ones_only(self, root):
+    def test_the_last_few_tokens_of_a_name_stay_for_whoever_was_told_of_one_of_them(self, root):
         others = [leave_token(root, name, "a") for name in ("server", "server10", "server1.example")]
-        first, second = leave_token(root, "server1", "a"), leave_token(root, "server1", "b")
-        assert first != second
-        assert self.names(root) == sorted([*others, second])
+        mine = []
+        for life in range(7):
+            mine.append(leave_token(root, "server1", f"{life}"))
+            os.utime(root / "probe" / mine[-1], (life, life))  # a clock as coarse as a file system's
+        assert len(set(mine)) == 7
+        assert self.names(root) == sorted([*others, *mine[-5:]])
+        for token in mine[-5:]:
+            assert check_tokens(root, {"server1": token}) == []
+        assert check_tokens(root, {"server1": mine[1]})
 
     def test_another_directory_is_named_with_its_member_and_left_as_it_was(self, root, tmp_path):
         init_store(tmp_path / "other", CLUSTER, "poc")

@@ -88,11 +88,19 @@ async def test_a_token_that_was_just_replaced_is_no_reason_to_distrust_a_store(s
         old = one.token
         async with members(store) as (again,):
             assert again.token != old
+            two._proven = False
             two._told.set()  # as after 30 s
-            await eventually(lambda: two._failures == 1)
-            assert two.problem is None
-            two.told({"server1": again.token}, "server1")
-            await eventually(lambda: two._failures == 0)
+            await eventually(lambda: two._proven)
+            assert (two.problem, two._failures) == (None, 0)
+
+
+async def test_one_that_just_started_and_is_told_a_token_of_the_life_before_is_a_candidate(store):
+    async with members(store) as (one,):
+        old = one.token
+    async with members(store, store) as (again, two):
+        assert again.token != old
+        two.told({"server1": old}, "server1")
+        await eventually(lambda: two._proven)
         assert two.problem is None
 
 

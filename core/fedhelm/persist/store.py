@@ -23,6 +23,7 @@ __all__ = ["Store", "check_tokens", "init_store", "leave_token", "open_store", "
 
 # About a record: a disk that has room for a few bytes only is full.
 _PROBE_BYTES = 4096
+_TOKENS_KEPT = 4
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,237}~[0-9a-f]{16}")
 
 
@@ -151,7 +152,10 @@ def require_exclusive(create: Callable[[bytes], bool], read: Callable[[], bytes 
 
 
 def leave_token(root: Path, name: str, incarnation: str) -> str:
-    """Leave a file in ``<root>/probe/`` that other members look for with `check_tokens`; remove this name's older ones.
+    """Leave a file in ``<root>/probe/`` that other members look for with `check_tokens`.
+
+    The last few of this name's older ones stay: a member that was not told yet of this life looks for one of those, and
+    it must not seem that somebody has another directory.
 
     Args:
         root: The store.
@@ -177,18 +181,22 @@ def leave_token(root: Path, name: str, incarnation: str) -> str:
     if not create_exclusively(files, root / "tmp", folder / token, incarnation.encode()):
         raise WrongStore(f"{folder}: a name that nobody used is taken")
     with naming(folder):
-        for old in folder.glob(f"{name}~*"):
-            if old.name != token:
-                old.unlink(missing_ok=True)
+        older = sorted((old for old in folder.glob(f"{name}~*") if old.name != token), key=_written_at, reverse=True)
+        for old in older[_TOKENS_KEPT:]:
+            old.unlink(missing_ok=True)
         files.sync_directory(folder)
     return token
+
+
+def _written_at(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def check_tokens(root: Path, tokens: Mapping[str, str], files: Files | None = None) -> list[str]:
     """Find out whether this member and others see the same directory at once, as slots must be.
 
-    Each token has to be in this listing, and creating it again has to be refused. A member that has just replaced its
-    token looks like one that has another directory: ask for its token again before relying on this.
+    Each token has to be in this listing, and creating it again has to be refused. A token of a life that is long over
+    looks like one of another directory: rely on this only for a token that was told lately.
 
     Args:
         root: The store.
