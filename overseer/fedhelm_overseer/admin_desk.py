@@ -5,8 +5,6 @@ Who asks is the name in the caller's certificate. Each request carries an id; re
 
 from __future__ import annotations
 
-import math
-
 from fedhelm.errors import Conflict, NoPrimary, Refused
 from fedhelm.wire.overseer_api import (
     ExplainView,
@@ -219,18 +217,13 @@ class AdminDesk:
             heard = board.holder_heard(now)
             server = board.seen(now).servers.get(target)
             why = "it has not registered" if server is None else unfit(server, row)
-            behind = board.behind(target) if server is not None else 0
-            left = board.hold_down_left(target, now)
+            why = why or board.hindered(target, now)
         if row.holder is None or row.state != "active" or not heard:
             raise NoPrimary("no server leads at the moment, so there is nothing to switch over")
         if row.holder.name == target:
             raise Refused(f"{target} leads already, epoch {row.epoch}")
         if row.intent is not None:
             raise Conflict(f"a switchover to {row.intent.target} is under way")
-        if why is None and behind:
-            why = f"it is {behind} records behind"
-        if why is None and left > 0:
-            why = f"it lost the lease by expiry, and is held down for {math.ceil(left)} s more"
         if why is not None:
             raise Refused(f"{target} cannot take over: {why}", hint=f"`explain {target}` shows every condition")
         return row.holder.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ class Sighting:
     """The last word of a registered incarnation; ``beat_at`` is None before the first and after it left.
 
     ``note`` says why it is not ready, or why its probe of the store fails. ``log_versions`` is empty until it registers
-    with this overseer.
+    with this overseer, or beats.
     """
 
     server: Server
@@ -154,6 +155,8 @@ class Board:
             beat_at=None if beat.leaving else now,
             note=beat.reason or (None if well else old.note),
             store_token=beat.store_token or old.store_token,
+            log_versions=beat.log_versions or old.log_versions,
+            software=beat.software or old.software,
         )
 
     def renewed(self, name: str, renewal: RenewRequest, now: float) -> None:
@@ -284,6 +287,14 @@ class Board:
         """Return for how many seconds more ``name`` is held down; 0 if it is not."""
         at = self._lost.get(name)
         return 0.0 if at is None else max(0.0, HOLD_DOWN - (now - at))
+
+    def hindered(self, name: str, now: float) -> str | None:
+        """Return why the candidate ``name`` may not take over by a planned switchover, though it may by a failover."""
+        if behind := self.behind(name):
+            return f"it is {behind} records behind"
+        if (left := self.hold_down_left(name, now)) > 0:
+            return f"it lost the lease by expiry, and is held down for {math.ceil(left)} s more"
+        return None
 
     def seen(self, now: float) -> Seen:
         """Return the observations as the value that ``decide`` takes."""

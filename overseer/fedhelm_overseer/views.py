@@ -72,15 +72,19 @@ def server_view(address: ServerAddress, board: Board, now: float) -> ServerView:
             "log_epoch": server.log_epoch,
             "log_seq": server.log_seq,
             "beat_age_s": board.age(address.name, now),
-            "note": _note(server, sighting.note, row),
+            "note": _note(server, sighting.note, row, board, now),
         }
     )
 
 
-def _note(server: Server, reason: str | None, row: LeaseRow) -> str | None:
-    """Say what keeps a server that looks well from being granted the lease."""
+def _note(server: Server, reason: str | None, row: LeaseRow, board: Board, now: float) -> str | None:
+    """Say what keeps a server that looks well from being granted the lease, or from being promoted."""
     if server.refused:
         return f"refused: {server.refused}"
-    if reason is not None or not server.live or server.role != "STANDBY" or server.holder == row.holder:
+    if not server.live or server.role != "STANDBY" or server.holder == row.holder:
         return reason
-    return unfit(server, row)
+    if (why := unfit(server, row)) is not None:
+        return f"not a candidate: {why}{f' ({reason})' if reason else ''}"
+    if (hindered := board.hindered(server.name, now)) is not None:
+        return f"promote_sp would be refused: {hindered}"
+    return reason

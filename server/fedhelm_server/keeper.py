@@ -205,7 +205,7 @@ class _Step(Answers):
             # Nobody should grant the lease to one that is about to go.
             fine = store_ok(child.report, self.settings)
             report = replace(child.report, ready=False, reason="it stops")
-            self.ask(kv.Beat(child.incarnation, report, fine, leaving=True))
+            self.ask(kv.Beat(child.incarnation, report, fine, leaving=True, about=self.settings.about))
         if self.state.child.phase is Phase.ALIVE:
             self.stop_child()
 
@@ -287,7 +287,9 @@ class _Step(Answers):
         child, lease = self.state.child, self.state.lease
         if child.phase is not Phase.ALIVE or child.beat_at is None:
             return
-        others = {name: token for name, token in lease.store_tokens.items() if name != self.settings.name}
+        # What was told before no overseer answered is stale by and by: see `store_tokens`.
+        told = {} if self.state.overseer_lost else lease.store_tokens
+        others = {name: token for name, token in told.items() if name != self.settings.name}
         primary = lease.holder  # who led last has the right store
         if (others, primary) != (child.told_tokens, child.told_primary) and (others or child.told_tokens):
             self.set_child(told_tokens=others, told_primary=primary)
@@ -334,7 +336,7 @@ class _Step(Answers):
         seldom = hold is not None and not (bad_store or unleased or state.told_bad_store)
         if due and not (seldom and self.now - state.beat_at < timing.lease - timing.renew):
             self.set(beat_at=self.now + timing.renew, told_bad_store=bad_store or unleased)
-            self.ask(kv.Beat(child.incarnation, child.report, not bad_store, unleased))
+            self.ask(kv.Beat(child.incarnation, child.report, not bad_store, unleased, about=self.settings.about))
 
     def may_register(self) -> bool:
         """A ready child is announced at once; one that is not ready a little later, so that its reason is seen."""

@@ -297,6 +297,7 @@ class Beat:
     store_ok: bool
     unleased: bool = False
     leaving: bool = False
+    about: About = About()
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,8 @@ async def _beat(overseer: LeaseCalls, call: kv.Beat, sent_at: float) -> kv.Answe
         reason=_reason(report),
         store_token=report.store_token,
         leaving=call.leaving,
+        log_versions=call.about.log_versions,
+        software=call.about.software,
     )
     return kv.Answered(call, sent_at, _lease(await overseer.beat(request)))
 

@@ -232,6 +232,14 @@ def test_a_registration_carries_what_the_kit_and_the_software_are():
     assert script.take(kv.Register).about == kv.About((1, 2), "0.3", "signed")
 
 
+def test_every_beat_says_what_the_software_reads_for_an_overseer_that_was_restarted():
+    script = Driven()
+    script.settings = replace(script.settings, about=kv.About((1, 2), "0.3", "signed"))
+    script.standby()
+    script.after(1)
+    assert script.take(kv.Beat).about == script.settings.about
+
+
 def test_the_number_of_running_jobs_is_told_with_the_activation(script):
     script.standby()
     script.granted()
@@ -252,6 +260,18 @@ def test_the_others_tokens_and_who_leads_go_to_the_child_when_they_change(script
     script.start_child()
     script.beat(ready=True)
     assert script.frames() == [("tokens", told)]  # each child anew
+
+
+def test_tokens_that_were_told_before_no_overseer_answered_are_taken_back(script):
+    script.standby()
+    row = kv.Lease(version=2, epoch=1, holder="server2", state="active", store_tokens={"server1": "a", "server2": "b"})
+    script.answer(kv.WaitLease, row)
+    script.frames()
+    script.fail(kv.WaitLease)
+    assert script.frames() == [("tokens", {"tokens": {}, "primary": "server2"})]
+    script.after(1)
+    script.answer(kv.WaitLease, replace(row, version=3, store_tokens={"server2": "c"}))
+    assert script.frames() == [("tokens", {"tokens": {"server2": "c"}, "primary": "server2"})]
 
 
 def test_a_log_version_that_all_read_is_told_to_each_child_once(script):

@@ -23,6 +23,30 @@ def led():
     return world
 
 
+class TestTheListOfServers:
+    def note(self, world):
+        return next(one.note for one in world.desk.servers() if one.name == "server2")
+
+    def test_says_why_a_standby_is_no_candidate_and_repeats_its_own_reason(self, led):
+        assert self.note(led) is None
+        led.beat_as("server2", led.alive["server2"], ready=False, reason="it reads the log")
+        assert self.note(led) == "not a candidate: it is not ready (it reads the log)"
+        led.beat_as("server2", led.alive["server2"], ready=False, reason=None)
+        assert self.note(led).startswith("not a candidate: it is not ready")
+        with pytest.raises(Refused, match="it is not ready"):
+            led.desk.promote(ADMIN, PromoteRequest(target="server2", request_id="r1"))
+        led.beat("server2")
+        assert self.note(led) is None
+
+    def test_says_that_a_candidate_would_be_refused_a_switchover(self, led):
+        led.positions["server2"] = led.log_seq
+        led.log_seq += 7
+        led.pass_time(2 * T)
+        with pytest.raises(Refused, match="server2 cannot take over: it is 7 records behind"):
+            led.desk.promote(ADMIN, PromoteRequest(target="server2", request_id="r1"))
+        assert self.note(led) == "promote_sp would be refused: it is 7 records behind"
+
+
 class TestAPause:
     def test_of_a_well_federation_changes_nothing_else(self, led):
         view = led.desk.admins.pause(ADMIN, ask(reason="new switches"))
@@ -274,7 +298,10 @@ class TestAnExplanation:
         view, checks = self.of(led, "server2")
         assert view.verdict == "server2 cannot be granted the lease: its write probe of the store fails."
         assert checks["store"].text == "its write probe of the store fails: No space left on device"
-        assert led.desk.servers()[1].note == "No space left on device"
+        assert (
+            led.desk.servers()[1].note
+            == "not a candidate: its write probe of the store fails (No space left on device)"
+        )
 
     def test_of_a_refusal(self, led):
         led.release("server1")

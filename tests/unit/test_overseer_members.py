@@ -357,6 +357,18 @@ class TestTheLeaseAsServersSeeIt:
         assert world.desk.servers()[1].log_versions == (1, 2)
         assert world.desk.servers()[1].software == "0.3"
 
+    def test_an_overseer_that_was_restarted_learns_them_from_the_beats(self):
+        world = World()
+        self.register(world, "server1", "aa", (1, 2), "t1")
+        self.register(world, "server2", "bb", (1, 2), "t2")
+        world.restart()
+        for name, incarnation in (("server1", "aa"), ("server2", "bb")):
+            told = {"log_versions": (1, 2), "store_token": f"{name}~1", "software": "0.3"}
+            view = world.beat_as(name, incarnation, **told)
+        assert view.log_version == 2
+        assert view.store_tokens == {"server1": "server1~1", "server2": "server2~1"}
+        assert [one.software for one in world.desk.servers()] == ["0.3", "0.3"]
+
     def test_log_version_is_1_while_a_registered_server_has_not_said_what_it_reads(self):
         world = World()
         self.register(world, "server1", "aa", (1, 2), "t1")

@@ -176,6 +176,7 @@ class BeatRequest(_Body):
     """Sign of life of a registered incarnation, every R. ``ready``: tails the log and may be granted the lease.
 
     ``reason`` says why not, or why ``store_ok`` is False. ``leaving``: the last one, this incarnation is about to end.
+    ``log_versions`` and ``software`` as in the registration, for an overseer that was started after it.
     """
 
     incarnation: _Id
@@ -188,6 +189,8 @@ class BeatRequest(_Body):
     unleased: bool = False
     reason: _Reason | None = None
     store_token: _StoreToken | None = None
+    log_versions: Annotated[tuple[int, ...], Field(max_length=8)] = ()
+    software: Annotated[str, Field(max_length=64)] = ""
 
 
 class RenewRequest(_Body):
