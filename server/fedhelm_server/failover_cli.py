@@ -48,6 +48,11 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("kit", type=Path, metavar="KIT", help="the standby's folder, the one that holds startup/")
     parser.add_argument("--reason", default="", metavar="TEXT", help="goes into the log")
+    parser.add_argument(
+        "--gone",
+        metavar="SERVER",
+        help="the last primary, where the kit does not know its address (it was added later): you saw that it is down",
+    )
     parser.add_argument("--confirm", metavar="PROJECT", help="in scripts, instead of typing the project's name")
     add_output_option(parser)
 
@@ -57,7 +62,7 @@ def main(argv: list[str]) -> int:
         _check_server(kit)
         _check_overseers(kit)
         last = _check_silence(kit)
-        _check_last_primary(kit, last)
+        _check_last_primary(kit, last, args.gone)
         _confirm(kit, last, args.confirm)
         return _take_over(kit, args.reason, fmt)
 
@@ -104,14 +109,22 @@ def _check_silence(kit: Kit) -> Record | None:
     return log.fence
 
 
-def _check_last_primary(kit: Kit, last: Record | None) -> None:
-    """Refuse if the last primary answers at its port: it may lead, and have nothing to write just now."""
+def _check_last_primary(kit: Kit, last: Record | None, gone: str | None) -> None:
+    """Refuse if the last primary answers at its port: it may lead, and have nothing to write just now.
+
+    One that was added after this kit was made cannot be asked: then a person has to say that it is ``gone``.
+    """
     if last is None or last.by.name == kit.name:
         return
     try:
         address = kit.server(last.by.name)
     except KitError:
-        return  # not of this kit any more: the silence of the log has to do
+        if gone == last.by.name:
+            return
+        raise Refused(
+            f"{last.by.name}, the last primary, is not in the kit of {kit.name}: it may lead, and cannot be asked",
+            hint=f"see to it that {last.by.name} is down, then --gone {last.by.name}",
+        ) from None
 
     async def dial() -> None:
         async with asyncio.timeout(kit.timing.request + _HANDSHAKE_S):
