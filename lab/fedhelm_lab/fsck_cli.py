@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedhelm.errors import BadInput, ExitStatus, FedhelmError, Refused, UsageError, WrongStore
+from fedhelm.errors import BadInput, ExitStatus, FedhelmError, Refused, StoreUnavailable, UsageError, WrongStore
 from fedhelm.output import CommandParser, add_output_option, emit, format_of, guarded
 from fedhelm.persist.fsck import Finding, Remedy, Report, examine, look_at, store_path
 from fedhelm.persist.mending import repair
@@ -54,11 +54,17 @@ def main(argv: list[str]) -> int:
             raise UsageError("--from and --accept-loss belong to --repair", hint="fedhelm fsck -h")
         parts = parts_of(args)
         root = _store(parts)
-        known = _known_end(parts)  # before the log is read, which may grow meanwhile
         done: list[str] = []
+        known = -1
+        try:
+            known = _known_end(parts)  # before the log is read, which may grow meanwhile
+        except StoreUnavailable as error:
+            if args.accept_loss:
+                raise
+            done.append(f"whether the lease knows of a longer log was not looked at: {error.message}")
         if args.repair:
             check_stopped(parts)
-            done = _mend(root, args)
+            done += _mend(root, args)
         report = examine(root, may_be_gone)
         if 0 < report.end <= known:
             if args.accept_loss and report.sound:

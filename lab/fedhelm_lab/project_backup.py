@@ -165,6 +165,7 @@ def restore_project(source: Path, parts: Parts, *, replace: bool = False) -> dic
         Conflict: a store is there and ``replace`` was not given.
         BadInput: the backup is another project's.
         Corrupt: the backup is damaged; nothing was changed.
+        StoreUnavailable: the lease store does not answer; nothing was changed.
     """
     facts, first = read_backup(source), _one_project(parts)
     if (facts["project"], facts["cluster"]) != (first.project, first.cluster):
@@ -172,6 +173,8 @@ def restore_project(source: Path, parts: Parts, *, replace: bool = False) -> dic
     check_stopped(parts)
     lease = json.loads((source / "lease.json").read_bytes()) if "lease" in facts["parts"] else None
     done: dict[str, Any] = {"project": first.project, "made": facts["made"], "moved": {}}
+    if parts.overseer is not None and lease is not None:
+        _check_lease(parts.overseer, lease)
     epoch, log_seq = _lease_epoch(lease) + EPOCH_LEAP, -1
     if parts.server is not None and "store" in facts["parts"]:
         epoch, log_seq = _restore_store(source / "store", parts.server, _lease_epoch(lease), done, replace=replace)
@@ -181,6 +184,15 @@ def restore_project(source: Path, parts: Parts, *, replace: bool = False) -> dic
         with opened(parts.overseer) as (engines, key):
             copy_in(engines, key, lease, epoch=epoch, log_seq=log_seq)
     return done | {"epoch": epoch, "log_seq": log_seq}
+
+
+def _check_lease(overseer: Kit, lease: Any) -> None:
+    """Find out before the store is moved whether the lease can be put back."""
+    from fedhelm_overseer.lease_copy import check_copy, copy_out, opened
+
+    check_copy(lease)
+    with opened(overseer) as (engines, key):
+        copy_out(engines, key)
 
 
 def _restore_store(source: Path, kit: Kit, lease_epoch: int, done: dict[str, Any], *, replace: bool) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from fedhelm_overseer.lease_engines import Engines
 from fedhelm_overseer.lease_place import lease_engines, lease_file, lease_place
 from fedhelm_overseer.lease_tables import COUNTERS, HISTORY, LEASE, MEMBERS, OPERATIONS, SCHEMA, SERVERS, make_tables
 
-__all__ = ["copy_in", "copy_out", "known_end", "opened", "tell_end"]
+__all__ = ["check_copy", "copy_in", "copy_out", "known_end", "opened", "tell_end"]
 
 # Registrations are of processes that are gone when a backup is restored.
 _KEPT = (LEASE, HISTORY, OPERATIONS, SERVERS)
@@ -91,6 +91,15 @@ def copy_in(engines: Engines, project: str, copy: Mapping[str, Any], *, epoch: i
                 if table is LEASE:
                     known |= _free(row, epoch, log_seq)
                 conn.execute(sa.insert(table).values(project=project, **known))
+
+
+def check_copy(copy: Mapping[str, Any]) -> None:
+    """Refuse what `copy_in` would refuse.
+
+    Raises:
+        BadInput: the copy is of a later schema, or is no copy.
+    """
+    _rows(copy)
 
 
 def known_end(kit: Kit) -> int:

@@ -117,6 +117,26 @@ def test_an_older_copy_of_the_store_is_found_out_and_never_taken_for_the_newest(
     assert (status, len(answer["data"]["done"])) == (0, 1)
 
 
+def test_while_the_lease_does_not_answer_a_store_is_looked_over_and_nothing_restored_or_given_up(
+    workspace, capsys, tmp_path
+):
+    run(capsys, backup_cli.main_backup, tmp_path / "copy", "-w", workspace.root)
+    path = workspace.kit("overseer").local / "overseer.json"
+    path.write_text(json.dumps({"lease_store": f"postgresql://nobody@127.0.0.1:{free_base_port(1)}/none"}))
+    status, answer = run(capsys, fsck_cli.main, "-w", workspace.root)
+    assert (status, answer["data"]["sound"]) == (0, True)
+    assert "does not answer" in answer["data"]["done"][0]
+    for command, words in (
+        (backup_cli.main_restore, (tmp_path / "copy", "--replace")),
+        (fsck_cli.main, ("--repair", "--accept-loss")),
+    ):
+        status, answer = run(capsys, command, *words, "-w", workspace.root)
+        assert (status, answer["error"]["code"]) == (1, "STORE_UNAVAILABLE")
+    kit = workspace.kit("server1")
+    assert len(open_store(kit.store, kit.cluster).log.read_new().records) == 4
+    assert [one.name for one in workspace.root.glob("*store*")] == ["store"]
+
+
 @pytest.mark.parametrize("place", ["gone", "empty", "another"])
 def test_what_is_not_this_projects_store_is_not_looked_over(workspace, capsys, tmp_path, place):
     lead(workspace, log_seq=3)
