@@ -377,7 +377,9 @@ class SqlLeaseStore:
 
     @staticmethod
     def _unchanged(row: LeaseRow) -> sa.ColumnElement[bool]:
-        return sa.and_(LEASE.c.epoch == row.epoch, LEASE.c.renew_seq == row.renew_seq, LEASE.c.state == row.state)
+        # The version is not enough: a renewal leaves it.
+        seen = (LEASE.c.epoch == row.epoch, LEASE.c.renew_seq == row.renew_seq, LEASE.c.state == row.state)
+        return sa.and_(*seen, LEASE.c.version == row.version)
 
     @staticmethod
     def _new_term(row: LeaseRow, epoch: int, holder: Holder, state: str, cause: str) -> dict[str, Any]:

@@ -70,6 +70,21 @@ def test_a_renewal_between_decision_and_grant_wins(store):
     assert store.read().holder == ONE
 
 
+def test_a_pause_or_an_intent_between_decision_and_grant_wins(store):
+    grant(store, ONE, 1)
+    before = store.read()
+    assert store.set_paused(before, True, "admin", request_id="r1", at=AT) is not None
+    assert store.grant(before, 2, TWO, "lease expired", AT, keep_intent=False) is None
+    assert store.adopt(before, 5, TWO, 9, AT) is None
+    before = store.read()
+    assert store.set_intent(before, Intent(target="server2", request_id="r2")) is not None
+    assert store.grant(before, 2, TWO, "lease expired", AT, keep_intent=False) is None
+    row = store.read()
+    assert (row.epoch, row.holder, row.paused, row.intent.target) == (1, ONE, True, "server2")
+    assert [term.epoch for term in store.history()] == [1]
+    assert store.grant(row, 2, TWO, "lease expired", AT, keep_intent=False) is not None
+
+
 def test_renewals_change_no_version_and_the_log_position_never_falls(store):
     row = grant(store, ONE, 1)
     renewed = store.renew(1, ONE, 9)

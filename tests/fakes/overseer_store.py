@@ -32,7 +32,8 @@ class MemoryLeaseStore:
         return self._row.epoch == epoch and self._row.holder == holder and self._row.state in {"granted", "active"}
 
     def _same(self, row):
-        return (self._row.epoch, self._row.renew_seq, self._row.state) == (row.epoch, row.renew_seq, row.state)
+        seen = (row.epoch, row.renew_seq, row.state, row.version)
+        return (self._row.epoch, self._row.renew_seq, self._row.state, self._row.version) == seen
 
     def _mark(self, holder, **changes):
         member = self._members.get(holder.name)

@@ -67,7 +67,9 @@ class _Overwriting(View):
         if name == "grant":
             row, epoch = args[0], args[1]
             store = self._database.store
-            store._row = replace(store._row, epoch=row.epoch, renew_seq=row.renew_seq, state=row.state)
+            store._row = replace(
+                store._row, epoch=row.epoch, renew_seq=row.renew_seq, state=row.state, version=row.version
+            )
             store._history.pop(epoch, None)
         return super().compare_and_set(name, args, kwargs)
 
