@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def main_backup(argv: list[str]) -> int:
 def _told(data: dict[str, Any]) -> str:
     store = data.get("store")
     log = f", log up to slot {store['end'] - 1}, {store['blobs']} blobs" if store else ""
-    return f"{data['backup']}: {', '.join(data['parts'])}, kits of {', '.join(data['kits'])}{log}"
+    return f"{data['backup']}: {''.join(f'{part}, ' for part in data['parts'])}kits of {', '.join(data['kits'])}{log}"
 
 
 def main_restore(argv: list[str]) -> int:
@@ -94,9 +95,15 @@ def main_restore(argv: list[str]) -> int:
         parser = _parser("restore", _RESTORE, "BACKUP", "a folder that `fedhelm backup` wrote")
         parser.add_argument("--replace", action="store_true", help="move a store that is there aside")
         args = parser.parse_args(argv)
-        if args.workspace is not None and not args.workspace.exists():
+        made = args.workspace is not None and not args.workspace.exists()
+        if made:
             remake_workspace(args.backup, args.workspace, MARKER)
-        done = restore_project(args.backup, parts_of(args), replace=args.replace)
+        try:
+            done = restore_project(args.backup, parts_of(args), replace=args.replace)
+        except BaseException:
+            if made:  # a workspace without its store is none
+                shutil.rmtree(args.workspace, ignore_errors=True)
+            raise
         moved = "".join(f"\n{old} was moved to {new}" for old, new in done["moved"].items())
         text = f"restored the backup of {done['made']}: epoch {done['epoch']}, log up to slot {done['log_seq']}{moved}"
         return emit(done, fmt, text)

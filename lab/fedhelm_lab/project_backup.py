@@ -204,7 +204,10 @@ def _restore_store(source: Path, kit: Kit, lease_epoch: int, done: dict[str, Any
         raise Conflict(f"{store} is not empty", hint="--replace moves it aside; nothing is deleted")
     with _draft_of(store) as draft:
         restored = draft / "store"
-        restore(source, restored, may_be_gone)
+        try:
+            restore(source, restored, may_be_gone)
+        except Corrupt as error:
+            raise Corrupt(f"the backup {source}: {error.message}", hint=error.hint) from error
         log = open_store(restored, kit.cluster).log
         log.read_new()
         before = log.epoch

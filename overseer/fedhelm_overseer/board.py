@@ -233,6 +233,10 @@ class Board:
         """Tell whether an admin shut the servers down and none was started since."""
         return self.row.shutdown is not None and self._up_after != self.row.shutdown
 
+    def started_again(self) -> None:
+        """Take note that servers were started since the shutdown in the row: an earlier run of this overseer saw it."""
+        self._up_after = self.row.shutdown
+
     def since_renewal(self, now: float) -> float | None:
         """Return the seconds since the row's holder was last seen to renew or to begin; None if it was not seen."""
         return None if self._alive_at is None else max(0.0, now - self._alive_at)

@@ -42,6 +42,8 @@ class Table:
         self.roster = Roster(kit, self._signed, store.servers())
         self.board = Board(self.roster.names, kit.timing, clock.boottime(), store.members())
         self.board.saw_row(store.read(), clock.boottime())
+        if _led_since_shutdown(store, self.board.row):
+            self.board.started_again()
         self._refreshed = clock.boottime()
         self.metrics = Metrics()
         self.feed = EventFeed(store.count_start(), clock)
@@ -125,3 +127,12 @@ class Table:
         with self.lock:
             self.board.saw_row(row, self.now())
         self.changed.ring()
+
+
+def _led_since_shutdown(store: LeaseStore, row: LeaseRow) -> bool:
+    """Tell whether a server led after the shutdown in the row was asked for: then it is over.
+
+    By the history's times: only what people are told depends on it.
+    """
+    asked = next((one.at for one in store.operations() if one.request_id == row.shutdown), None)
+    return asked is not None and any(term.active_at is not None and term.active_at > asked for term in store.history())

@@ -32,8 +32,8 @@ def run(capsys, command, *words):
     return status, json.loads(capsys.readouterr().out)
 
 
-def spoil(workspace, slot):
-    path = workspace.root / "store" / "log" / f"{slot:016d}"
+def spoil(folder, slot):
+    path = folder / "store" / "log" / f"{slot:016d}"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.chmod(0o600)
@@ -57,7 +57,7 @@ def test_a_sound_store_is_called_so(workspace, capsys):
 
 def test_a_damaged_slot_is_named_and_mended_from_a_backup(workspace, capsys, tmp_path):
     run(capsys, backup_cli.main_backup, tmp_path / "copy", "-w", workspace.root)
-    path = spoil(workspace, 2)
+    path = spoil(workspace.root, 2)
     status, answer = run(capsys, fsck_cli.main, "--kit", workspace.kit("server2").root)
     assert status == 1
     assert [one["path"] for one in answer["data"]["findings"]] == ["log/" + path.name]
@@ -82,7 +82,7 @@ def test_nothing_is_mended_while_a_server_runs(workspace, capsys):
 
 
 def test_a_damaged_last_slot_is_cut_off_only_if_its_loss_is_accepted(workspace, capsys):
-    spoil(workspace, 3)
+    spoil(workspace.root, 3)
     status, _ = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair")
     assert status == 1
     status, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--accept-loss")
@@ -91,7 +91,7 @@ def test_a_damaged_last_slot_is_cut_off_only_if_its_loss_is_accepted(workspace, 
 
 def test_the_lease_is_told_of_a_log_that_was_cut_so_that_a_server_can_lead_again(workspace, capsys):
     lead(workspace, log_seq=3)
-    spoil(workspace, 3)
+    spoil(workspace.root, 3)
     _, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--accept-loss")
     assert answer["data"]["done"][-1] == "the lease was told that the log ends with slot 2; it said 3"
     with opened(workspace.kit("overseer")) as (engines, key):
@@ -158,7 +158,7 @@ def test_what_ends_the_last_slot_is_told_with_it(workspace, capsys, tmp_path):
     log = open_store(kit.store, kit.cluster).log
     log.read_new()
     log.append(Draft("fence", 4, By("server1", f"{4:016x}"), {"cause": "test", "time": "-"}))
-    spoil(workspace, 4)
+    spoil(workspace.root, 4)
     _, answer = run(capsys, fsck_cli.main, "-w", workspace.root, "--repair", "--from", tmp_path / "copy")
     assert "the backup has no slot 4" in answer["data"]["done"][0]
     assert "--accept-loss" in answer["data"]["findings"][0]["advice"]
@@ -183,6 +183,18 @@ def test_a_damaged_backup_is_refused_by_the_name_of_its_file(workspace, capsys, 
     assert (status, answer["error"]["code"]) == (1, "CORRUPT")
     assert str(key) in answer["error"]["message"]
     assert (workspace.root / "store" / "log").is_dir()
+
+
+def test_a_damaged_slot_of_a_backup_is_named_and_leaves_no_workspace_half_made(workspace, capsys, tmp_path):
+    run(capsys, backup_cli.main_backup, tmp_path / "copy", "-w", workspace.root)
+    spoil(tmp_path / "copy", 2)
+    for root, words in ((workspace.root, ("--replace",)), (tmp_path / "new", ())):
+        status, answer = run(capsys, backup_cli.main_restore, tmp_path / "copy", "-w", root, *words)
+        assert (status, answer["error"]["code"]) == (1, "CORRUPT")
+        assert str(tmp_path / "copy") in answer["error"]["message"]
+        assert "slot 2" in answer["error"]["message"]
+    assert not (tmp_path / "new").exists()
+    assert len(list((workspace.root / "store" / "log").iterdir())) == 4
 
 
 def test_another_projects_backup_is_refused(workspace, capsys, tmp_path):

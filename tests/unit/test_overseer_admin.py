@@ -183,6 +183,22 @@ class TestAShutdown:
         assert (view.shutdown, view.down) == ("s1", False)
         assert (led.row.epoch, led.row.holder.incarnation) == (2, "cc")
 
+    def test_that_is_over_is_not_told_again_by_an_overseer_that_is_restarted(self, led):
+        led.desk.admins.shutdown(ADMIN, ask("s1"))
+        led.release("server1")
+        led.alive.clear()
+        led.pass_time(4 * T)
+        led.restart()
+        led.pass_time(2 * T)
+        assert led.desk.admins.system().down
+        led.register("server1", "cc")
+        led.settle()
+        led.activate("server1")
+        led.alive.clear()
+        led.restart()
+        led.pass_time(4 * T)
+        assert not led.desk.admins.system().down
+
     def test_asked_twice_is_one(self, led):
         led.desk.admins.shutdown(ADMIN, ask("s1"))
         version = led.row.version
