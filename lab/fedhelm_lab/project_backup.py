@@ -32,6 +32,8 @@ from fedhelm.errors import AlreadyRunning, BadInput, Conflict, Corrupt, FedhelmE
 from fedhelm.ids import new_incarnation
 from fedhelm.persist import By, Draft, open_store
 from fedhelm.persist.backup import back_up, restore
+from fedhelm.persist.fsck import look_at
+from fedhelm.persist.posix import PosixLogStore
 from fedhelm.process import ParticipantLock, atomic_write
 from fedhelm_lab.collected import may_be_gone
 
@@ -149,8 +151,9 @@ def read_backup(source: Path) -> dict[str, Any]:
 def restore_project(source: Path, parts: Parts, *, replace: bool = False) -> dict[str, Any]:
     """Put store and lease back for the kits in ``parts``, and raise the epoch; nothing of the project may run.
 
-    What is there already is moved aside with ``replace``, never deleted. The epoch rises by `EPOCH_LEAP`, so that sites
-    which saw epochs that the backup lacks follow again. Jobs go on where the backup saw them.
+    What is there already is moved aside with ``replace``, never deleted. The epoch rises by `EPOCH_LEAP` above those of
+    the backup and of what is there, so that sites which saw epochs that the backup lacks follow again. Jobs go on
+    where the backup saw them.
 
     Args:
         source: the backup.
@@ -173,11 +176,14 @@ def restore_project(source: Path, parts: Parts, *, replace: bool = False) -> dic
     check_stopped(parts)
     lease = json.loads((source / "lease.json").read_bytes()) if "lease" in facts["parts"] else None
     done: dict[str, Any] = {"project": first.project, "made": facts["made"], "moved": {}}
+    seen = _lease_epoch(lease)
     if parts.overseer is not None and lease is not None:
-        _check_lease(parts.overseer, lease)
-    epoch, log_seq = _lease_epoch(lease) + EPOCH_LEAP, -1
+        seen = max(seen, _check_lease(parts.overseer, lease))
+    if parts.server is not None and parts.server.store is not None:
+        seen = max(seen, _epoch_there(parts.server.store))
+    epoch, log_seq = seen + EPOCH_LEAP, -1
     if parts.server is not None and "store" in facts["parts"]:
-        epoch, log_seq = _restore_store(source / "store", parts.server, _lease_epoch(lease), done, replace=replace)
+        epoch, log_seq = _restore_store(source / "store", parts.server, seen, done, replace=replace)
     if parts.overseer is not None and lease is not None:
         from fedhelm_overseer.lease_copy import copy_in, opened
 
@@ -186,16 +192,31 @@ def restore_project(source: Path, parts: Parts, *, replace: bool = False) -> dic
     return done | {"epoch": epoch, "log_seq": log_seq}
 
 
-def _check_lease(overseer: Kit, lease: Any) -> None:
-    """Find out before the store is moved whether the lease can be put back."""
+def _check_lease(overseer: Kit, lease: Any) -> int:
+    """Find out before the store is moved whether the lease can be put back; return the epoch of the one that is there.
+
+    A backup that is restored once more brings no epoch above those of the time after it was restored first.
+    """
     from fedhelm_overseer.lease_copy import check_copy, copy_out, opened
 
     check_copy(lease)
     with opened(overseer) as (engines, key):
-        copy_out(engines, key)
+        return _lease_epoch(copy_out(engines, key))
 
 
-def _restore_store(source: Path, kit: Kit, lease_epoch: int, done: dict[str, Any], *, replace: bool) -> tuple[int, int]:
+def _epoch_there(store: Path) -> int:
+    """Return the epoch of the last sound record in the store that is replaced; 0 if there is none."""
+    if not (store / "log").is_dir():
+        return 0
+    log = PosixLogStore(store)
+    for seq in sorted(log.slots(), reverse=True):
+        record, _ = look_at(log, seq)
+        if record is not None:
+            return record.epoch
+    return 0
+
+
+def _restore_store(source: Path, kit: Kit, seen: int, done: dict[str, Any], *, replace: bool) -> tuple[int, int]:
     """Restore the log beside its place, raise its epoch, and put it there; return epoch and last slot."""
     store = kit.store
     assert store is not None
@@ -211,11 +232,11 @@ def _restore_store(source: Path, kit: Kit, lease_epoch: int, done: dict[str, Any
         log = open_store(restored, kit.cluster).log
         log.read_new()
         before = log.epoch
-        epoch = max(before, lease_epoch) + EPOCH_LEAP
+        epoch = max(before, seen) + EPOCH_LEAP
         body = {"from": before, "to": epoch, "reason": "restored from a backup", "time": iso(datetime.now(UTC))}
         record = log.append(Draft("epoch_repair", epoch, By("restore", new_incarnation()), body))
         if there:
-            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
             aside = store.with_name(f"{store.name}.before-{stamp}")
             store.rename(aside)
             done["moved"][str(store)] = str(aside)

@@ -197,6 +197,21 @@ def test_a_damaged_slot_of_a_backup_is_named_and_leaves_no_workspace_half_made(w
     assert len(list((workspace.root / "store" / "log").iterdir())) == 4
 
 
+@pytest.mark.parametrize("kept", ["lease", "store", "both"])
+def test_a_backup_that_is_restored_once_more_brings_an_epoch_that_no_site_has_seen(workspace, capsys, tmp_path, kept):
+    run(capsys, backup_cli.main_backup, tmp_path / "copy", "-w", workspace.root)
+    again = ("-w", workspace.root, "--replace")
+    _, answer = run(capsys, backup_cli.main_restore, tmp_path / "copy", *again)
+    first = answer["data"]["epoch"]
+    if kept == "lease":
+        (workspace.root / "store").rename(tmp_path / "lost")
+    if kept == "store":
+        (workspace.kit("overseer").run / "overseer.db").unlink()
+    status, answer = run(capsys, backup_cli.main_restore, tmp_path / "copy", *again)
+    assert status == 0
+    assert answer["data"]["epoch"] >= first + 2**20
+
+
 def test_another_projects_backup_is_refused(workspace, capsys, tmp_path):
     other = prepare(tmp_path / "other", plan(1, 1, free_base_port(3)))
     run(capsys, backup_cli.main_backup, tmp_path / "copy", "-w", other.root)
