@@ -345,6 +345,10 @@ class Ledger:
         except StoreUnavailable:
             self.store_ok = False
             raise
+        except Corrupt as error:
+            self._broken = error
+            self.close(str(error))
+            raise
         finally:
             self._append_since = None
         self.store_ok = True

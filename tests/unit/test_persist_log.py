@@ -327,7 +327,7 @@ class TestUnknownOutcome:
     def test_a_slot_that_is_taken_and_not_visible_is_no_answer(self, store):
         log = opened(store)
         store.faults.append(REPEATED)
-        works, store.read = store.read, lambda seq: None
+        works, store.read = store.read, lambda seq: None if seq == 2 else works(seq)
         with pytest.raises(StoreUnavailable):
             log.append(put(1, "a"))
         store.read = works
@@ -381,3 +381,37 @@ def test_two_threads_at_once_are_refused(store):
         leave.set()
         thread.join()
     assert log.next_seq == 3
+
+
+class TestALogThatWasReplacedUnderASleeper:
+    """A restore put an older log in the place of the one that a paused primary has read."""
+
+    def replaced(self, store, kept):
+        for seq in [seq for seq in store.contents if seq >= kept]:
+            del store.contents[seq]
+
+    def test_it_writes_nothing_past_the_end_of_the_restored_one(self, store):
+        sleeper = opened(store)
+        for site in ("site-1", "site-2"):
+            sleeper.append(put(1, site))
+        self.replaced(store, kept=3)
+        with pytest.raises(Corrupt, match="slot 3 is not what was read there"):
+            sleeper.append(put(1, "site-3"))
+        assert max(store.contents) == 2
+
+    def test_nor_where_the_restored_one_has_gone_on_differently(self, store):
+        sleeper = opened(store)
+        sleeper.append(put(1, "site-1"))
+        self.replaced(store, kept=2)
+        force(store, fence(2, TWO))
+        with pytest.raises(Corrupt, match="slot 2"):
+            sleeper.append(put(1, "site-2"))
+        assert max(store.contents) == 2
+
+    def test_who_reads_afresh_goes_on(self, store):
+        sleeper = opened(store)
+        sleeper.append(put(1, "site-1"))
+        self.replaced(store, kept=2)
+        log = opened(store)
+        log.append(fence(2, TWO))
+        assert log.next_seq == 3

@@ -148,6 +148,8 @@ class Log:
             Fenced: the log, as far as it was read, does not let this writer append this; or the slot was compacted
                 away long since, and the next `read_new` starts from a checkpoint. Nothing was written that counts.
             StoreUnavailable: no answer from the store; it may or may not have been written.
+            Corrupt: the record before is not the one that was read: a restore replaced the log under a writer that slept.
+                Nothing was written.
             BadInput: not JSON (NaN), too large, genesis in a log that has begun, or a kind or checkpoint that the log
                 cannot have here.
             WrongStore: the log was not read yet, or has no genesis.
@@ -161,6 +163,7 @@ class Log:
                 raise Fenced(f"slot {tip.next_seq} cannot be written: {reason}")
             if reason := tip.misstated(record):
                 raise BadInput(f"slot {tip.next_seq} cannot be written: {reason}")
+            self._require_ground(tip)
             self._attempt = record, data
             self._create(tip.next_seq, data)
             self._advance(tip.after(record))
@@ -257,6 +260,16 @@ class Log:
         if self._store.read(tip.next_seq) is None:
             raise Corrupt(f"slot {tip.next_seq} is missing, slot {highest} is there")
         return False
+
+    def _require_ground(self, tip: Tip) -> None:
+        """See that the record before is still there: a restored log may end where a sleeper's does not."""
+        if tip.last is None:
+            return
+        found = self._store.read(tip.last.seq)
+        if found is not None and tip.last.sha256.encode() in found:
+            return
+        if tip.last.seq >= self._marks.look().low_water:
+            raise Corrupt(f"slot {tip.last.seq} is not what was read there: the log was replaced")
 
     def _create(self, seq: int, data: bytes) -> None:
         """Create the slot; when this returns, it counts."""
