@@ -344,7 +344,8 @@ class _Step(Answers):
         if not self.beats() or self.now < self.state.register_at:
             return False
         if self.state.registered:  # once more, after a refusal: when its cause may be cured
-            return self.state.hold is None and self.state.release is None and store_ok(child.report, self.settings)
+            cured = store_ok(child.report, self.settings) and child.report.log_seq >= self.state.lease.log_seq
+            return self.state.hold is None and self.state.release is None and cured
         return child.report.ready or self.now - child.since >= self.settings.unready_limit
 
     def say_status(self) -> None:

@@ -542,12 +542,13 @@ def test_a_drain_that_takes_too_long_resumes(script):
 
 def test_a_refusal_is_told_and_the_same_child_registers_again_later_and_later(script):
     script.standby()
+    script.beat(log_seq=41)
     pauses = []
     for epoch in (3, 4, 5, 6, 7, 8):
         script.granted(epoch)
         script.answer(kv.Renew)
-        script.on(kv.ChildRefused("c1", "store went backwards"))
-        assert script.take(kv.Release) == kv.Release("c1", epoch, "store went backwards", refused=True)
+        script.on(kv.ChildRefused("c1", "the disk is full"))
+        assert script.take(kv.Release) == kv.Release("c1", epoch, "the disk is full", refused=True)
         script.answer(kv.Release, script.row("released", epoch))
         script.none_of(kv.KillChild, kv.StartChild)
         told = script.now
@@ -556,6 +557,19 @@ def test_a_refusal_is_told_and_the_same_child_registers_again_later_and_later(sc
         pauses.append(round(script.now - told, 2))
         script.answer(kv.Register, script.row("released", epoch))
     assert pauses == [0.5, 1, 2, 4, 5, 5]
+
+
+def test_a_server_whose_log_is_too_short_asks_for_no_more_grants_until_it_is_long_enough(script):
+    script.standby()
+    script.beat(log_seq=30)
+    script.granted(3)
+    script.answer(kv.Renew)
+    script.on(kv.ChildRefused("c1", "the store went backwards: the log ends at 30, was at 41"))
+    script.answer(kv.Release, script.row("released", 3))
+    script.after(60)
+    script.none_of(kv.Register)
+    script.beat(log_seq=41)
+    script.take(kv.Register)
 
 
 def test_a_late_view_of_a_grant_that_was_refused_is_no_new_grant(script):
@@ -594,7 +608,7 @@ def test_a_refused_child_whose_store_is_bad_does_not_ask_for_more(script):
     script.granted()
     script.answer(kv.Renew)
     script.on(kv.ChildRefused("c1", "the store refuses to write"))
-    script.beat(store_ok=False)
+    script.beat(store_ok=False, log_seq=41)
     script.answer(kv.Release, script.row("released", 3))
     script.after(6)
     script.none_of(kv.Register)
