@@ -30,7 +30,7 @@ from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream_blob
-from fedhelm.wire.chain import Call
+from fedhelm.wire.chain import Call, is_stop
 from fedhelm_server import decisions
 from fedhelm_server.assignments import assignment
 from fedhelm_server.job_book import JobState, finished
@@ -120,6 +120,9 @@ class FleetService:
             async for message in messages:
                 if message.WhichOneof("message") == "beat":
                     stream.hold(list(message.beat.jobs))
+        except Exception as error:  # whatever it is, a stream that is not read any more ends
+            if not is_stop(error):
+                raise
         finally:
             stream.wake()
 

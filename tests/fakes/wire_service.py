@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import grpc.aio
+from grpc._cython import cygrpc
 
 import fedhelm.wire
 from fedhelm.persist.blobs import Manifest
@@ -16,6 +17,7 @@ from fedhelm.wire.chain import ServiceHandlers, serve_options, server_credential
 
 assert fedhelm.wire
 
+SERVER_STOPPED = cygrpc._ServerStoppedError  # what grpc raises where a call's messages are read while its server stops
 FLEET = fleet.DESCRIPTOR.services_by_name["Fleet"]
 ADMIN = admin.DESCRIPTOR.services_by_name["Admin"]
 

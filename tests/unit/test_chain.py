@@ -38,7 +38,7 @@ from fedhelm.wire import alive, chain
 from fedhelm.wire.chain import ServiceHandlers
 from fedhelm.wire.channels import AdminStub, EpochGuard, FleetStub, aio_channel, sync_channel
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, decode_error, encode_error, epoch_of, status_of
-from tests.fakes.wire_service import ADMIN, FLEET, AdminDesk, FleetDesk, serving
+from tests.fakes.wire_service import ADMIN, FLEET, SERVER_STOPPED, AdminDesk, FleetDesk, serving
 from tests.support.kits import ADMIN as ADMIN_NAME
 from tests.support.kits import make_kits
 from tests.support.proxy import Proxy
@@ -338,6 +338,23 @@ async def test_a_bug_in_a_handler_is_an_internal_error_without_a_traceback(kits,
     assert "secret" not in caught.value.message
     assert "Traceback" not in caught.value.message
     assert "secret detail" in caplog.text  # the server's own log has it
+
+
+async def test_an_upload_that_ends_with_its_server_is_no_failure_in_the_log(kits, caplog):
+    caplog.set_level(logging.ERROR)
+    desk = FleetDesk()
+    desk.raises = SERVER_STOPPED("Server already stopped.")
+
+    async def pieces():
+        yield b"x"
+
+    async with serving(kits["server1"], FLEET, desk) as port:
+        channel, stub = fleet_stub(kits["site-1"], port)
+        with pytest.raises(Unreachable, match="the server stops"):
+            await stub.put_blob(pieces())
+        await channel.close()
+    assert not [record for record in caplog.records if record.name.startswith("fedhelm")]
+    assert not chain.is_stop(grpc.aio.UsageError())
 
 
 async def test_what_was_streamed_before_an_error_arrives(kits):

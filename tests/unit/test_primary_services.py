@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -59,6 +60,7 @@ from tests.fakes.server_log import (
     state,
     submitted,
 )
+from tests.fakes.wire_service import SERVER_STOPPED
 from tests.support.waiting import eventually
 
 REQUEST = "request99"
@@ -168,6 +170,24 @@ async def primary_in(tmp_path, durability="durable"):
     finally:
         await cancel(task)
         await asyncio.to_thread(primary.runtime.ledger._thread.shutdown)
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "defect"), [(SERVER_STOPPED("Server already stopped."), False), (OSError("a defect"), True)]
+)
+async def test_a_stream_that_ends_with_this_server_is_no_failure(tmp_path, error, defect):
+    async def messages():
+        yield fleet.SiteMessage(beat=fleet.Beat(jobs=[fleet.HeldJob(job=JOB, status="TRAINING")]))
+        raise error
+
+    async with primary_in(tmp_path) as primary:
+        stream = primary.connect("site-1")
+        with pytest.raises(OSError, match="a defect") if defect else contextlib.nullcontext():
+            await primary.fleet._read(stream, messages())
+        assert stream.held == {JOB: "TRAINING"}
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------

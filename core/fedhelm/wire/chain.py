@@ -18,14 +18,14 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 import fedhelm.wire
-from fedhelm.errors import BadCertificate, FedhelmError
+from fedhelm.errors import BadCertificate, FedhelmError, Unreachable
 from fedhelm.security.identity import Principal, principal_from_uris
 from fedhelm.security.policy import PERMISSIONS, authorise
 from fedhelm.v1 import common_pb2
 from fedhelm.wire.alive import keep_alive
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, encode_error, status_of
 
-__all__ = ["Call", "ServiceHandlers", "serve_options", "server_credentials"]
+__all__ = ["Call", "ServiceHandlers", "is_stop", "serve_options", "server_credentials"]
 
 _log = logging.getLogger("fedhelm.wire")
 
@@ -159,8 +159,17 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
     async def _crash(self, context: Any, method: MethodDescriptor, error: Exception) -> None:
         if isinstance(error, grpc.RpcError | grpc.aio.AbortError):
             raise error
+        if is_stop(error):
+            await self._abort(context, Unreachable("the server stops"))
         _log.error("%s failed", method.full_name, exc_info=error)
         await self._abort(context, FedhelmError(f"{method.name} failed inside the server; its log has the reason"))
+
+
+def is_stop(error: BaseException) -> bool:
+    """Tell whether reading a call's messages failed because this server was stopped: an end, and no defect."""
+    # Its class is private to grpc; those below grpc's public base that tell of a defect are not.
+    defects = (grpc.aio.AbortError, grpc.aio.InternalError, grpc.aio.UsageError)
+    return isinstance(error, grpc.aio.BaseError) and not isinstance(error, defects)
 
 
 def _parser(message: Any) -> Callable[[bytes], Any]:
