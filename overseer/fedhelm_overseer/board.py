@@ -294,6 +294,9 @@ class Board:
 
     def hindered(self, name: str, now: float) -> str | None:
         """Return why the candidate ``name`` may not take over by a planned switchover, though it may by a failover."""
+        age = self.age(name, now)
+        if age is not None and age > 2 * self._timing.renew:
+            return f"it was last heard {age:.1f} s ago"
         if behind := self.behind(name):
             return f"it is {behind} records behind"
         if (left := self.hold_down_left(name, now)) > 0:

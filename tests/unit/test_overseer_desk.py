@@ -306,6 +306,16 @@ class TestASwitchover:
             self.ask(led, target="server9")
         assert led.row.intent is None
 
+    def test_is_refused_while_the_target_says_nothing_though_it_is_not_down_yet(self, led):
+        beating = led.alive.pop("server2")
+        led.pass_time(1.5)
+        with pytest.raises(Refused, match=r"server2 cannot take over: it was last heard \d\.\d s ago"):
+            self.ask(led)
+        assert led.row.intent is None
+        led.alive["server2"] = beating
+        led.pass_time(R)
+        self.ask(led)
+
     def test_is_refused_while_the_target_lags(self, led):
         led.positions["server2"] = led.log_seq
         led.log_seq += 500
