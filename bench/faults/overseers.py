@@ -395,15 +395,25 @@ async def _offer_again(scene: Scene, stub: FleetStub, item: Any, where: tuple[in
             scene.params["refused"] = str(error)[:120]
             return None
 
+    # Receipts are kept for the open round and the one before; of an older one the answer is that it is over.
     same = await offer(item["blob"], item["attempt"])
-    if same is not None:
+    if same is not None and not same.gone:
         got = (same.seq, same.index, same.epoch)
         scene.expect(got == where and not same.superseded, f"sent again, {where} was answered with {got}")
+    if same is not None and same.gone:
+        scene.expect(_closed(scene, item), f"sent again, {where} of a round that is not closed is gone")
     for other in others:
         answer = await offer(other["blob"], item["attempt"])
-        scene.expect(answer is None or answer.superseded, "another result under a recorded id is not superseded")
+        told = answer is None or answer.superseded or (answer.gone and _closed(scene, item))
+        scene.expect(told, "another result under a recorded id is not superseded")
     late = await offer(item["blob"], item["attempt"] + 1)
     scene.expect(late is None or late.gone, "a result of another attempt was recorded")
+
+
+def _closed(scene: Scene, item: Any) -> bool:
+    which = ("job", "step", "round", "kind")
+    closes = (one.record.body for one in scene.lab.watch.seen if one.record.kind == "round_close")
+    return any(all(body[key] == item[key] for key in which) for body in closes)
 
 
 async def _lines_again(scene: Scene, stub: FleetStub, job: str, site: str) -> None:
