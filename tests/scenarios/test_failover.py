@@ -51,6 +51,13 @@ def test_killed_primary_in_mid_round_gives_the_same_bits_and_one_call_per_site_a
     assert [entry["epoch"] for entry in faulted["rounds"]] == [before["epoch"]] + 2 * [before["epoch"] + 1]
     assert faulted["rounds"][1]["members"] == ["site-1", "site-2"]
 
+    federation.stop()
+    for name in [*federation.overseers, *federation.servers, *federation.sites]:
+        written = federation.log(name)
+        assert written
+        alarms = [line for line in written.splitlines() if " WARNING " in line or " ERROR " in line or line[:1] == " "]
+        assert alarms == [], f"{name} alarms its operator, and all is well"
+
 
 def test_planned_switchover_during_a_job_loses_nothing(federation, tmp_path):
     before = federation.primary()

@@ -52,6 +52,21 @@ def test_one_login_serves_many_calls(session, cluster):
     assert session.signed_in.server == "server1"
 
 
+def test_a_call_that_has_no_time_left_does_not_cost_the_others_their_connection(session, cluster):
+    session.jobs()
+    cluster.hanging.add("server1")
+    with pytest.raises(DeadlineExceeded, match=r"not done within 0\.3 s: server1 did not answer"):
+        session.jobs(timeout=0.3)
+    assert not cluster.channels[-1].closed
+    cluster.hanging.clear()
+    session.jobs()
+    assert cluster.names("login") == ["server1"]
+    cluster.hanging.add("server1")
+    with pytest.raises(DeadlineExceeded, match="not done within 2 s"):
+        session.jobs(timeout=2)
+    assert cluster.channels[0].closed, "one that had its time and got no answer is given up"
+
+
 def test_a_read_is_asked_again_at_the_new_primary(session, cluster):
     session.jobs()
     cluster.kill("server1")

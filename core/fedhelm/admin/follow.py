@@ -37,6 +37,9 @@ CALL_LIMIT = 5.0
 
 LOGIN_LIMIT = 3.0
 GUESS_LIMIT = 1.0
+FAIR = 1.0
+"""Seconds that a server must have been given before its silence says anything of it: others may use the connection."""
+
 PAUSE = 0.1
 GRACE = 1.0
 """Seconds for which "nobody answers at all" may be a moment's gap, before it is an error."""
@@ -136,9 +139,13 @@ class Follower:
         failures = 0
         while True:
             connection = self.connect(deadline)
+            given = deadline.within(limit)
             try:
-                return question(connection.stub, deadline.within(limit))
+                return question(connection.stub, given)
             except (*_LOST, DeadlineExceeded) as lost:
+                if isinstance(lost, DeadlineExceeded) and given < min(FAIR, limit):
+                    deadline.check(str(lost))
+                    raise
                 self.lost(connection, lost, deadline)
             if failures:
                 self._pause(deadline.within(PAUSE))
