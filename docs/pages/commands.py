@@ -10,8 +10,11 @@ from fedhelm.cli import _SUMMARIES as SUMMARIES
 from fedhelm_console.cli import _parser as console_parser
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.registry import Command, Parameter
+from fedhelm_lab.backup_cli import backup_parser, restore_parser
 from fedhelm_lab.demo import _parser as demo_parser
+from fedhelm_lab.fsck_cli import _parser as fsck_parser
 from fedhelm_lab.poc_cli import _parser as poc_parser
+from fedhelm_server.failover_cli import _parser as failover_parser
 
 __all__ = ["page"]
 
@@ -81,6 +84,7 @@ _ACTIONS = (
     ("start", "starts what is not running, and waits until all are ready (at most 60 s)"),
     ("status", "shows each participant: process, ready or not, processes below it"),
     ("stop", "stops everything; no process stays behind"),
+    ("add", "makes the kit of one more server; `start` starts it"),
     ("clean", "stops, then removes the workspace"),
 )
 
@@ -113,6 +117,15 @@ def _command(command: Command) -> str:
     return "\n".join(lines)
 
 
+_PARTS = "(-w DIR | --kit DIR ... [--state DIR])"
+_RESCUE = (
+    ("backup", f"TARGET {_PARTS}", backup_parser()),
+    ("restore", f"BACKUP {_PARTS} [--replace]", restore_parser()),
+    ("fsck", f"{_PARTS} [--repair [--from BACKUP] [--accept-loss]]", fsck_parser()),
+    ("failover", "KIT [--reason TEXT] [--gone SERVER] [--confirm PROJECT]", failover_parser()),
+)
+
+
 def page() -> str:
     """Return the page."""
     overview = table(
@@ -134,6 +147,10 @@ def page() -> str:
             "console",
             "fedhelm console [-c CMD] [-f FILE] [-o json] [--yes] [--timeout S] [--keep-going] [--ascii] [KIT]",
             console_parser(),
+        ),
+        *(
+            _tool(name, f"fedhelm {name} {usage} [-o json]", parser, f"{parser.description or ''}\n")
+            for name, usage, parser in _RESCUE
         ),
         _ROLES,
         _CONSOLE,

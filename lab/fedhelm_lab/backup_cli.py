@@ -14,7 +14,7 @@ from fedhelm.security.kit import open_kit
 from fedhelm_lab.project_backup import Parts, back_up_project, remake_workspace, restore_project
 from fedhelm_lab.workspace import MARKER, Workspace
 
-__all__ = ["add_parts", "main_backup", "main_restore", "parts_of"]
+__all__ = ["add_parts", "backup_parser", "main_backup", "main_restore", "parts_of", "restore_parser"]
 
 _BACKUP = """\
 Copy log and blobs, lease, root key and kits to a new folder; everything may run meanwhile. What is acknowledged when
@@ -67,12 +67,24 @@ def _parser(name: str, about: str, argument: str, what: str) -> CommandParser:
     return parser
 
 
+def backup_parser() -> CommandParser:
+    """Return the parser of ``fedhelm backup``."""
+    return _parser("backup", _BACKUP, "TARGET", "a folder that does not exist yet")
+
+
+def restore_parser() -> CommandParser:
+    """Return the parser of ``fedhelm restore``."""
+    parser = _parser("restore", _RESTORE, "BACKUP", "a folder that `fedhelm backup` wrote")
+    parser.add_argument("--replace", action="store_true", help="move a store that is there aside")
+    return parser
+
+
 def main_backup(argv: list[str]) -> int:
     """Run ``fedhelm backup ARGV``; return its exit status."""
     fmt = format_of(argv)
 
     def body() -> ExitStatus:
-        args = _parser("backup", _BACKUP, "TARGET", "a folder that does not exist yet").parse_args(argv)
+        args = backup_parser().parse_args(argv)
         facts = back_up_project(parts_of(args), args.backup)
         keys = ("project", "made", "parts", "kits", "store")
         data = {"backup": str(args.backup.resolve())} | {key: facts[key] for key in keys if key in facts}
@@ -92,9 +104,7 @@ def main_restore(argv: list[str]) -> int:
     fmt = format_of(argv)
 
     def body() -> ExitStatus:
-        parser = _parser("restore", _RESTORE, "BACKUP", "a folder that `fedhelm backup` wrote")
-        parser.add_argument("--replace", action="store_true", help="move a store that is there aside")
-        args = parser.parse_args(argv)
+        args = restore_parser().parse_args(argv)
         made = args.workspace is not None and not args.workspace.exists()
         if made:
             remake_workspace(args.backup, args.workspace, MARKER)

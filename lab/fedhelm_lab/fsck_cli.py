@@ -26,9 +26,7 @@ backup (--from) if their hashes prove that they belong there. Exit status 1 whil
 """
 
 
-def main(argv: list[str]) -> int:
-    """Run ``fedhelm fsck ARGV``; return its exit status."""
-    fmt = format_of(argv)
+def _parser() -> CommandParser:
     parser = CommandParser(
         prog="fedhelm fsck",
         description=_ABOUT,
@@ -47,9 +45,15 @@ def main(argv: list[str]) -> int:
         " whatever was there is lost, acknowledged or not",
     )
     add_output_option(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fedhelm fsck ARGV``; return its exit status."""
+    fmt = format_of(argv)
 
     def body() -> int:
-        args = parser.parse_args(argv)
+        args = _parser().parse_args(argv)
         if not args.repair and (args.backup or args.accept_loss):
             raise UsageError("--from and --accept-loss belong to --repair", hint="fedhelm fsck -h")
         parts = parts_of(args)

@@ -37,9 +37,7 @@ _LEADS_S = 20.0
 _HANDSHAKE_S = 1.0
 
 
-def main(argv: list[str]) -> int:
-    """Run ``fedhelm failover ARGV``; return its exit status."""
-    fmt = format_of(argv)
+def _parser() -> CommandParser:
     parser = CommandParser(
         prog="fedhelm failover",
         description=_ABOUT,
@@ -55,9 +53,15 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--confirm", metavar="PROJECT", help="in scripts, instead of typing the project's name")
     add_output_option(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fedhelm failover ARGV``; return its exit status."""
+    fmt = format_of(argv)
 
     def body() -> ExitStatus:
-        args = parser.parse_args(argv)
+        args = _parser().parse_args(argv)
         kit = open_kit(args.kit, role="server")
         _check_server(kit)
         _check_overseers(kit)

@@ -148,8 +148,8 @@ class Log:
             Fenced: the log, as far as it was read, does not let this writer append this; or the slot was compacted
                 away long since, and the next `read_new` starts from a checkpoint. Nothing was written that counts.
             StoreUnavailable: no answer from the store; it may or may not have been written.
-            Corrupt: the record before is not the one that was read: a restore replaced the log under a writer that slept.
-                Nothing was written.
+            Corrupt: the record before is not the one that was read: a restore replaced the log while this writer
+                slept. Nothing was written.
             BadInput: not JSON (NaN), too large, genesis in a log that has begun, or a kind or checkpoint that the log
                 cannot have here.
             WrongStore: the log was not read yet, or has no genesis.
