@@ -5,3 +5,14 @@ from __future__ import annotations
 import fedhelm.wire
 
 assert fedhelm.wire.TLS_1_3_ONLY
+
+# Files that take minutes go first, so that no worker is left alone with one at the end.
+_LONGEST = ("test_faults_between.py", "test_faults.py", "test_overseers.py", "test_simulation.py")
+
+
+def pytest_collection_modifyitems(items):
+    def turn(item):
+        name = item.path.name
+        return (_LONGEST.index(name) if name in _LONGEST else len(_LONGEST), "scenarios" not in item.path.parts)
+
+    items.sort(key=turn)
