@@ -40,6 +40,8 @@ WIRE_VERSIONS = (2, 1)
 
 BEAT_SECONDS = 5.0
 _WELCOME_SECONDS = 5.0
+_CANCELS = 3
+_CANCEL_SECONDS = 1.0
 _PAUSE = (0.05, 0.2)
 
 
@@ -158,8 +160,18 @@ class Links:
                 self._links[server] = spawn(self._keep_link(server), f"link {server.name}")
 
     async def stop(self) -> None:
-        """Close all streams."""
-        await cancel(*self._links.values())
+        """Close all streams.
+
+        One that does not end at once is cancelled again: a stream that is being closed may wait for its server.
+        """
+        links = set(self._links.values())
+        for _ in range(_CANCELS):
+            for link in links:
+                link.cancel()
+            if links:
+                _, links = await asyncio.wait(links, timeout=_CANCEL_SECONDS)
+        for link in links:
+            _log.error("%s does not end", link.get_name())
 
     def beat_soon(self) -> None:
         """What this site holds has changed: tell every server."""
