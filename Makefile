@@ -27,7 +27,7 @@ check: install
 	$(BIN)/python -m docs.generate --check
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes over a minute: thousands of simulated seeds, an hour of load. Not part of CI.
 test-long: install
