@@ -155,7 +155,7 @@ def test_a_standby_leads_without_any_overseer_and_is_adopted_when_one_returns(tm
         federation.close()
 
 
-def test_one_server_that_was_killed_takes_nothing_from_a_break_glass_that_was_not_needed(tmp_path):
+def test_a_primary_that_leads_without_an_overseer_is_not_made_to_lead_again(tmp_path):
     federation = Federation(tmp_path, servers=1)
     try:
         federation.start()
