@@ -23,7 +23,8 @@ the command begins is in the backup. It holds private keys: keep it as you keep 
 
 _RESTORE = """\
 Put a backup back. Stop everything first: all servers and overseers of the project, on every machine. The epoch rises by
-1,048,576 above all that are known here, so that sites that saw later epochs follow again; jobs go on where the backup saw them.
+1,048,576 above all that are known here, so that sites that saw later epochs follow again; jobs go on where the backup
+saw them.
 """
 
 
