@@ -109,10 +109,15 @@ def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[P
         for path in _outermost([*(closed & read_only), _KERNEL_SETTINGS]):
             _make_read_only(path)
         for path in covered:
-            if path.is_dir():
-                _cover(path, kept, read_only)
-            else:
-                _mount("/dev/null", path, None, _BIND)
+            try:
+                if path.is_dir():
+                    _cover(path, kept, read_only)
+                else:
+                    _mount("/dev/null", path, None, _BIND)
+            except FileNotFoundError:
+                # Another agent's socket folder may go at any moment with its agent: then nothing is left to hide.
+                if os.path.lexists(path):
+                    raise
     finally:
         for fd in kept.values():
             os.close(fd)

@@ -131,6 +131,7 @@ async def _work(
         loop.add_done_callback(lambda _: runtime.stopping.set())
     await runtime.stopping.wait()
     failures = [loop.exception() for loop in loops if loop.done() and not loop.cancelled()]
+    runtime.streams.end_all()
     await control.runners.stop()
     await asyncio.gather(*(server.stop(0.2) for server in servers))
     await cancel(*loops)

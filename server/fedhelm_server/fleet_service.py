@@ -85,7 +85,7 @@ class FleetService:
         reader = spawn(self._read(stream, messages), f"stream of {stream.site}")
         try:
             yield self._welcome(version)
-            while not stream.replaced and not reader.done():
+            while not stream.over and not reader.done():
                 for message in self._next(stream):
                     yield message
                 await stream.wait()

@@ -26,7 +26,8 @@ class SiteStream:
         """Of the wire, as agreed with this site."""
         self.incarnation = incarnation
         self.held: dict[str, str] = {}
-        self.replaced = False
+        self.over = False
+        """A newer stream of the site took its place, or this server stops."""
         self.announced: int | None = None
         self.last: fleet.Assignment | None = None
         self._dirty = asyncio.Event()
@@ -41,6 +42,11 @@ class SiteStream:
     def wake(self) -> None:
         """Have the sender look again."""
         self._dirty.set()
+
+    def end(self) -> None:
+        """Have the sender end the stream."""
+        self.over = True
+        self.wake()
 
     async def wait(self) -> None:
         """Wait for the next wake."""
@@ -58,8 +64,7 @@ class Streams:
         """Add a stream; the site's older one ends."""
         old = self._streams.get(stream.site)
         if old is not None:
-            old.replaced = True
-            old.wake()
+            old.end()
         self._streams[stream.site] = stream
 
     def close(self, stream: SiteStream) -> bool:
@@ -85,3 +90,8 @@ class Streams:
         """Have every sender look again."""
         for stream in self._streams.values():
             stream.wake()
+
+    def end_all(self) -> None:
+        """End every stream: a call that is left open when gRPC stops is torn off, with a warning in the log."""
+        for stream in self._streams.values():
+            stream.end()

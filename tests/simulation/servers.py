@@ -220,7 +220,7 @@ class Child(Process):
         runtime.streams.open(inner)
         runtime.site_changed(site, connected=True)
         try:
-            while not inner.replaced and not stream.closed:
+            while not inner.over and not stream.closed:
                 if stream.heard is not None:
                     inner.hold(stream.heard)
                     stream.heard = None

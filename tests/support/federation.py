@@ -69,8 +69,10 @@ class Answer:
 class Federation:
     """One workspace. ``steps`` remembers what was done, for the message of a failed test."""
 
-    def __init__(self, folder: Path, sites=2, servers=2, *, overseers=1, lease_store=None):
+    def __init__(self, folder: Path, sites=2, servers=2, *, overseers=1, lease_store=None, env=None):
+        """``env`` is the environment of the commands; None for this process's own."""
         self.folder = folder
+        self.env = env
         folder.mkdir(parents=True, exist_ok=True)
         self.root = folder / "poc"
         self.sites = [f"site-{k}" for k in range(1, sites + 1)]
@@ -96,6 +98,7 @@ class Federation:
             timeout=timeout,
             cwd=cwd or self.folder,
             input=stdin,
+            env=self.env,
         )
         assert not check or completed.returncode == 0, (words, completed.stdout, completed.stderr)
         return Answer(completed)
@@ -118,7 +121,12 @@ class Federation:
         """Run one of a participant's own scripts, such as ``start.sh``."""
         self.steps.append(f"{name}: {which}")
         completed = subprocess.run(
-            [str(self.kit(name) / "startup" / which)], check=False, capture_output=True, text=True, timeout=60
+            [str(self.kit(name) / "startup" / which)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=self.env,
         )
         return Answer(completed)
 
