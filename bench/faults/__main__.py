@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import signal
 import sys
 import tempfile
@@ -61,10 +62,11 @@ def _kinds(text: str) -> list[Kind]:
 def _specs(args: argparse.Namespace, kinds: Sequence[Kind]) -> Iterator[Spec]:
     lines = read_lines(args.results)
     if args.only_missing:
-        wanted = missing([line for line in lines if is_current(line)], kinds).elements()
+        wanted = list(missing([line for line in lines if is_current(line)], kinds).elements())
+        random.Random(args.seed).shuffle(wanted)  # so that a sitting that is cut short has some of everything
         used = [line["trial"] for line in lines if line.get("seed") == args.seed and line["trial"] >= _REPEATED]
         first = max(used, default=_REPEATED - 1) + 1
-        for number, (name, phase) in enumerate(itertools.islice(wanted, args.n), first):
+        for number, (name, phase) in enumerate(wanted[: args.n], first):
             yield Spec(args.seed, number, KINDS[name], phase, args.quick)
         return
     done = done_trials(lines, is_current)
