@@ -17,6 +17,8 @@ from bench.federation import until
 
 __all__: list[str] = []
 
+_ATTEMPTS = 4
+
 
 @kind("cut-from-store", "outage", failover=True, variant="mounted", bound=14.0)
 def cut_from_store(scene: Scene) -> Iterator[None]:
@@ -85,27 +87,52 @@ def _fill(path: Path) -> None:
 
 
 def _damaged_record(scene: Scene, damage: str) -> Iterator[None]:
-    """Damage a slot, restart the standby: it has to name the slot and stand back; then put the slot back."""
-    lab, name = scene.lab, scene.standby
-    child = lab.pid(name, "child")
+    """Damage a slot, restart the standby: it has to name the slot and stand back; then put the slot back.
+
+    A checkpoint that is written meanwhile may cover the slot, and then nobody has to read it: another one is taken.
+    """
     yield
+    for attempt in range(_ATTEMPTS):
+        if _named(scene, damage, first=attempt == 0):
+            states = {one.name: one.state for one in scene.lab.session.servers(timeout=5)}
+            scene.expect(states[scene.standby] != "ACTIVE", f"{scene.standby} leads with a damaged log")
+            return
+    scene.findings.append(f"{_ATTEMPTS} damaged slots were each covered by a checkpoint before they were read")
+
+
+def _covered(scene: Scene) -> int:
+    return max(
+        (one.record.body["covered"] for one in scene.lab.watch.seen if one.record.kind == "checkpoint"), default=0
+    )
+
+
+def _named(scene: Scene, damage: str, *, first: bool) -> bool:
+    """Tell whether the standby named the damaged slot; False if a checkpoint came to cover that."""
+    lab, name = scene.lab, scene.standby
     # Of those that a server reads when it starts: after the newest checkpoint.
-    covered = [one.record.body["covered"] for one in lab.watch.seen if one.record.kind == "checkpoint"]
-    slot = scene.rng.randint((covered[-1] if covered else 0) + 1, len(lab.watch.seen) - 2)
+    newest = len(lab.watch.seen) - 2
+    slot = scene.rng.randint(min(_covered(scene) + 1, newest), newest)
     path = lab.store / "log" / f"{slot:016d}"
     scene.params["slot"] = slot
-    good = path.read_bytes()
+    good, place, child = path.read_bytes(), scene.rng.randrange(path.stat().st_size), lab.pid(name, "child")
     begun = len(lab.log(name))
-    scene.strike(lambda: _damage(path, good, damage, scene.rng.randrange(len(good))))
+    if first:
+        scene.strike(lambda: _damage(path, good, damage, place))
+    else:
+        _damage(path, good, damage, place)
     os.kill(child, signal.SIGKILL)
+
+    def seen() -> str | None:
+        if f"slot {slot}" in lab.log(name)[begun:]:
+            return "named"
+        return "covered" if _covered(scene) >= slot else None
+
     try:
-        until(lambda: True if f"slot {slot}" in lab.log(name)[begun:] else None, 20, f"{name} names slot {slot}")
-        states = {one.name: one.state for one in lab.session.servers(timeout=5)}
-        scene.expect(states[name] != "ACTIVE", f"{name} leads with a damaged log")
+        return until(seen, 20, f"{name} names slot {slot}") == "named"
     finally:
-        place = path if slot >= lab.low_water else lab.store / "archive" / "log" / path.name
-        place.unlink(missing_ok=True)
-        place.write_bytes(good)
+        kept = path if slot >= lab.low_water else lab.store / "archive" / "log" / path.name
+        kept.unlink(missing_ok=True)
+        kept.write_bytes(good)
 
 
 def _damage(path: Path, good: bytes, damage: str, place: int) -> None:
