@@ -233,10 +233,12 @@ def counted(count: int, thing: str) -> str:
 
 
 def servers(found: Sequence[Server], style: Style) -> str:
-    """Return the servers as the overseer sees them."""
+    """Return the servers as the overseer sees them; with their versions while those differ, as in an upgrade."""
+    mixed = len({server.software for server in found}) > 1
     rows = [
         [
             server.name,
+            *([server.software or "-"] if mixed else []),
             style.state(server.state),
             "-" if server.epoch is None else str(server.epoch),
             "-" if server.epoch is not None else style.state("yes" if server.candidate else "no"),
@@ -247,7 +249,11 @@ def servers(found: Sequence[Server], style: Style) -> str:
         for server in found
     ]
     return (
-        _wrapped(style, ["SERVER", "STATE", "EPOCH", "CANDIDATE", "LAG", "SEEN", "NOTE"], rows)
+        _wrapped(
+            style,
+            ["SERVER", *(["VERSION"] if mixed else []), "STATE", "EPOCH", "CANDIDATE", "LAG", "SEEN", "NOTE"],
+            rows,
+        )
         if rows
         else "no servers"
     )

@@ -152,6 +152,7 @@ def test_the_overseers_answers(run, session):
             "lag": 0,
             "beat_age_s": 0.2,
             "note": None,
+            "software": "",
         },
         {
             "name": "server2",
@@ -161,6 +162,7 @@ def test_the_overseers_answers(run, session):
             "lag": 0,
             "beat_age_s": 0.2,
             "note": "not preferred",
+            "software": "",
         },
     ]
     last = run("history")[1]["data"][1]

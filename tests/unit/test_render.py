@@ -234,6 +234,18 @@ def test_servers_at_80_columns_wrap_the_note():
     )
 
 
+def test_servers_show_their_versions_while_an_upgrade_is_under_way():
+    same = [replace(one, software="1.4.0") for one in SERVERS]
+    assert "VERSION" not in render.servers(same, PLAIN)
+    mixed = render.servers([replace(same[0], software="1.5.0"), *same[1:]], Style(160)).splitlines()
+    assert [line.split()[:2] for line in mixed] == [
+        ["SERVER", "VERSION"],
+        ["server1", "1.5.0"],
+        ["server2", "1.4.0"],
+        ["server3", "1.4.0"],
+    ]
+
+
 def test_servers_at_120_columns_and_in_ascii():
     wide = render.servers(SERVERS, Style(120)).splitlines()
     assert len(wide) == 4

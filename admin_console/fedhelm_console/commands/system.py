@@ -73,6 +73,7 @@ def list_sp(console: Console) -> Result:
             "lag": server.lag,
             "beat_age_s": server.beat_age_s,
             "note": server.note,
+            "software": server.software,
         }
         for server in found
     ]
