@@ -4,6 +4,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from fedhelm.config.kit import ADMIN_ROLES
 from fedhelm.errors import BadCertificate
 from fedhelm.security.identity import Principal, principal_from_der, principal_from_uris
 from fedhelm.security.pki import CertificateAuthority
@@ -20,12 +21,14 @@ def der_of(authority, role, name, org="nvidia"):
         ("overseer", "overseer"),
         ("server", "server1"),
         ("site", "site-1.example.org"),
-        ("project_admin", "admin@nvidia.com"),
+        *((role, "admin@nvidia.com") for role in ADMIN_ROLES),
     ],
 )
 def test_a_certificate_names_project_role_name_and_organisation(role, name):
     authority = CertificateAuthority.create("poc")
-    assert principal_from_der(der_of(authority, role, name), "poc") == Principal("poc", role, name, "nvidia")
+    der = der_of(authority, role, name)
+    serial = f"{x509.load_der_x509_certificate(der).serial_number:x}"
+    assert principal_from_der(der, "poc") == Principal("poc", role, name, "nvidia", serial)
 
 
 def test_another_projects_certificate_is_refused():
@@ -50,7 +53,7 @@ def test_another_projects_certificate_is_refused():
         ["fedhelm://poc/site/../etc"],
         ["fedhelm://poc/site/A"],
         ["fedhelm://poc/site/admin@nvidia.com"],
-        ["fedhelm://poc/project_admin/site-1"],
+        *([f"fedhelm://poc/{role}/site-1"] for role in ADMIN_ROLES),
         ["xfedhelm://poc/site/a"],
     ],
 )

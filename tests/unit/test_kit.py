@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from fedhelm.config.kit import OverseerAddress, ServerAddress, kit_from_json, kit_to_json, read_kit
+from fedhelm.config.kit import ADMIN_ROLES, OverseerAddress, ServerAddress, kit_from_json, kit_to_json, read_kit
 from fedhelm.errors import BadCertificate, KitError
 from fedhelm.provision.kits import write_kits
 from fedhelm.security.kit import open_kit
@@ -166,6 +167,9 @@ def test_a_key_of_another_certificate_is_refused(kits, authority):
         ({"timing": {}}, "timing"),
         ({"store": 3}, "store"),
         ({"enable_byoc": "no"}, "enable_byoc"),
+        ({"resources": [1]}, "resources is not an object"),
+        ({"role": "server", "resources": {"gpu": [0]}}, "resources is not an object, or not a site's"),
+        ({"docker_image": 5}, "docker_image"),
     ],
 )
 def test_a_configuration_with_a_wrong_value_names_file_and_key(kits, tmp_path, change, what):
@@ -194,3 +198,20 @@ def test_json_without_end_is_an_error_that_names_the_file(tmp_path, name):
     (kit.startup / name).write_text("[" * 100_000)
     with pytest.raises(KitError, match=name):
         open_kit(kit.root)
+
+
+@pytest.mark.parametrize("role", ADMIN_ROLES)
+def test_a_kit_says_the_role_of_its_admin_who_has_an_address(tmp_path, kits, role):
+    data = kit_to_json(kits[ADMIN]) | {"role": role}
+    assert kit_from_json(tmp_path, data, "fed_admin.json").role == role
+    with pytest.raises(KitError, match="name@domain"):
+        kit_from_json(tmp_path, data | {"name": "site-1"}, "fed_admin.json")
+
+
+def test_resources_and_image_come_back_and_kits_without_them_are_read(kits, tmp_path):
+    kit = dataclasses.replace(kits["site-1"], resources={"gpu": [0, 1]}, docker_image="fedhelm:0.1")
+    data = json.loads(json.dumps(kit_to_json(kit)))
+    assert kit_from_json(kit.root, data, "fed_client.json") == kit
+    former = kit_to_json(kits["site-1"])
+    assert not {"resources", "docker_image"} & set(former)
+    assert kit_from_json(kit.root, former, "fed_client.json").resources == {}

@@ -15,6 +15,7 @@ from fedhelm.errors import BadInput, KitError
 from fedhelm.ids import check_admin_name, check_host_name
 
 __all__ = [
+    "ADMIN_ROLES",
     "CERT_STEM",
     "CONFIG_FILE",
     "ROLES",
@@ -31,22 +32,25 @@ __all__ = [
 
 VERSION = 1
 
+ADMIN_ROLES = ("project_admin", "org_admin", "lead", "member")
+"""The roles of people; what each may do is the policy's business."""
+
+ROLES = ("overseer", "server", "site", *ADMIN_ROLES)
+
 CONFIG_FILE: Mapping[str, str] = MappingProxyType(
     {
         "overseer": "fed_overseer.json",
         "server": "fed_server.json",
         "site": "fed_client.json",
-        "project_admin": "fed_admin.json",
+        **dict.fromkeys(ADMIN_ROLES, "fed_admin.json"),
     }
 )
 """Role -> name of the configuration file in ``startup/``."""
 
 CERT_STEM: Mapping[str, str] = MappingProxyType(
-    {"overseer": "overseer", "server": "server", "site": "client", "project_admin": "client"}
+    {"overseer": "overseer", "server": "server", "site": "client", **dict.fromkeys(ADMIN_ROLES, "client")}
 )
 """Role -> name of certificate and key in ``startup/``, without ``.crt`` and ``.key``."""
-
-ROLES = tuple(CONFIG_FILE)
 
 SQLITE = "sqlite"
 """The lease store of an overseer that is alone: a file in its ``run/``."""
@@ -78,7 +82,8 @@ class Kit:
 
     Only overseers have a ``lease_store``: ``sqlite``, or the URL of the PostgreSQL database that they share.
     ``sites`` names every site of the project, deployed or not; ``enable_byoc`` is this participant's own (may jobs
-    bring their own code?).
+    bring their own code?). ``resources`` are what a site has to give to jobs, as the project file says it, such as
+    ``{"gpu": [0, 1]}``. ``docker_image`` is the image that the project's participants may be started in.
     """
 
     root: Path
@@ -94,6 +99,8 @@ class Kit:
     store: Path | None = None
     enable_byoc: bool = False
     lease_store: str | None = None
+    resources: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    docker_image: str | None = None
 
     @property
     def startup(self) -> Path:
@@ -175,7 +182,11 @@ def kit_to_json(kit: Kit, *, store: str | None = None) -> dict[str, Any]:
         kit: the kit; its ``root`` is not written.
         store: the store's path as the file shall say it: absolute, or relative to the kit's folder.
     """
-    lease = {} if kit.lease_store is None else {"lease_store": kit.lease_store}
+    optional = {
+        **({} if kit.lease_store is None else {"lease_store": kit.lease_store}),
+        **({"resources": dict(kit.resources)} if kit.resources else {}),
+        **({} if kit.docker_image is None else {"docker_image": kit.docker_image}),
+    }
     return {
         "version": VERSION,
         "project": kit.project,
@@ -189,7 +200,7 @@ def kit_to_json(kit: Kit, *, store: str | None = None) -> dict[str, Any]:
         "timing": kit.timing.to_json(),
         "store": store,
         "enable_byoc": kit.enable_byoc,
-        **lease,
+        **optional,
     }
 
 
@@ -238,6 +249,9 @@ class _Fields:
             raise KitError(f"{self.where}: {key} is missing or not a port number")
         return value
 
+    def text_or_none(self, key: str) -> str | None:
+        return None if self.data.get(key) is None else self.text(key)
+
     def items(self, key: str) -> list[Any]:
         value = self.data.get(key)
         if not isinstance(value, list):
@@ -280,13 +294,16 @@ def kit_from_json(root: Path, data: Any, where: str) -> Kit:
     role = fields.text("role")
     if role not in ROLES:
         raise KitError(f"{where}: role {role!r} is not one of {', '.join(ROLES)}")
-    store = fields.text("store") if fields.data.get("store") is not None else None
+    store = fields.text_or_none("store")
     lease_store = (
         (fields.text("lease_store") if "lease_store" in fields.data else SQLITE) if role == "overseer" else None
     )
     byoc = fields.data.get("enable_byoc", False)
     if not isinstance(byoc, bool):
         raise KitError(f"{where}: enable_byoc is not true or false")
+    resources = fields.data.get("resources", {})
+    if not isinstance(resources, dict) or (resources and role != "site"):
+        raise KitError(f"{where}: resources is not an object, or not a site's")
     root = root.resolve()  # one kit has one path, whatever links led here: process marks carry it
     try:
         name = fields.text("name")
@@ -295,7 +312,7 @@ def kit_from_json(root: Path, data: Any, where: str) -> Kit:
             project=fields.text("project"),
             cluster=fields.text("cluster"),
             role=role,
-            name=check_admin_name(name) if role == "project_admin" else check_host_name(name),
+            name=check_admin_name(name) if role in ADMIN_ROLES else check_host_name(name),
             org=fields.text("org"),
             overseers=tuple(map(_overseer, fields.rows("overseers"))),
             servers=tuple(map(_server, fields.rows("servers"))),
@@ -304,6 +321,8 @@ def kit_from_json(root: Path, data: Any, where: str) -> Kit:
             store=Path(root, store).resolve() if store is not None else None,
             enable_byoc=byoc,
             lease_store=None if lease_store is None else check_lease_store(lease_store, secrets=False),
+            resources=resources,
+            docker_image=fields.text_or_none("docker_image"),
         )
     except BadInput as error:
         raise KitError(f"{where}: {error}") from error
@@ -319,9 +338,10 @@ def find_config(root: Path) -> Path:
     startup = root / "startup"
     if not startup.is_dir():
         raise KitError(f"{root} is no kit: it has no startup folder", hint="give the participant's folder")
-    found = [startup / name for name in CONFIG_FILE.values() if (startup / name).is_file()]
+    every = list(dict.fromkeys(CONFIG_FILE.values()))
+    found = [startup / name for name in every if (startup / name).is_file()]
     if len(found) != 1:
-        names = ", ".join(CONFIG_FILE.values())
+        names = ", ".join(every)
         raise KitError(f"{startup}: exactly one of {names} is needed, found {len(found)}")
     return found[0]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from fedhelm.config.kit import ROLES
+from fedhelm.config.kit import ADMIN_ROLES, ROLES
 from fedhelm.errors import BadCertificate, BadInput
 from fedhelm.ids import check_admin_name, check_host_name
 
@@ -26,12 +26,16 @@ _URI = re.compile(r"fedhelm://([^/?#]+)/([^/?#]+)/([^/?#]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Principal:
-    """A participant whose certificate was verified. ``org`` is empty where only the URI was at hand."""
+    """A participant whose certificate was verified.
+
+    ``org`` and ``serial`` (hexadecimal, lower case) are empty where only the URI was at hand.
+    """
 
     project: str
     role: str
     name: str
     org: str = ""
+    serial: str = ""
 
     def __str__(self) -> str:
         """Return ``role name`` for messages."""
@@ -43,8 +47,14 @@ def uri_of(project: str, role: str, name: str) -> str:
     return f"fedhelm://{project}/{role}/{name}"
 
 
-def principal_from_uris(uris: Sequence[str], project: str, org: str = "") -> Principal:
+def principal_from_uris(uris: Sequence[str], project: str, org: str = "", serial: str = "") -> Principal:
     """Read the principal from all URI names of a verified certificate.
+
+    Args:
+        uris: all of them, not only the first.
+        project: the project that the certificate must be of.
+        org: what the certificate says, where it is at hand.
+        serial: its serial number, likewise.
 
     Raises:
         BadCertificate: not exactly one URI, not of this form or project, an unknown role, or a name of a wrong form.
@@ -60,13 +70,13 @@ def principal_from_uris(uris: Sequence[str], project: str, org: str = "") -> Pri
     if role not in ROLES:
         raise BadCertificate(f"the certificate names the unknown role {role!r}")
     try:
-        if role == "project_admin":
+        if role in ADMIN_ROLES:
             check_admin_name(name)
         else:
             check_host_name(name)
     except BadInput as error:
         raise BadCertificate(f"the certificate's URI {uris[0]!r}: {error}") from error
-    return Principal(project, role, name, org)
+    return Principal(project, role, name, org, serial)
 
 
 def principal_from_certificate(certificate: x509.Certificate, project: str) -> Principal:
@@ -83,7 +93,8 @@ def principal_from_certificate(certificate: x509.Certificate, project: str) -> P
         raise BadCertificate(f"the certificate's extensions cannot be read: {error}") from error
     orgs = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     org = str(orgs[0].value) if orgs else ""
-    return principal_from_uris(names.get_values_for_type(x509.UniformResourceIdentifier), project, org)
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return principal_from_uris(uris, project, org, f"{certificate.serial_number:x}")
 
 
 def principal_from_der(der: bytes, project: str) -> Principal:
