@@ -63,7 +63,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path, authority):
 def test_no_kit_holds_the_roots_key(kits, authority):
     for root in kits.values():
         for path in root.rglob("*"):
-            assert not path.is_file() or authority.key_pem not in path.read_bytes()
+            assert not path.is_file() or authority.key_pem() not in path.read_bytes()
 
 
 def test_the_default_policy_is_the_one_that_is_enforced(kits):
@@ -72,7 +72,7 @@ def test_the_default_policy_is_the_one_that_is_enforced(kits):
 
 
 def test_a_participant_can_be_added_later_to_the_same_root(kits, authority, tmp_path):
-    again = CertificateAuthority.load("poc", authority.cert_pem, authority.key_pem)
+    again = CertificateAuthority.load("poc", authority.cert_pem, authority.key_pem())
     root = write_kit(make_project(), Participant("site-9", "site", "elsewhere"), again, tmp_path)
     assert open_kit(root).ca.read_bytes() == (kits["server1"] / "startup" / "rootCA.pem").read_bytes()
     assert open_kit(root).enable_byoc is False
@@ -96,7 +96,9 @@ def test_scripts_are_valid_shell(kits):
         (("Site 1", "site", "o"), "not a host name"),
         (("../x", "site", "o"), "not a host name"),
         (("admin", "project_admin", "o"), "name@domain"),
-        (("lead@a.b", "lead", "o"), "role 'lead'"),
+        (("lead", "lead", "o"), "name@domain"),
+        (("root@a.b", "root", "o"), "role 'root'"),
+        (("site-1", "site", " "), "organisation"),
         (("s", "server", "o", "", (1,)), "has 2 ports, not 1"),
         (("s", "server", "o", "", (1, 65536)), "65536 is not a port"),
         (("s", "site", "o", "", (1,)), "has 0 ports"),

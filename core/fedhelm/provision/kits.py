@@ -31,6 +31,8 @@ def _kit_of(project: Project, participant: Participant, root: Path) -> Kit:
         timing=project.timing,
         enable_byoc=participant.enable_byoc,
         lease_store=project.lease_store if participant.role == "overseer" else None,
+        resources=participant.resources,
+        docker_image=project.docker_image,
     )
 
 
@@ -70,7 +72,7 @@ def write_kit(project: Project, participant: Participant, authority: Certificate
     startup, local = root / "startup", root / "local"
     startup.mkdir(mode=0o700)
     local.mkdir(mode=0o700)
-    if participant.role == "project_admin":
+    if participant.is_admin:
         (root / "transfer").mkdir(mode=0o700)
     for name, data in startup_files(project, participant, authority).items():
         _write(startup / name, data)

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import sys
 from collections import Counter
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from fedhelm.config.kit import SQLITE, OverseerAddress, ServerAddress, check_lease_store
+from fedhelm.config.kit import ADMIN_ROLES, SQLITE, OverseerAddress, ServerAddress, check_lease_store
 from fedhelm.config.timing import PROFILES, Timing
 from fedhelm.errors import BadInput
 from fedhelm.ids import check_admin_name, check_host_name, new_cluster_id
 
-__all__ = ["Participant", "Project"]
+__all__ = ["Participant", "Project", "check_org", "check_project_name"]
+
+_PROJECT = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
+
+
+def check_project_name(value: str) -> str:
+    """Return ``value`` if it may name a project: it becomes part of every certificate's URI, and a folder.
+
+    Raises:
+        BadInput: it may not.
+    """
+    if not _PROJECT.fullmatch(value) or ".." in value:
+        raise BadInput(f"project name {value!r} is not of lower-case letters, digits, '-', '_' and '.' (at most 63)")
+    return value
+
+
+def check_org(value: str) -> str:
+    """Return ``value`` if it may name an organisation.
+
+    Raises:
+        BadInput: empty, longer than a certificate takes, or with characters that do not show.
+    """
+    if not 0 < len(value) <= 64 or not value.isprintable() or value != value.strip():
+        raise BadInput(f"organisation {value!r} must have 1 to 64 characters that show")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +47,12 @@ class Participant:
 
     Attributes:
         name: A host name for overseers, servers and sites; an address (``name@domain``) for admins.
-        role: ``overseer``, ``server``, ``site`` or ``project_admin``.
+        role: ``overseer``, ``server``, ``site``, or one of the roles of admins.
         org: Its organisation, 1 to 64 characters.
         host: Where others dial it; overseers and servers only. The name itself if empty.
         ports: An overseer's one port; a server's fed_learn and admin port.
         enable_byoc: Whether jobs may bring their own code to it.
+        resources: What a site has to give to jobs, such as ``{"gpu": [0, 1]}``.
     """
 
     name: str
@@ -33,21 +61,28 @@ class Participant:
     host: str = ""
     ports: tuple[int, ...] = ()
     enable_byoc: bool = False
+    resources: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
-    _PORTS: ClassVar = {"overseer": 1, "server": 2, "site": 0, "project_admin": 0}
+    _PORTS: ClassVar = {"overseer": 1, "server": 2, "site": 0, **dict.fromkeys(ADMIN_ROLES, 0)}
 
     def __post_init__(self) -> None:
         if self.role not in self._PORTS:
             raise BadInput(f"{self.name}: role {self.role!r} is not one of {', '.join(self._PORTS)}")
-        if self.role == "project_admin":
+        if self.is_admin:
             check_admin_name(self.name)
         else:
             check_host_name(self.name, self.role)
+        check_org(self.org)
         if len(self.ports) != self._PORTS[self.role]:
             raise BadInput(f"{self.name}: a {self.role} has {self._PORTS[self.role]} ports, not {len(self.ports)}")
         for port in self.ports:
             if not 0 < port < 65536:
                 raise BadInput(f"{self.name}: {port} is not a port number")
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether this is a person's kit: a console, and nothing that runs."""
+        return self.role in ADMIN_ROLES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +90,17 @@ class Project:
     """A federation before its kits exist.
 
     Attributes:
-        name: A host name; it is part of every certificate.
+        name: Part of every certificate; see :func:`check_project_name`.
         participants: In project order, which decides between servers that are otherwise equal.
         timing: The profile that all of them keep.
         store: The shared store's path as servers' kits shall say it: absolute, or relative to the kit's folder.
         lease_store: Where the overseers keep the lease: ``sqlite`` (one overseer), or the URL of a PostgreSQL database,
             without a password.
         cluster: Id of this federation; the store's genesis record and every kit carry it.
+        docker_image: The image that participants may be started in; then kits have a ``docker.sh``.
+        description: A line for people.
+        authorization: The text of the default policy in the kits of servers and sites; the built-in one if None.
+        interpreter: The Python that the kits' scripts try first; empty: the one of ``fedhelm`` on the PATH.
     """
 
     name: str
@@ -70,9 +109,13 @@ class Project:
     timing: Timing = PROFILES["default"]
     lease_store: str = SQLITE
     cluster: str = dataclasses.field(default_factory=new_cluster_id)
+    docker_image: str | None = None
+    description: str = ""
+    authorization: str | None = None
+    interpreter: str = sys.executable
 
     def __post_init__(self) -> None:
-        check_host_name(self.name, "project name")
+        check_project_name(self.name)
         self.timing.check()
         for name, count in Counter(one.name for one in self.participants).items():
             if count > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 
 from fedhelm.provision.project import Participant, Project
 from fedhelm.security.policy import PERMISSIONS
@@ -43,18 +42,17 @@ exec "$python" -P -m {command} "$@"
 """
 
 
-def _script(what: str, command: str) -> str:
-    return _HEAD.format(what=what, python=shlex.quote(sys.executable), command=command)
+def _scripts(project: Project, participant: Participant) -> dict[str, str]:
+    def script(what: str, command: str) -> str:
+        return _HEAD.format(what=what, python=shlex.quote(project.interpreter), command=command)
 
-
-def _scripts(name: str, role: str) -> dict[str, str]:
-    if role == "project_admin":
-        return {"fl_admin.sh": _script(f"The admin console of {name}.", 'fedhelm.cli console "$kit"')}
+    name = participant.name
+    if participant.is_admin:
+        return {"fl_admin.sh": script(f"The admin console of {name}.", 'fedhelm.cli console "$kit"')}
+    launch = "fedhelm.provision.launch"
     return {
-        "start.sh": _script(
-            f"Starts {name} in the background; --foreground stays.", 'fedhelm.provision.launch start "$kit"'
-        ),
-        "stop_fl.sh": _script(f"Stops {name}.", 'fedhelm.provision.launch stop "$kit"'),
+        "start.sh": script(f"Starts {name} in the background; --foreground stays.", f'{launch} start "$kit"'),
+        "stop_fl.sh": script(f"Stops {name}.", f'{launch} stop "$kit"'),
     }
 
 
@@ -100,7 +98,7 @@ def _authorization() -> str:
 
 def startup_texts(project: Project, participant: Participant) -> dict[str, str]:
     """Return name -> content of the text files of ``startup/`` that are neither configuration nor certificate."""
-    texts = _scripts(participant.name, participant.role)
+    texts = _scripts(project, participant)
     texts["readme.txt"] = _readme(project, participant, list(texts))
     if participant.role in ("server", "site"):
         texts["authorization.json"] = _authorization()
