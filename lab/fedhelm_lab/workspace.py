@@ -134,7 +134,7 @@ def _write(project: Project, folder: Path) -> None:
     (state / "rootCA.pem").write_bytes(authority.cert_pem)
     descriptor = os.open(state / "rootCA.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(authority.key_pem)
+        file.write(authority.key_pem())
     init_store(folder / "store", project.cluster, project.name)
     _stage_examples(kits[ADMIN] / "transfer")
     rows = [{"name": one.name, "role": one.role} for one in project.participants]

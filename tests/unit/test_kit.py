@@ -26,9 +26,9 @@ def kits(tmp_path, authority):
     return make_kits(tmp_path, servers=2, sites=2, base_port=20000, authority=authority)
 
 
-def resign(kit, authority):
+def resign(kit, authority, version=1):
     files = {path.name: path.read_bytes() for path in kit.startup.iterdir() if path.name != "signature.json"}
-    (kit.startup / "signature.json").write_bytes(make_manifest(files, authority))
+    (kit.startup / "signature.json").write_bytes(make_manifest(files, authority, version))
 
 
 def refused(root, kind=KitError, **options):
@@ -215,3 +215,75 @@ def test_resources_and_image_come_back_and_kits_without_them_are_read(kits, tmp_
     former = kit_to_json(kits["site-1"])
     assert not {"resources", "docker_image"} & set(former)
     assert kit_from_json(kit.root, former, "fed_client.json").resources == {}
+
+
+def own_key_kit(kit, authority, *, key=True):
+    """Make the kit one whose participant made its key itself: the manifest says so and does not list the key."""
+    files = {path.name: path.read_bytes() for path in kit.startup.iterdir() if path.name != "signature.json"}
+    own = files.pop(kit.key.name)
+    (kit.startup / "signature.json").write_bytes(make_manifest(files, authority, own_key=True))
+    if not key:
+        kit.key.unlink()
+    return own
+
+
+def test_a_key_that_the_participant_made_is_in_no_manifest_and_must_fit(kits, authority):
+    kit = kits["site-1"]
+    own = own_key_kit(kit, authority, key=False)
+    assert refused(kit.root) == f"{kit.key} is missing"
+    kit.key.touch(mode=0o600)
+    kit.key.write_bytes(own)
+    assert open_kit(kit.root) == kit
+    kit.key.write_bytes(authority.issue("site", "site-1", "nvidia").key)
+    assert refused(kit.root) == f"{kit.key} does not belong to client.crt"
+    (kit.startup / "server.key").write_bytes(own)
+    assert refused(kit.root) == f"{kit.startup / 'server.key'} does not belong to the kit"
+
+
+def test_a_changed_byte_of_an_own_key_is_named(kits, authority):
+    kit = kits["site-1"]
+    own = own_key_kit(kit, authority)
+    for index in range(0, len(own) - 1, 5):  # what ends the last line is no part of a key
+        kit.key.write_bytes(own[:index] + bytes([own[index] ^ 0x11]) + own[index + 1 :])
+        assert str(kit.key) in refused(kit.root)
+
+
+def test_an_older_kit_than_was_in_use_is_refused_by_name(kits, authority):
+    kit = kits["site-1"]
+    resign(kit, authority, version=3)
+    open_kit(kit.root)
+    assert not kit.run.exists(), "who only looks writes nothing"
+    open_kit(kit.root, remember=True)
+    open_kit(kit.root, remember=True)
+    resign(kit, authority, version=2)
+    for remember in (False, True):
+        message = refused(kit.root, remember=remember)
+        assert message == f"{kit.startup}: version 2 of the kit of site-1; version 3 was in use here before"
+    resign(kit, authority, version=4)
+    open_kit(kit.root, remember=True)
+    resign(kit, authority, version=3)
+    assert "version 4 was in use" in refused(kit.root)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", '{"version": "3"}', '{"version": true}', "\xff"])
+def test_a_damaged_memory_of_the_version_is_named(kits, text):
+    kit = kits["site-1"]
+    kit.run.mkdir()
+    (kit.run / "kit.json").write_bytes(text.encode("latin-1"))
+    assert refused(kit.root).startswith(f"{kit.run / 'kit.json'} does not say")
+
+
+def test_while_the_root_is_rotated_certificates_of_both_are_good(kits, authority):
+    kit, new = kits["site-1"], CertificateAuthority.create("poc")
+    for both in (authority.trusting(new.signing_pem), new.trusting(authority.signing_pem)):
+        kit.ca.write_bytes(both.cert_pem)
+        resign(kit, both)
+        assert open_kit(kit.root) == kit
+    issued = new.issue("site", "site-1", "nvidia")
+    kit.cert.write_bytes(issued.cert)
+    kit.key.write_bytes(issued.key)
+    resign(kit, new)
+    assert open_kit(kit.root) == kit
+    kit.ca.write_bytes(authority.cert_pem)
+    resign(kit, authority)
+    assert "was not issued by this project's root" in refused(kit.root, BadCertificate)

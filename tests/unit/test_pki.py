@@ -4,11 +4,22 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedhelm.errors import BadCertificate, BadInput, KitError
-from fedhelm.security.pki import CertificateAuthority, sign, verify
+from fedhelm.security.pki import (
+    CertificateAuthority,
+    load_certificate,
+    load_key,
+    load_roots,
+    new_key,
+    serial_of,
+    sign,
+    verify,
+    verify_by_root,
+)
 from tests.fakes.provision_clock import FixedClock
 
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
@@ -75,16 +86,16 @@ def test_serials_and_keys_differ(authority):
 
 
 def test_a_root_that_was_stored_issues_for_the_same_federation(authority, clock):
-    again = CertificateAuthority.load("poc", authority.cert_pem, authority.key_pem, clock=clock)
+    again = CertificateAuthority.load("poc", authority.cert_pem, authority.key_pem(), clock=clock)
     issue(again, "site", "site-3").verify_directly_issued_by(x509.load_pem_x509_certificate(authority.cert_pem))
 
 
 def test_a_root_whose_key_is_another_is_refused(authority):
     other = CertificateAuthority.create("poc")
     with pytest.raises(KitError, match="does not belong"):
-        CertificateAuthority.load("poc", authority.cert_pem, other.key_pem)
+        CertificateAuthority.load("poc", authority.cert_pem, other.key_pem())
     with pytest.raises(BadCertificate, match="root certificate"):
-        CertificateAuthority.load("poc", b"nonsense", authority.key_pem)
+        CertificateAuthority.load("poc", b"nonsense", authority.key_pem())
     with pytest.raises(KitError, match="root key"):
         CertificateAuthority.load("poc", authority.cert_pem, b"nonsense")
 
@@ -113,3 +124,65 @@ def test_signatures(authority, tmp_path):
         sign(tmp_path / "none.key", b"job")
     with pytest.raises(BadCertificate):
         verify(b"", signature, b"job")
+
+
+def test_the_root_key_is_encrypted_under_a_passphrase(authority):
+    secret = authority.key_pem(b"correct horse")
+    assert b"ENCRYPTED" in secret
+    again = CertificateAuthority.load("poc", authority.cert_pem, secret, passphrase=b"correct horse")
+    assert verify(authority.cert_pem, again.sign(b"x"), b"x")
+    for wrong, message in (
+        (None, "root key is encrypted"),
+        (b"", "is encrypted"),
+        (b"wrong", "the passphrase is wrong"),
+    ):
+        with pytest.raises(KitError, match=message) as caught:
+            CertificateAuthority.load("poc", authority.cert_pem, secret, passphrase=wrong)
+        assert "\n" not in str(caught.value)
+    plain = authority.key_pem()
+    assert CertificateAuthority.load("poc", authority.cert_pem, plain, passphrase=b"needless").project == "poc"
+
+
+def test_a_certificate_for_a_key_that_the_participant_made(authority):
+    key = new_key()
+    certificate = load_certificate(authority.issue_for(key.public_key(), "site", "site-1", "org"), "x")
+    assert certificate.public_key() == key.public_key()
+    other = ec.generate_private_key(ec.SECP384R1())
+    with pytest.raises(BadInput, match="secp384r1, P-256"):
+        authority.issue_for(other.public_key(), "site", "site-1", "org")
+
+
+def test_what_was_issued_says_its_serial(authority):
+    issued = authority.issue("site", "site-1", "org")
+    assert int(issued.serial, 16) == load_certificate(issued.cert, "x").serial_number
+    assert issued.serial == issued.serial.lower()
+
+
+def test_while_the_root_is_rotated_either_signature_counts_and_the_first_signs(authority):
+    new = CertificateAuthority.create("poc")
+    both = authority.trusting(new.signing_pem)
+    assert [serial_of(one) for one in load_roots(both.cert_pem, "x")] == [
+        serial_of(load_certificate(one.signing_pem, "x")) for one in (authority, new)
+    ]
+    for signer in (authority, new, both):
+        assert verify_by_root(both.cert_pem, signer.sign(b"x"), b"x")
+    assert not verify_by_root(authority.cert_pem, new.sign(b"x"), b"x")
+    again = CertificateAuthority.load("poc", both.cert_pem, authority.key_pem())
+    assert again.cert_pem == both.cert_pem
+    assert again.trusting(None).cert_pem == authority.cert_pem
+    with pytest.raises(KitError, match="does not belong"):
+        CertificateAuthority.load("poc", both.cert_pem, new.key_pem())
+
+
+def test_a_participants_certificate_is_one_whatever_stands_behind_it(authority):
+    ours, others = authority.issue("site", "a", "o"), authority.issue("site", "b", "o")
+    signature = load_key(others.key, "x").sign(b"x", ec.ECDSA(hashes.SHA256()))
+    assert verify(others.cert, signature, b"x")
+    assert not verify(ours.cert + others.cert, signature, b"x")
+
+
+def test_three_roots_are_too_many(authority):
+    with pytest.raises(BadCertificate, match="3 certificates, one or two"):
+        load_roots(authority.cert_pem * 3, "rootCA.pem")
+    with pytest.raises(BadCertificate, match=r"rootCA\.pem: not a certificate"):
+        load_roots(b"nonsense", "rootCA.pem")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -17,7 +17,19 @@ from fedhelm.clock import Clock, SystemClock
 from fedhelm.errors import BadCertificate, BadInput, KitError
 from fedhelm.security.identity import uri_of
 
-__all__ = ["CertificateAuthority", "Issued", "load_certificate", "load_key", "sign", "verify"]
+__all__ = [
+    "CertificateAuthority",
+    "Issued",
+    "key_to_pem",
+    "load_certificate",
+    "load_key",
+    "load_roots",
+    "new_key",
+    "serial_of",
+    "sign",
+    "verify",
+    "verify_by_root",
+]
 
 BACKDATED: Final = timedelta(minutes=5)  # a participant whose clock is a little behind can start at once
 CA_LIFE: Final = timedelta(days=3650)
@@ -28,16 +40,29 @@ _LISTENING_ROLES = frozenset({"overseer", "server"})
 
 @dataclasses.dataclass(frozen=True)
 class Issued:
-    """A certificate and its private key, both PEM."""
+    """A certificate and its private key, both PEM. ``serial`` is the certificate's, hex in lower case."""
 
     cert: bytes
     key: bytes
+    serial: str = ""
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """Make a private key of the only kind that this project uses, ECDSA P-256."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_to_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """Return the key as PKCS8 PEM, encrypted under the passphrase where one is given."""
+    encryption: serialization.KeySerializationEncryption = (
+        serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+def serial_of(certificate: x509.Certificate) -> str:
+    """Return a certificate's serial number as it is written everywhere: hex, lower case, no leading zeros."""
+    return f"{certificate.serial_number:x}"
 
 
 def _usage(*, ca: bool) -> x509.KeyUsage:
@@ -67,17 +92,31 @@ class CertificateAuthority:
     """A project's root: issues participants' certificates and signs their kits.
 
     The root signs leaves only (path length 0), each with a URI of its own project.
+
+    Args:
+        project: the project's name.
+        cert: the root certificate, the one that signs.
+        key: its key.
+        clock: for the certificates' validity.
+        also: another root that participants trust, while the root is rotated.
     """
 
-    def __init__(self, project: str, cert: x509.Certificate, key: ec.EllipticCurvePrivateKey, clock: Clock) -> None:
+    def __init__(
+        self,
+        project: str,
+        cert: x509.Certificate,
+        key: ec.EllipticCurvePrivateKey,
+        clock: Clock,
+        also: tuple[x509.Certificate, ...] = (),
+    ) -> None:
         self.project = project
-        self._cert, self._key, self._clock = cert, key, clock
+        self._cert, self._key, self._clock, self._also = cert, key, clock, also
 
     @classmethod
     def create(cls, project: str, *, clock: Clock | None = None) -> CertificateAuthority:
         """Make a root key and a self-signed certificate, valid for ten years."""
         clock = clock or SystemClock()
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = new_key()
         name = _subject(project, f"{project} root")
         start = clock.utcnow() - BACKDATED
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
@@ -98,27 +137,60 @@ class CertificateAuthority:
         return cls(project, cert, key, clock)
 
     @classmethod
-    def load(cls, project: str, cert: bytes, key: bytes, *, clock: Clock | None = None) -> CertificateAuthority:
+    def load(
+        cls,
+        project: str,
+        cert: bytes,
+        key: bytes,
+        *,
+        passphrase: bytes | None = None,
+        clock: Clock | None = None,
+    ) -> CertificateAuthority:
         """Return the root whose certificate and key (PEM) :meth:`create` made before.
+
+        Args:
+            project: the project's name.
+            cert: one or two root certificates; the first is the key's.
+            key: the private key, encrypted or not.
+            passphrase: of the key, where it is encrypted.
+            clock: for the certificates' validity.
+
+        Raises:
+            BadCertificate: not one or two certificates.
+            KitError: not an ECDSA key, not this certificate's, or its passphrase is missing or wrong.
+        """
+        roots = load_roots(cert, "root certificate")
+        private = load_key(key, "root key", passphrase)
+        if private.public_key() != roots[0].public_key():
+            raise KitError("the root key does not belong to the root certificate")
+        return cls(project, roots[0], private, clock or SystemClock(), roots[1:])
+
+    def trusting(self, pem: bytes | None) -> CertificateAuthority:
+        """Return this root, whose participants also trust the root certificate ``pem``, or no other (None).
 
         Raises:
             BadCertificate: not a certificate.
-            KitError: not an ECDSA key, or not this certificate's.
         """
-        certificate, private = load_certificate(cert, "root certificate"), load_key(key, "root key")
-        if private.public_key() != certificate.public_key():
-            raise KitError("the root key does not belong to the root certificate")
-        return cls(project, certificate, private, clock or SystemClock())
+        also = () if pem is None else (load_certificate(pem, "root certificate"),)
+        return CertificateAuthority(self.project, self._cert, self._key, self._clock, also)
 
     @property
     def cert_pem(self) -> bytes:
-        """The root certificate, PEM."""
-        return self._cert.public_bytes(serialization.Encoding.PEM)
+        """What participants trust, PEM: the root certificate, and behind it another one while the root is rotated."""
+        return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in (self._cert, *self._also))
 
     @property
-    def key_pem(self) -> bytes:
-        """The root's private key, PEM: to be written with mode 0600 and to no kit."""
-        return _key_pem(self._key)
+    def signing_pem(self) -> bytes:
+        """The certificate of the root that signs, alone (PEM)."""
+        return self._cert.public_bytes(serialization.Encoding.PEM)
+
+    def key_pem(self, passphrase: bytes | None = None) -> bytes:
+        """Return the root's private key, PEM: to be written with mode 0600 and to no kit.
+
+        Args:
+            passphrase: encrypts it (PKCS8, what the library holds best); plain without one.
+        """
+        return key_to_pem(self._key, passphrase)
 
     def issue(
         self,
@@ -143,7 +215,28 @@ class CertificateAuthority:
         Raises:
             BadInput: an organisation that is empty or too long.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = new_key()
+        cert = self.issue_for(key.public_key(), role, name, org, start=start, life=life)
+        serial = serial_of(x509.load_pem_x509_certificate(cert))
+        return Issued(cert, key_to_pem(key), serial)
+
+    def issue_for(
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        role: str,
+        name: str,
+        org: str,
+        *,
+        start: datetime | None = None,
+        life: timedelta = LEAF_LIFE,
+    ) -> bytes:
+        """Return a certificate (PEM) for a key that the participant made itself; otherwise as :meth:`issue`.
+
+        Raises:
+            BadInput: an organisation that is empty or too long, or a key of another kind than ECDSA P-256.
+        """
+        if not isinstance(public_key.curve, ec.SECP256R1):
+            raise BadInput(f"the key of {name} is on the curve {public_key.curve.name}, P-256 (secp256r1) is needed")
         start = start or self._clock.utcnow() - BACKDATED
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri_of(self.project, role, name))]
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -155,7 +248,7 @@ class CertificateAuthority:
             x509.CertificateBuilder()
             .subject_name(_subject(org, name))
             .issuer_name(self._cert.subject)
-            .public_key(key.public_key())
+            .public_key(public_key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(start)
             .not_valid_after(min(start + life, self._cert.not_valid_after_utc))
@@ -163,11 +256,11 @@ class CertificateAuthority:
             .add_extension(_usage(ca=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        return Issued(cert.public_bytes(serialization.Encoding.PEM), _key_pem(key))
+        return cert.public_bytes(serialization.Encoding.PEM)
 
     def sign(self, data: bytes) -> bytes:
         """Sign with the root key; :func:`verify` with :attr:`cert_pem` checks it."""
@@ -186,15 +279,40 @@ def load_certificate(pem: bytes, what: str) -> x509.Certificate:
         raise BadCertificate(f"{what}: not a certificate in PEM form") from error
 
 
-def load_key(pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:
-    """Parse one unencrypted PEM ECDSA key.
+def load_roots(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
+    """Parse the content of a ``rootCA.pem``: one root certificate, or two while the root is rotated, the signing first.
 
     Raises:
-        KitError: it is none; ``what`` names it in the message.
+        BadCertificate: it is something else; ``what`` names it in the message.
     """
     try:
-        key = serialization.load_pem_private_key(pem, None)
-    except (ValueError, TypeError) as error:
+        roots = x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise BadCertificate(f"{what}: not a certificate in PEM form") from error
+    if len(roots) > 2:
+        raise BadCertificate(f"{what}: {len(roots)} certificates, one or two are needed")
+    return tuple(roots)
+
+
+def load_key(pem: bytes, what: str, passphrase: bytes | None = None) -> ec.EllipticCurvePrivateKey:
+    """Parse one PEM ECDSA key.
+
+    Args:
+        pem: the key.
+        what: how messages call it.
+        passphrase: of an encrypted key; one that is given for a key that is not encrypted is not used.
+
+    Raises:
+        KitError: it is none, or it is encrypted and the passphrase is missing or wrong.
+    """
+    encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in pem
+    if encrypted and not passphrase:
+        raise KitError(f"{what} is encrypted", hint="give its passphrase")
+    try:
+        key = serialization.load_pem_private_key(pem, passphrase if encrypted else None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        if encrypted:
+            raise KitError(f"{what} does not open: the passphrase is wrong, or the file is damaged") from error
         raise KitError(f"{what}: not a private key in PEM form") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise KitError(f"{what}: not an ECDSA key")
@@ -215,12 +333,25 @@ def sign(key_path: Path, data: bytes) -> bytes:
 
 
 def verify(cert: bytes, signature: bytes, data: bytes) -> bool:
-    """Tell whether ``signature`` over ``data`` was made with the key of this certificate (PEM).
+    """Tell whether ``signature`` over ``data`` was made with the key of this certificate (PEM; the first, of several).
 
     Raises:
         BadCertificate: ``cert`` is no certificate with an ECDSA key.
     """
-    public = load_certificate(cert, "certificate").public_key()
+    return _verify(load_certificate(cert, "certificate"), signature, data)
+
+
+def verify_by_root(roots: bytes, signature: bytes, data: bytes) -> bool:
+    """Tell whether one of the roots in ``roots``, the content of a ``rootCA.pem``, signed ``data``.
+
+    Raises:
+        BadCertificate: ``roots`` is not one or two certificates with ECDSA keys.
+    """
+    return any(_verify(one, signature, data) for one in load_roots(roots, "root certificate"))
+
+
+def _verify(certificate: x509.Certificate, signature: bytes, data: bytes) -> bool:
+    public = certificate.public_key()
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise BadCertificate("the certificate's key is not an ECDSA key")
     try:

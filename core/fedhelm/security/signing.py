@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.errors import KitError
-from fedhelm.security.pki import CertificateAuthority, verify
+from fedhelm.security.pki import CertificateAuthority, verify_by_root
 
 __all__ = ["SIGNATURE_FILE", "Manifest", "make_manifest", "parse_manifest", "verify_startup"]
 
@@ -28,28 +28,37 @@ class Manifest:
     """What a manifest says, before or after its signature was checked.
 
     ``created`` is the time of signing, ISO 8601 UTC with milliseconds, so that later ones sort behind; empty in kits of
-    before this was written.
+    before this was written. ``own_key``: the participant made its key itself, so that no manifest can name it.
     """
 
     version: int
     created: str
     files: Mapping[str, str]
     signature: bytes
+    own_key: bool = False
 
     def signed_by(self, authority_pem: bytes) -> bool:
-        """Return whether the root certificate ``authority_pem`` (PEM) signed exactly this."""
-        return verify(authority_pem, self.signature, _signed_bytes(self.version, self.files, self.created))
+        """Return whether the root certificate in ``authority_pem`` (PEM; or one of two) signed exactly this."""
+        signed = _signed_bytes(self.version, self.files, self.created, self.own_key)
+        return verify_by_root(authority_pem, self.signature, signed)
 
 
-def _signed_bytes(version: int, files: Mapping[str, str], created: str) -> bytes:
+def _signed_bytes(version: int, files: Mapping[str, str], created: str, own_key: bool) -> bytes:
     body: dict[str, Any] = {"format": _FORMAT, "version": version, "files": dict(files)}
     if created:
         body["created"] = created
+    if own_key:
+        body["own_key"] = True
     return _DOMAIN + json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
 def make_manifest(
-    files: Mapping[str, bytes], authority: CertificateAuthority, version: int = 1, *, created: str = ""
+    files: Mapping[str, bytes],
+    authority: CertificateAuthority,
+    version: int = 1,
+    *,
+    created: str = "",
+    own_key: bool = False,
 ) -> bytes:
     """Return the content of ``signature.json``.
 
@@ -58,13 +67,15 @@ def make_manifest(
         authority: signs.
         version: of the kit; a re-issued kit has a higher one.
         created: the time, as :func:`fedhelm.clock.iso` gives it.
+        own_key: the participant made its key itself: ``files`` has none, and the manifest says so.
     """
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    signature = authority.sign(_signed_bytes(version, digests, created))
+    signature = authority.sign(_signed_bytes(version, digests, created, own_key))
     body = {
         "format": _FORMAT,
         "version": version,
         **({"created": created} if created else {}),
+        **({"own_key": True} if own_key else {}),
         "files": digests,
         "signature": base64.b64encode(signature).decode(),
     }
@@ -81,13 +92,15 @@ def parse_manifest(data: bytes | str, where: str) -> Manifest:
         body: Any = json.loads(data)
         version, files, created = body["version"], body["files"], body.get("created", "")
         signature = base64.b64decode(body["signature"], validate=True)
-        if body["format"] != _FORMAT or not isinstance(version, int) or not isinstance(files, dict):
+        own_key = body.get("own_key", False)
+        good = type(version) is int and isinstance(files, dict) and isinstance(own_key, bool)
+        if body["format"] != _FORMAT or not good:
             raise KitError(f"{where}: not a manifest of format {_FORMAT}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise KitError(f"{where}: not a signed manifest") from error
     if not isinstance(created, str) or (created and not _TIME.fullmatch(created)):
         raise KitError(f"{where}: created is not a time")
-    return Manifest(version, created, {str(name): str(digest) for name, digest in files.items()}, signature)
+    return Manifest(version, created, {str(name): str(digest) for name, digest in files.items()}, signature, own_key)
 
 
 def _read(path: Path) -> bytes:
@@ -101,6 +114,9 @@ def _read(path: Path) -> bytes:
 
 def verify_startup(startup: Path) -> int:
     """Check every file of ``startup/`` against its manifest, and the manifest's signature.
+
+    The key of a participant that made it itself is in no manifest: that it belongs to the certificate is for
+    ``open_kit`` to check.
 
     Returns:
         The kit's version.
@@ -117,8 +133,11 @@ def verify_startup(startup: Path) -> int:
         data = _read(startup / Path(name).name)
         if hashlib.sha256(data).hexdigest() != files[name]:
             raise KitError(f"{startup / name} was changed", hint=hint)
+    expected = {SIGNATURE_FILE, *files}
+    if manifest.own_key:
+        expected |= {f"{Path(name).stem}.key" for name in files if name.endswith(".crt")}
     for entry in sorted(startup.iterdir()):
-        if entry.name not in files and entry.name != SIGNATURE_FILE:
+        if entry.name not in expected:
             raise KitError(f"{entry} does not belong to the kit", hint=hint)
     if "rootCA.pem" not in files or not manifest.signed_by(_read(startup / "rootCA.pem")):
         raise KitError(f"{path} was not signed by this project's root", hint=hint)
