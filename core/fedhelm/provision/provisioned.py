@@ -1,0 +1,431 @@
+"""A provisioned project on disk: ``prod_NN/``, ``resources/`` and ``state/``, which remembers what was ever issued.
+
+The order of writing is what survives a crash: certificates are recorded with the number of the ``prod_NN`` that will
+hold them, then that folder appears by one rename, then ``project.json`` says that it is the last. Certificates of a
+number that never appeared were given to nobody, and are forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedhelm.clock import Clock, SystemClock, iso
+from fedhelm.errors import Conflict, DeadlineExceeded, KitError, NotFound, WorkspaceExists
+from fedhelm.ids import new_cluster_id
+from fedhelm.process import atomic_write, fsync_dir
+from fedhelm.provision.stop import wait_until
+from fedhelm.security.identity import principal_from_certificate
+from fedhelm.security.pki import CertificateAuthority, load_certificate
+from fedhelm.security.revocation import RevocationList, Revoked
+
+__all__ = ["IssuedCertificate", "ProjectFolder"]
+
+_FORMAT = 1
+_PROD = re.compile(r"prod_([0-9]{2,6})")
+_LOCK_TIMEOUT = 30.0  # seconds; a run that holds the lock makes some hundred kits in that time
+
+
+@dataclasses.dataclass(frozen=True)
+class IssuedCertificate:
+    """One line of ``state/certificates.json``; times are ISO 8601 UTC. ``prod`` is the folder that first held it."""
+
+    serial: str
+    role: str
+    name: str
+    org: str
+    not_before: str
+    not_after: str
+    kit_version: int
+    cert_pem: str
+    revoked_at: str | None = None
+    reason: str | None = None
+    prod: int | None = None
+
+    @classmethod
+    def of(cls, cert_pem: bytes, project: str, kit_version: int, prod: int | None = None) -> IssuedCertificate:
+        """Describe a certificate that was just issued.
+
+        Raises:
+            BadCertificate: it is none of this project.
+        """
+        certificate = load_certificate(cert_pem, "certificate")
+        principal = principal_from_certificate(certificate, project)
+        return cls(
+            serial=principal.serial,
+            role=principal.role,
+            name=principal.name,
+            org=principal.org,
+            not_before=iso(certificate.not_valid_before_utc),
+            not_after=iso(certificate.not_valid_after_utc),
+            kit_version=kit_version,
+            cert_pem=cert_pem.decode(),
+            prod=prod,
+        )
+
+    @property
+    def revoked(self) -> bool:
+        """Whether it was taken back."""
+        return self.revoked_at is not None
+
+    def expired(self, now: datetime) -> bool:
+        """Return whether its time is over at ``now``."""
+        return iso(now) >= self.not_after
+
+
+class ProjectFolder:
+    """The folder of one project, ``workspace/<project>``.
+
+    Attributes:
+        root: The folder.
+        project: Its name, which every certificate carries.
+        cluster: The federation's id.
+    """
+
+    def __init__(self, root: Path, body: Mapping[str, Any]) -> None:
+        self.root = root
+        self.project, self.cluster = str(body["project"]), str(body["cluster"])
+        self._body = dict(body)
+        self._depth = 0
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> ProjectFolder:
+        """Find the project at ``path``.
+
+        Raises:
+            NotFound: there is none.
+            KitError: its state cannot be read.
+        """
+        file = path / "state" / "project.json"
+        try:
+            body = json.loads(file.read_bytes())
+            good = body["format"] == _FORMAT and isinstance(body["project"], str) and isinstance(body["cluster"], str)
+        except FileNotFoundError:
+            hint = "fedhelm provision -p project.yml makes it"
+            raise NotFound(f"{path}: no provisioned project: it has no state/project.json", hint=hint) from None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise KitError(f"{file}: cannot be read: {error}") from error
+        if not good:
+            raise KitError(f"{file}: not the state of a project, format {_FORMAT}")
+        return cls(path.resolve(), body)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        project: str,
+        *,
+        cluster: str | None = None,
+        passphrase: bytes | None = None,
+        clock: Clock | None = None,
+    ) -> ProjectFolder:
+        """Make the folder with a new root, and nothing issued.
+
+        Args:
+            path: the folder; it may exist if it is empty.
+            project: its name.
+            cluster: its id; a new one if not given.
+            passphrase: the root key is encrypted under it; plain without one.
+            clock: for the root's validity.
+
+        Raises:
+            WorkspaceExists: the folder has something in it.
+        """
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise WorkspaceExists(f"{path} exists and is not empty")
+        authority = CertificateAuthority.create(project, clock=clock)
+        state = path / "state"
+        state.mkdir(mode=0o700)
+        atomic_write(state / "rootCA.key", authority.key_pem(passphrase), mode=0o600)
+        atomic_write(state / "rootCA.pem", authority.cert_pem, mode=0o644)
+        body = {
+            "format": _FORMAT,
+            "project": project,
+            "cluster": cluster or new_cluster_id(),
+            "last_prod": None,
+            "kit_version": 0,
+            "kits": {},
+        }
+        folder = cls(path.resolve(), body)
+        folder._write("certificates.json", {"format": _FORMAT, "certificates": []})
+        folder._write("project.json", body)
+        return folder
+
+    # -- where things are
+
+    @property
+    def state(self) -> Path:
+        """What must not be lost, and what nobody else may read."""
+        return self.root / "state"
+
+    @property
+    def resources(self) -> Path:
+        """The project file as it was used, and what belongs to the project as a whole."""
+        return self.root / "resources"
+
+    @property
+    def project_file(self) -> Path:
+        """The project file as the last run used it."""
+        return self.resources / "project.yml"
+
+    @property
+    def trust(self) -> Path:
+        """The root certificate; two while the root is rotated, the signing one first."""
+        return self.state / "rootCA.pem"
+
+    def prod(self, number: int) -> Path:
+        """Return the path of ``prod_NN``, which need not exist."""
+        return self.root / f"prod_{number:02d}"
+
+    @property
+    def prods(self) -> list[Path]:
+        """The ``prod_NN`` that are there, oldest first."""
+        found = {int(match[1]): path for path in self.root.iterdir() if (match := _PROD.fullmatch(path.name))}
+        return [found[number] for number in sorted(found)]
+
+    @property
+    def last_prod(self) -> int | None:
+        """The number of the last ``prod_NN``, whether its folder is still there or not; None before the first."""
+        recorded: int | None = self._body.get("last_prod")
+        following = 0 if recorded is None else recorded + 1
+        return following if self.prod(following).is_dir() else recorded
+
+    @property
+    def kit_version(self) -> int:
+        """The highest version that a kit of this project ever had; the next kits get higher ones."""
+        return max([int(self._body["kit_version"]), *(one.kit_version for one in self._all())])
+
+    @property
+    def kit_digests(self) -> Mapping[str, str]:
+        """Participant -> digest of its kit in the last ``prod_NN``, to see whether anything changed."""
+        return dict(self._body.get("kits", {}))
+
+    # -- the root
+
+    @property
+    def root_is_encrypted(self) -> bool:
+        """Whether the root key needs a passphrase."""
+        return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in self._read_bytes("rootCA.key")
+
+    def authority(self, passphrase: bytes | None = None, *, clock: Clock | None = None) -> CertificateAuthority:
+        """Return the root.
+
+        Raises:
+            KitError: its files are not there, or the passphrase is missing or wrong.
+        """
+        return CertificateAuthority.load(
+            self.project,
+            self._read_bytes("rootCA.pem"),
+            self._read_bytes("rootCA.key"),
+            passphrase=passphrase,
+            clock=clock,
+        )
+
+    # -- what was issued
+
+    def certificates(self) -> list[IssuedCertificate]:
+        """Return every certificate that was ever issued, oldest first.
+
+        Raises:
+            KitError: the file is missing or damaged.
+        """
+        last = self.last_prod
+        return [one for one in self._all() if one.prod is None or (last is not None and one.prod <= last)]
+
+    def current(self, name: str) -> IssuedCertificate | None:
+        """Return the newest certificate of one participant that was not revoked, expired or not."""
+        mine = [one for one in self.certificates() if one.name == name and not one.revoked]
+        return mine[-1] if mine else None
+
+    def record(self, *issued: IssuedCertificate) -> None:
+        """Remember certificates that were just issued.
+
+        Raises:
+            Conflict: a serial number is there already.
+        """
+        with self.locked():
+            known = self.certificates()
+            twice = {one.serial for one in known} & {one.serial for one in issued}
+            if twice:
+                raise Conflict(f"{self.state / 'certificates.json'}: serial {min(twice)} is there already")
+            self._write_certificates([*known, *issued])
+
+    def revoke(
+        self,
+        serials: Iterable[str],
+        reason: str,
+        authority: CertificateAuthority,
+        *,
+        clock: Clock | None = None,
+    ) -> list[IssuedCertificate]:
+        """Take certificates back: note it, and write the signed list of all that were ever taken back.
+
+        Returns:
+            Those that were not revoked before; the list gets a new version only where there is one.
+
+        Raises:
+            NotFound: a serial that was never issued.
+            KitError: the list in place is damaged.
+        """
+        wanted, when = set(serials), iso((clock or SystemClock()).utcnow())
+        with self.locked():
+            known = self.certificates()
+            if unknown := wanted - {one.serial for one in known}:
+                raise NotFound(f"{self.root}: no certificate has the serial {min(unknown)}")
+            new = {one.serial for one in known if one.serial in wanted and not one.revoked}
+            changed = [
+                dataclasses.replace(one, revoked_at=when, reason=reason) if one.serial in new else one for one in known
+            ]
+            if new:
+                self._write_certificates(changed)
+            gone = [one for one in changed if one.revoked]
+            listed = self.revocation_list()
+            if {one.serial for one in gone} - {one.serial for one in listed.entries}:  # also after a crash in between
+                entries = tuple(
+                    Revoked(one.serial, one.role, one.name, one.revoked_at or when, one.reason or "") for one in gone
+                )
+                self.write_revocations(listed.with_revoked(entries, when).to_bytes(authority))
+        return [one for one in changed if one.serial in new]
+
+    def revocation_list(self) -> RevocationList:
+        """Return the signed list, verified; an empty one of version 0 where nothing was ever revoked.
+
+        Raises:
+            KitError: it is damaged, or not of this project's root.
+        """
+        data = self.revocations()
+        if data is None:
+            return RevocationList(self.project, self.cluster)
+        return RevocationList.parse(data, self._read_bytes("rootCA.pem"), self.project, self.cluster)
+
+    def revocations(self) -> bytes | None:
+        """Return the signed list, or None where nothing was ever revoked."""
+        try:
+            return (self.state / "revoked.json").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_revocations(self, data: bytes) -> None:
+        """Replace the signed list."""
+        atomic_write(self.state / "revoked.json", data, mode=0o644)
+
+    # -- keys that somebody asked to keep
+
+    def kept_key(self, name: str) -> bytes | None:
+        """Return a participant's private key (PEM, as it was kept), or None."""
+        try:
+            return (self.state / "keys" / f"{name}.key").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def keep_key(self, name: str, pem: bytes) -> None:
+        """Keep a participant's private key, which the caller has encrypted where the root's is."""
+        (self.state / "keys").mkdir(mode=0o700, exist_ok=True)
+        atomic_write(self.state / "keys" / f"{name}.key", pem, mode=0o600)
+
+    # -- a run
+
+    def take_kit_version(self) -> int:
+        """Return a version that no kit of this project had, and never return it again."""
+        with self.locked():
+            self._body["kit_version"] = self.kit_version + 1
+            self._write("project.json", self._body)
+            return int(self._body["kit_version"])
+
+    def draft(self, number: int) -> Path:
+        """Return an empty folder to fill, which :meth:`publish` renames to ``prod_NN``; a former run's is removed."""
+        path = self.root / f".prod_{number:02d}.tmp"
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir(mode=0o700)
+        return path
+
+    def publish(self, number: int, issued: Sequence[IssuedCertificate], digests: Mapping[str, str]) -> Path:
+        """Make the draft ``prod_NN``: all of it, or nothing.
+
+        Args:
+            number: the one that :meth:`draft` was asked for.
+            issued: the new certificates in it; their ``prod`` is ``number``.
+            digests: see :attr:`kit_digests`.
+        """
+        with self.locked():
+            self.record(*issued)
+            path = self.prod(number)
+            (self.root / f".prod_{number:02d}.tmp").rename(path)
+            fsync_dir(self.root)
+            self._body |= {"last_prod": number, "kits": dict(digests)}
+            self._write("project.json", self._body)
+        return path
+
+    @contextlib.contextmanager
+    def locked(self, timeout: float = _LOCK_TIMEOUT) -> Iterator[None]:
+        """Keep other runs away meanwhile; may be nested. The state is read anew first.
+
+        Raises:
+            DeadlineExceeded: another run holds the lock for longer than ``timeout`` seconds.
+        """
+        if self._depth == 0:
+            self._lock = self._acquire(timeout)
+            self._refresh()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0 and self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def _acquire(self, timeout: float) -> int:
+        lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+        def taken() -> bool:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        if not wait_until(taken, timeout):
+            os.close(lock)
+            raise DeadlineExceeded(f"{self.root}: another run has been working on it for {timeout:g} s")
+        return lock
+
+    def _refresh(self) -> None:
+        self._body = dict(ProjectFolder.open(self.root)._body)  # noqa: SLF001  its own class
+
+    # -- files
+
+    def _read_bytes(self, name: str) -> bytes:
+        path = self.state / name
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise KitError(f"{path}: {error.strerror}", hint="restore the project's state from a backup") from error
+
+    def _all(self) -> list[IssuedCertificate]:
+        path = self.state / "certificates.json"
+        try:
+            body = json.loads(self._read_bytes("certificates.json"))
+            return [IssuedCertificate(**one) for one in body["certificates"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            hint = "restore the project's state from a backup"
+            raise KitError(f"{path}: not a list of certificates", hint=hint) from error
+
+    def _write_certificates(self, certificates: Sequence[IssuedCertificate]) -> None:
+        rows = [dataclasses.asdict(one) for one in certificates]
+        self._write("certificates.json", {"format": _FORMAT, "certificates": rows})
+
+    def _write(self, name: str, body: Mapping[str, Any]) -> None:
+        atomic_write(self.state / name, json.dumps(body, indent=2).encode() + b"\n", mode=0o600)
