@@ -9,7 +9,7 @@ import pytest
 
 from fedhelm.errors import KitError
 from fedhelm.security.pki import CertificateAuthority
-from fedhelm.security.tls import client_context, server_context
+from fedhelm.security.tls import client_context, refresh_client, refresh_server, server_context
 from tests.support.kits import make_kits
 
 
@@ -95,3 +95,105 @@ def test_a_missing_key_is_named(kits):
     kits["server1"].key.unlink()
     with pytest.raises(KitError, match=r"server\.crt or its key"):
         server_context(kits["server1"])
+
+
+def replaced(kit, issuer, trusting):
+    """Give the kit a new certificate of ``issuer``, and the roots of ``trusting``."""
+    issued = issuer.issue(kit.role, kit.name, kit.org)
+    kit.cert.write_bytes(issued.cert)
+    kit.key.write_bytes(issued.key)
+    kit.ca.write_bytes(trusting.cert_pem)
+
+
+class Listening:
+    """A server that listens with one context for its whole life, as uvicorn and asyncio do; answers each with a byte."""
+
+    def __init__(self, context):
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.settimeout(20)
+        self._context = context
+        self.port = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                connection.settimeout(20)
+                with contextlib.suppress(OSError), self._context.wrap_socket(connection, server_side=True) as tls:
+                    while tls.recv(1):
+                        tls.sendall(b"!")
+
+    def dial(self, context, name):
+        """Return the serial of the certificate that the server shows now."""
+        raw = socket.create_connection(("127.0.0.1", self.port), 20)
+        with context.wrap_socket(raw, server_hostname=name) as tls:
+            tls.sendall(b"?")
+            if tls.recv(1) != b"!":
+                raise ssl.SSLError("closed without an answer")
+            return tls.getpeercert()["serialNumber"]
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+def test_a_root_is_rotated_under_one_listening_context(tmp_path):
+    old, new = CertificateAuthority.create("poc"), CertificateAuthority.create("poc")
+    kits = make_kits(tmp_path, authority=old)
+    server, site = kits["server1"], kits["site-1"]
+    listening_context, dialling = server_context(server), client_context(site)
+    with contextlib.closing(Listening(listening_context)) as listening:
+        first = listening.dial(dialling, "server1")
+
+        replaced(server, old, old.trusting(new.signing_pem))  # begin: both are trusted, the old one signs
+        replaced(site, old, old.trusting(new.signing_pem))
+        refresh_server(listening_context, server)
+        refresh_client(dialling, site)
+        second = listening.dial(dialling, "server1")
+        assert second != first
+
+        replaced(server, new, new.trusting(old.signing_pem))  # switch: the new one signs
+        refresh_server(listening_context, server)
+        assert listening.dial(dialling, "server1") not in (first, second)
+        before = client_context(site)
+        replaced(site, new, new)
+        refresh_client(dialling, site)
+        listening.dial(dialling, "server1")
+        listening.dial(before, "server1")
+
+        server.ca.write_bytes(new.cert_pem)  # finish: nobody trusts the old one any more
+        refresh_server(listening_context, server)
+        listening.dial(dialling, "server1")
+        before.check_hostname = False
+        for name in ("server1", None):  # who says no name gets no former roots either
+            with pytest.raises(OSError, match=r"(?i)unknown|certificate|closed|reset|broken|eof"):
+                listening.dial(before, name)
+
+
+def test_a_certificate_that_does_not_load_leaves_the_context_as_it_was(kits):
+    context, dialling = server_context(kits["server1"]), client_context(kits["site-1"])
+    with contextlib.closing(Listening(context)) as listening:
+        first = listening.dial(dialling, "server1")
+        for name, refresh, what in (("server1", refresh_server, context), ("site-1", refresh_client, dialling)):
+            kits[name].key.write_bytes(CertificateAuthority.create("poc").issue("site", "x", "y").key)
+            with pytest.raises(KitError, match="cannot be used for TLS"):
+                refresh(what, kits[name])
+        assert listening.dial(dialling, "server1") == first
+
+
+def test_no_session_is_resumed(kits):
+    context, dialling = server_context(kits["server1"]), client_context(kits["site-1"])
+    with (
+        contextlib.closing(Listening(context)) as listening,
+        dialling.wrap_socket(
+            socket.create_connection(("127.0.0.1", listening.port), 20), server_hostname="server1"
+        ) as tls,
+    ):
+        tls.sendall(b"?")
+        tls.recv(1)
+        assert tls.session is None or not tls.session.has_ticket
