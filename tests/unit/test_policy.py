@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from fedhelm.config.kit import ROLES
 from fedhelm.errors import NotAuthorised
 from fedhelm.security.identity import Principal
 from fedhelm.security.policy import PERMISSIONS, authorise, check_permission
 
+MEMBER = {"admin.login", "job.view", "system.view"}
 ALLOWED = {
     "site": {"site.connect", "site.upload", "site.fetch", "site.contribute"},
     "project_admin": {
@@ -16,15 +18,20 @@ ALLOWED = {
         "job.download",
         "system.view",
         "system.operate",
+        "system.command",
         "lease.promote",
+        "trust.revoke",
     },
+    "org_admin": MEMBER | {"job.manage", "job.download", "system.operate", "trust.revoke"},
+    "lead": MEMBER | {"job.submit", "job.manage", "job.download"},
+    "member": MEMBER,
     "server": {"lease.hold"},
     "overseer": set(),
 }
 EVERYBODY = {"overseer.health", "overseer.view"}
 
 
-@pytest.mark.parametrize("role", sorted(ALLOWED))
+@pytest.mark.parametrize("role", sorted({*ROLES, *ALLOWED}))
 @pytest.mark.parametrize("permission", sorted(PERMISSIONS))
 def test_each_role_may_do_exactly_what_the_table_says(role, permission):
     principal = Principal("poc", role, "somebody")
@@ -46,4 +53,4 @@ def test_a_permission_that_nobody_declared_is_a_mistake_in_the_program():
 def test_a_role_that_does_not_exist_may_do_nothing():
     for permission in PERMISSIONS:
         with pytest.raises(NotAuthorised):
-            authorise(Principal("poc", "member", "a@b"), permission)
+            authorise(Principal("poc", "guest", "a@b"), permission)

@@ -1,4 +1,8 @@
-"""Which role may do what. The permission of each call is declared where the call is declared, and looked up here."""
+"""Which role may call what: the first gate. The permission of each call is declared where the call is declared.
+
+A role that is not here for a permission cannot make the call at all, whatever a policy file says. What a call touches
+is the matter of the second gate, :mod:`fedhelm.security.gates`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,12 @@ __all__ = ["PERMISSIONS", "authorise", "check_permission"]
 
 _SITE = frozenset({"site"})
 _SERVER = frozenset({"server"})
-_ADMIN = frozenset({"project_admin"})
-_ALL = frozenset({"overseer", "server", "site", "project_admin"})
+_PROJECT = frozenset({"project_admin"})
+_OPERATORS = _PROJECT | {"org_admin"}
+_SUBMITTERS = _PROJECT | {"lead"}
+_OWNERS = _OPERATORS | _SUBMITTERS
+_ADMINS = _OWNERS | {"member"}
+_ALL = _ADMINS | _SITE | _SERVER | {"overseer"}
 
 PERMISSIONS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -21,17 +29,19 @@ PERMISSIONS: Mapping[str, frozenset[str]] = MappingProxyType(
         "site.upload": _SITE,
         "site.fetch": _SITE,
         "site.contribute": _SITE,
-        "admin.login": _ADMIN,
-        "job.submit": _ADMIN,
-        "job.view": _ADMIN,
-        "job.manage": _ADMIN,
-        "job.download": _ADMIN,
-        "system.view": _ADMIN,
-        "system.operate": _ADMIN,
+        "admin.login": _ADMINS,
+        "job.submit": _SUBMITTERS,
+        "job.view": _ADMINS,
+        "job.manage": _OWNERS,
+        "job.download": _OWNERS,
+        "system.view": _ADMINS,
+        "system.operate": _OPERATORS,
+        "system.command": _PROJECT,
         "overseer.health": _ALL,
         "overseer.view": _ALL,
         "lease.hold": _SERVER,
-        "lease.promote": _ADMIN,
+        "lease.promote": _PROJECT,
+        "trust.revoke": _OPERATORS,
     }
 )
 """Permission -> the roles that have it."""
