@@ -172,3 +172,63 @@ def test_a_callers_own_error_has_the_place_too():
     assert str(error) == "job.yaml:3:3: resources.gpu: not supported yet"
     assert document.where(("name",)) == "job.yaml:1:7"
     assert document.where(("name", "deeper")) == "job.yaml:1:7"
+
+
+# -- aliases and merge keys, where the caller admits them
+
+
+def aliased(text):
+    return load_yaml(text, "p.yml", aliases=True)
+
+
+def test_an_alias_is_what_it_names_and_stands_where_that_stands():
+    document = aliased("a: &x {b: [1, two]}\nc: *x\n")
+    assert document.value == {"a": {"b": [1, "two"]}, "c": {"b": [1, "two"]}}
+    assert document.where(("c", "b", 1)) == "p.yml:1:15"
+    assert {key for key in document.shared if len(key) == 1} == {("a",)}
+
+
+def test_own_keys_win_over_merged_ones_and_the_first_of_several_over_the_others():
+    document = aliased(
+        "x: &x {p: 1, q: 2, n: {m: 0}}\ny: &y {<<: *x, p: 3, r: 4}\nz: {s: 5, <<: [*y, {r: 9, t: 6}], q: 7}\n"
+    )
+    assert document.value["y"] == {"p": 3, "r": 4, "q": 2, "n": {"m": 0}}
+    assert document.value["z"] == {"s": 5, "q": 7, "p": 3, "r": 4, "n": {"m": 0}, "t": 6}
+    assert document.where(("z", "q"), of_key=True) == "p.yml:3:35"
+    assert document.where(("z", "n", "m")) == "p.yml:1:27"
+    assert {key for key in document.shared if len(key) == 1} == {("x",), ("y",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [*a]\n", "nested deeper than 64"),
+        ("a: &a {b: *a}\n", "nested deeper than 64"),
+        ("a: &a {<<: *a}\n", "p.yml:1:4: a: a merge key (<<) that merges itself"),
+        ("a: &a {<<: {<<: *a}}\n", "that merges itself"),
+        ("a: {<<: 3}\n", "p.yml:1:9: a: a merge key (<<) needs keys and values"),
+        ("a: {<<: [[1]]}\n", "needs keys and values"),
+        ("a: &a {b: 1}\nc: {<<: *a, d: 1, d: 2}\n", "p.yml:2:19: c.d: duplicate key, first given in line 2"),
+        ("a: *nobody\n", "undefined alias"),
+        ("a: {<<: !x {b: 1}}\nc: !y z\n", "the tag !y is not allowed"),
+    ],
+)
+def test_a_wrong_alias_is_refused(text, message):
+    with pytest.raises(BadInput) as caught:
+        aliased(text)
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("first", "more"),
+    [
+        ("[1, 2, 3, 4, 5, 6, 7, 8, 9]", "[*{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}]"),
+        ("{a: 1, b: 2}", "{{a: *{0}, b: *{0}, c: *{0}, d: *{0}, e: *{0}, f: *{0}, g: *{0}, h: *{0}}}"),
+        ("{" + ", ".join(f"k{i}: 1" for i in range(500)) + "}", "{{<<: [" + ", ".join(["*{0}"] * 500) + "]}}"),
+    ],
+)
+def test_aliases_that_multiply_are_refused_before_they_do_harm(first, more):
+    lines = [f"v0: &v0 {first}"]
+    lines += [f"v{i}: &v{i} {more.format(f'v{i - 1}')}" for i in range(1, 12)]
+    with pytest.raises(BadInput, match="aliases expand it to more than 200000 values"):
+        aliased("\n".join(lines) + "\n")

@@ -1,7 +1,8 @@
 """YAML that a person wrote, into typed values; every error says ``file:line:col: key.path: what is wrong``.
 
-A narrow YAML: no aliases, no tags, no merge keys, no duplicate keys; ``on``, ``yes``, ``0777``, ``1:30`` and dates are
-plain text, so nothing turns into a number or a truth value behind the writer's back.
+A narrow YAML: no tags, no duplicate keys; ``on``, ``yes``, ``0777``, ``1:30`` and dates are plain text, so nothing
+turns into a number or a truth value behind the writer's back. Aliases and merge keys (``<<: *name``) only where the
+caller admits them; then what they expand to is bounded.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 _MAX_DEPTH = 64
 _MAX_BYTES = 1 << 20
+_MAX_EXPANDED = 200_000  # values, after aliases and merge keys: some 20,000 participants
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -55,6 +57,8 @@ class Document:
     value: Any
     _positions: Mapping[Key, tuple[int, int]]
     _key_positions: Mapping[Key, tuple[int, int]]
+    shared: frozenset[Key] = frozenset()
+    """What stands in the file once and is used again by an alias or a merge key."""
 
     def where(self, key: Key = (), *, of_key: bool = False) -> str:
         """Return ``file:line:col`` of a value, or of the key that names it; of its parent where it is missing."""
@@ -152,16 +156,33 @@ def _field_names(model: type[pydantic.BaseModel], key: Key) -> list[str]:
 class _Reader:
     """Turns composed nodes into plain values and notes where each stood."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, *, aliases: bool = False) -> None:
+        self.name, self.aliases = name, aliases
         self.positions: dict[Key, tuple[int, int]] = {}
         self.key_positions: dict[Key, tuple[int, int]] = {}
+        self.shared: set[Key] = set()
+        self._first: dict[int, Key] = {}  # id of a node, which lives as long as its document -> where it was met first
+        self._merging: list[yaml.Node] = []
+        self._count = 0
 
     def refuse(self, mark: Any, key: Key, what: str) -> BadInput:
         path = f"{_dotted(key)}: " if key else ""
         return BadInput(f"{self.name}:{mark.line + 1}:{mark.column + 1}: {path}{what}")
 
+    def _meet(self, node: yaml.Node, key: Key, values: int = 1) -> None:
+        """Note where a node stands; refuse aliases that multiply or go round in circles."""
+        self._count += values
+        if self._count > _MAX_EXPANDED:
+            raise self.refuse(node.start_mark, (), f"aliases expand it to more than {_MAX_EXPANDED} values")
+        if len(key) > _MAX_DEPTH:
+            raise self.refuse(node.start_mark, (), f"nested deeper than {_MAX_DEPTH}")
+        first = self._first.setdefault(id(node), key)
+        if first != key:
+            self.shared.add(first)
+
     def value(self, node: yaml.Node, key: Key) -> Any:
+        if self.aliases:
+            self._meet(node, key)
         self.positions[key] = (node.start_mark.line + 1, node.start_mark.column + 1)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return self._mapping(node, key)
@@ -191,19 +212,44 @@ class _Reader:
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        for name, (key_node, value_node) in self._pairs(node, key).items():
+            mark = key_node.start_mark
+            self.key_positions[(*key, name)] = (mark.line + 1, mark.column + 1)
+            found[name] = self.value(value_node, (*key, name))
+        return found
+
+    def _pairs(self, node: yaml.MappingNode, key: Key) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Return the nodes by name; behind the mapping's own ones what merge keys add: of several the first wins."""
+        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
             mark = key_node.start_mark
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.refuse(mark, key, "a key must be plain text")
             name = str(key_node.value)
+            if name == "<<" and self.aliases:
+                merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                continue
             if not name or name == "<<":
                 raise self.refuse(mark, key, "an empty key" if not name else "merge keys (<<) are not supported")
-            here = (*key, name)
             if name in found:
-                line = self.key_positions[here][0]
-                raise self.refuse(mark, here, f"duplicate key, first given in line {line}")
-            self.key_positions[here] = (mark.line + 1, mark.column + 1)
-            found[name] = self.value(value_node, here)
+                line = found[name][0].start_mark.line + 1
+                raise self.refuse(mark, (*key, name), f"duplicate key, first given in line {line}")
+            found[name] = (key_node, value_node)
+        for one in merged:
+            for name, pair in self._merged(one, key).items():
+                found.setdefault(name, pair)
+        return found
+
+    def _merged(self, node: yaml.Node, key: Key) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        if not isinstance(node, yaml.MappingNode):
+            raise self.refuse(node.start_mark, key, "a merge key (<<) needs keys and values")
+        if any(node is one for one in self._merging):
+            raise self.refuse(node.start_mark, key, "a merge key (<<) that merges itself")
+        self._meet(node, (*key, "<<"), 1 + len(node.value))
+        self._merging.append(node)
+        found = self._pairs(node, key)
+        self._merging.pop()
         return found
 
 
@@ -211,7 +257,7 @@ def _check_events(text: str, reader: _Reader) -> None:
     """Refuse what composing cannot survive: aliases that multiply, and depth that overflows the stack."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) and not reader.aliases:
             raise reader.refuse(event.start_mark, (), f"the alias *{event.anchor} is not supported: write it out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
@@ -234,12 +280,13 @@ def _compose(text: str, reader: _Reader) -> yaml.Node | None:
         raise BadInput(f"{reader.name}:1:1: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def load_yaml(source: Path | str, name: str | None = None) -> Document:
+def load_yaml(source: Path | str, name: str | None = None, *, aliases: bool = False) -> Document:
     """Read one YAML document.
 
     Args:
         source: a file, or the text itself.
         name: how messages call it; the path if not given.
+        aliases: admit aliases and merge keys, which is right for a file that its reader wrote or looked through.
 
     Raises:
         BadInput: it cannot be read, is larger than 1 MiB, is not UTF-8, or is no YAML of the narrow kind above.
@@ -257,10 +304,10 @@ def load_yaml(source: Path | str, name: str | None = None) -> Document:
             raise BadInput(f"{name}:{line}:1: not UTF-8 text") from error
     if len(source) > _MAX_BYTES:
         raise BadInput(f"{name}: larger than 1 MiB")
-    reader = _Reader(name)
+    reader = _Reader(name, aliases=aliases)
     node = _compose(source, reader)
     value = None if node is None else reader.value(node, ())
-    return Document(name, value, reader.positions, reader.key_positions)
+    return Document(name, value, reader.positions, reader.key_positions, frozenset(reader.shared))
 
 
 def parse(text: str, file_name: str, model: type[Model]) -> Model:
