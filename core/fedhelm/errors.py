@@ -13,7 +13,8 @@
     │   ├── NoPrimary           NO_PRIMARY          3   nobody leads at the moment
     │   └── NotPrimary          NOT_PRIMARY         3   this server does not lead: ask `primary`
     ├── NotAuthorised           NOT_AUTHORISED      4   the certificate is valid, the right is missing
-    │   └── BadCertificate      BAD_CERTIFICATE     4   missing, expired, not yet valid, of another project
+    │   ├── BadCertificate      BAD_CERTIFICATE     4   missing, expired, not yet valid, of another project
+    │   └── BadSignature        BAD_SIGNATURE       4   a signed statement that does not hold, or says something else
     ├── KitError                BAD_KIT             4   a start-up kit with a missing, changed or older file
     ├── DeadlineExceeded        TIMEOUT             5
     ├── NotFound                NOT_FOUND           1
@@ -48,6 +49,7 @@ __all__ = [
     "Ambiguous",
     "BadCertificate",
     "BadInput",
+    "BadSignature",
     "Conflict",
     "Corrupt",
     "DeadlineExceeded",
@@ -183,6 +185,12 @@ class BadCertificate(NotAuthorised):
 
     code = "BAD_CERTIFICATE"
     grpc_status = "UNAUTHENTICATED"
+
+
+class BadSignature(NotAuthorised):
+    """A signed job or a signed result that was not signed by whom it says, or is about something else."""
+
+    code = "BAD_SIGNATURE"
 
 
 class KitError(FedhelmError):
