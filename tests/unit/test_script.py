@@ -346,6 +346,8 @@ def test_results_and_lines_of_user_code_are_checked():
         {"weight": -1},
         {"weight": True},
         {"weight": None},
+        {"weight": 10**400},
+        {"metrics": {"a": 10**400}},
         {"metrics": {"a": "b"}},
         {"metrics": {"x" * 201: 1.0}},
         {"metrics": dict.fromkeys(map(str, range(1001)), 1.0)},

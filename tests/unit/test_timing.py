@@ -66,3 +66,9 @@ def test_json_there_and_back():
 def test_json_that_is_no_timing_is_refused(data):
     with pytest.raises(BadInput, match="timing"):
         Timing.from_json(data)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e300, float("inf"), float("nan")])
+def test_a_number_beyond_any_time_is_refused(value):
+    with pytest.raises(BadInput, match="lease is no number of seconds"):
+        Timing.from_json({**PROFILES["fast"].to_json(), "lease": value})

@@ -26,7 +26,7 @@ def recall(run_dir: Path) -> Remembered | None:
     try:
         value = json.loads((run_dir / _NAME).read_bytes())
         return Remembered(str(value["server"]), int(value["epoch"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -19,6 +19,7 @@ RHO = 1e-3
 """The largest relative drift of one boot-time clock that the protocol allows for."""
 
 _SLACK = 1e-9  # 0.25 + 0.25 must not fail by a rounding error
+_LONGEST = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Timing:
         for name in names[1:]:
             if isinstance(data[name], bool) or not isinstance(data[name], int | float):
                 raise BadInput(f"timing: {name} is {data[name]!r}, it must be a number of seconds")
+            if not abs(data[name]) <= _LONGEST:  # NaN too; an int may be beyond any float
+                raise BadInput(f"timing: {name} is no number of seconds up to {_LONGEST:g}")
         timing = cls(str(data["name"]), *(float(data[name]) for name in names[1:]))
         timing.check()
         return timing

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fedhelm.errors import ProtocolError
 
@@ -171,9 +172,15 @@ class Result:
         file, weight = frame.get("file"), frame.get("weight")
         if file is not None and (not isinstance(file, str) or Path(file).name != file or file.startswith(".")):
             raise ProtocolError("result: file is not a plain name")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
-            raise ProtocolError(f"result: weight is {weight!r}, it must be a positive number")
+        if not _is_finite(weight) or weight <= 0:
+            raise ProtocolError(f"result: weight is {weight!r:.80}, it must be a positive number")
         return cls(_text(frame, "key"), file, float(weight), check_metrics(frame.get("metrics")))
+
+
+def _is_finite(value: object) -> TypeGuard[int | float]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # JSON has whole numbers beyond any float; NaN is never below
 
 
 def check_metrics(value: object) -> dict[str, float]:
@@ -189,8 +196,8 @@ def check_metrics(value: object) -> dict[str, float]:
     for name, number in value.items():
         if not isinstance(name, str) or not name or len(name) > MAX_METRIC_NAME:
             raise ProtocolError(f"metrics: {name!r:.80} is not a name of at most {MAX_METRIC_NAME} characters")
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise ProtocolError(f"metrics: {name} is {number!r}, it must be a finite number")
+        if not _is_finite(number):
+            raise ProtocolError(f"metrics: {name} is {number!r:.80}, it must be a finite number")
     return {name: float(number) for name, number in value.items()}
 
 
