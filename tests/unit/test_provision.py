@@ -1,22 +1,27 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import os
 import stat
 import subprocess
+import sys
 
 import pytest
+from cryptography.hazmat.primitives.serialization import pkcs12
 
-from fedhelm.errors import BadInput, WorkspaceExists
-from fedhelm.provision.kits import write_kit, write_kits
+from fedhelm.config.log_levels import apply_levels, levels_of, parse_levels
+from fedhelm.errors import BadInput, KitError, WorkspaceExists
+from fedhelm.provision.kits import Identity, digest_of, write_kit, write_kits
 from fedhelm.provision.project import Participant, Project
+from fedhelm.security.authorization import DEFAULT_AUTHORIZATION
 from fedhelm.security.kit import open_kit
-from fedhelm.security.pki import CertificateAuthority
-from fedhelm.security.policy import PERMISSIONS
+from fedhelm.security.pki import CertificateAuthority, load_certificate
 from tests.support.kits import ADMIN, make_project
 
-COMMON = {"rootCA.pem", "readme.txt", "signature.json"}
-RUN = {"start.sh", "stop_fl.sh"}
+COMMON = {"rootCA.pem", "readme.txt", "signature.json", "log.config"}
+RUN = {"start.sh", "stop_fl.sh", "sub_start.sh"}
 OVERSEER = Participant("overseer", "overseer", "nvidia", ports=(8443,))
 SERVER = Participant("server1", "server", "nvidia", ports=(8002, 8003))
 
@@ -34,10 +39,10 @@ def kits(tmp_path, authority):
 @pytest.mark.parametrize(
     ("name", "files"),
     [
-        ("overseer", COMMON | RUN | {"fed_overseer.json", "overseer.crt", "overseer.key"}),
-        ("server1", COMMON | RUN | {"fed_server.json", "server.crt", "server.key", "authorization.json"}),
-        ("site-1", COMMON | RUN | {"fed_client.json", "client.crt", "client.key", "authorization.json"}),
-        (ADMIN, COMMON | {"fed_admin.json", "client.crt", "client.key", "fl_admin.sh"}),
+        ("overseer", COMMON | RUN | {"fed_overseer.json", "overseer.crt", "overseer.key", "overseer.pfx"}),
+        ("server1", COMMON | RUN | {"fed_server.json", "server.crt", "server.key", "server.pfx", "authorization.json"}),
+        ("site-1", COMMON | RUN | {"fed_client.json", "client.crt", "client.key", "client.pfx", "authorization.json"}),
+        (ADMIN, COMMON | {"fed_admin.json", "client.crt", "client.key", "client.pfx", "fl_admin.sh"}),
     ],
 )
 def test_a_kit_holds_what_its_role_needs_and_no_more(kits, name, files):
@@ -54,7 +59,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path, authority):
     finally:
         os.umask(old)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (root / "startup").iterdir()}
-    assert modes["server.key"] == 0o600
+    assert modes["server.key"] == modes["server.pfx"] == 0o600
     assert modes["start.sh"] == 0o755
     assert modes["server.crt"] == 0o644
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
@@ -66,9 +71,96 @@ def test_no_kit_holds_the_roots_key(kits, authority):
             assert not path.is_file() or authority.key_pem() not in path.read_bytes()
 
 
-def test_the_default_policy_is_the_one_that_is_enforced(kits):
-    body = json.loads((kits["site-1"] / "startup" / "authorization.json").read_text())
-    assert body["permissions"] == {permission: sorted(roles) for permission, roles in PERMISSIONS.items()}
+def test_servers_and_sites_have_the_default_policy_or_the_projects(kits, authority, tmp_path):
+    for name in ("server1", "site-1"):
+        assert (kits[name] / "startup" / "authorization.json").read_text() == DEFAULT_AUTHORIZATION
+    own = dataclasses.replace(make_project(), authorization="{}")
+    (tmp_path / "own").mkdir()
+    assert (write_kit(own, SERVER, authority, tmp_path / "own") / "startup" / "authorization.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(("name", "stem"), [("overseer", "overseer"), ("server1", "server"), (ADMIN, "client")])
+def test_the_pfx_holds_certificate_key_and_root(kits, name, stem):
+    startup = kits[name] / "startup"
+    key, certificate, others = pkcs12.load_key_and_certificates((startup / f"{stem}.pfx").read_bytes(), None)
+    assert certificate == load_certificate((startup / f"{stem}.crt").read_bytes(), "crt")
+    assert key.public_key() == certificate.public_key()
+    assert others == [load_certificate((startup / "rootCA.pem").read_bytes(), "root")]
+
+
+def test_a_kit_without_the_participants_own_key_says_what_belongs_into_it(authority, tmp_path):
+    issued = authority.issue("server", "server1", "nvidia")
+    root = write_kit(make_project(), SERVER, authority, tmp_path, identity=Identity(issued.cert, None), version=7)
+    assert not {"server.key", "server.pfx"} & {path.name for path in (root / "startup").iterdir()}
+    assert issued.serial in (root / "startup" / "readme.txt").read_text()
+    with pytest.raises(KitError, match=r"server\.key"):
+        open_kit(root)
+    (root / "startup" / "server.key").write_bytes(issued.key)
+    (root / "startup" / "server.key").chmod(0o600)
+    assert open_kit(root).name == "server1"
+    assert json.loads((root / "startup" / "signature.json").read_text())["version"] == 7
+
+
+def test_the_digest_of_a_kit_changes_with_what_it_says_and_with_nothing_else(authority):
+    first, second = (authority.issue("server", "server1", "nvidia") for _ in range(2))
+    project = make_project()
+    digest = digest_of(project, SERVER, authority, Identity(first.cert, first.key))
+    assert digest_of(project, SERVER, authority, Identity(first.cert, None)) == digest
+    assert digest_of(project, SERVER, authority, Identity(second.cert, first.key)) != digest
+    more = dataclasses.replace(project, participants=(*project.participants, Participant("site-2", "site", "o")))
+    assert digest_of(more, SERVER, authority, Identity(first.cert, first.key)) != digest
+
+
+def test_only_a_project_with_an_image_has_docker_scripts(kits, authority, tmp_path):
+    assert not list(tmp_path.glob("*/startup/docker.sh"))
+    (tmp_path / "own").mkdir()
+    image = dataclasses.replace(make_project(), docker_image="fedhelm:0.1")
+    kits = write_kits(image, authority, tmp_path / "own")
+    assert all((root / "startup" / "docker.sh").is_file() for root in kits.values())
+    assert open_kit(kits["site-1"]).docker_image == "fedhelm:0.1"
+
+
+def test_scripts_name_the_interpreter_that_made_the_kit_only_where_that_is_wanted(kits, authority, tmp_path):
+    assert sys.executable in (kits["site-1"] / "startup" / "start.sh").read_text()
+    (tmp_path / "own").mkdir()
+    root = write_kit(dataclasses.replace(make_project(), interpreter=""), SERVER, authority, tmp_path / "own")
+    assert sys.prefix not in (root / "startup" / "start.sh").read_text()
+    subprocess.run(["sh", "-n", root / "startup" / "start.sh"], check=True)
+
+
+def test_the_levels_of_the_log_can_be_read_by_the_participant(kits):
+    kit = open_kit(kits["server1"])
+    assert levels_of(kit) == {"fedhelm": logging.INFO}
+    (kit.local / "log.config").write_text("[levels]\n# mine\nfedhelm.wire = DEBUG\n")
+    assert levels_of(kit) == {"fedhelm": logging.INFO, "fedhelm.wire": logging.DEBUG}
+    logger = logging.getLogger("fedhelm.wire")
+    before = [(one, one.level) for one in (logger, logging.getLogger("fedhelm"))]
+    try:
+        apply_levels(kit)
+        assert logger.level == logging.DEBUG
+    finally:
+        for one, level in before:
+            one.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "one section is needed"),
+        ("[levels]\nx\n", "log.config:2: not of the form"),
+        ("[levels]\nfedhelm = LOUD\n", "fedhelm: 'LOUD' is not one of DEBUG"),
+        ("[levels]\nfedhelm = INFO\nfedhelm = INFO\n", "already exists"),
+        ("[handlers]\nargs = (sys.stdout,)\n", "one section is needed"),
+        ("fedhelm = INFO\n", "log.config:1: [levels] is missing"),
+        ("[levels]\na b = INFO\n", "not the name of a logger"),
+        ("[levels]\nfedhelm = %(x)s\n", "not one of DEBUG"),
+    ],
+)
+def test_a_wrong_level_is_named(text, message):
+    with pytest.raises(BadInput) as caught:
+        parse_levels(text, "log.config")
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
 
 
 def test_a_participant_can_be_added_later_to_the_same_root(kits, authority, tmp_path):

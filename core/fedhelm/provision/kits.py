@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs12
 
 from fedhelm.clock import SystemClock, iso
 from fedhelm.config.kit import CERT_STEM, CONFIG_FILE, Kit, kit_to_json
 from fedhelm.errors import WorkspaceExists
-from fedhelm.provision import templates
+from fedhelm.provision.kit_texts import local_texts
 from fedhelm.provision.project import Participant, Project
-from fedhelm.security.pki import CertificateAuthority
+from fedhelm.provision.templates import startup_texts
+from fedhelm.security.pki import CertificateAuthority, load_certificate, load_key, load_roots, serial_of
 from fedhelm.security.signing import SIGNATURE_FILE, make_manifest
 
-__all__ = ["startup_files", "write_kit", "write_kits"]
+__all__ = ["Identity", "digest_of", "file_mode", "startup_files", "write_kit", "write_kits"]
+
+_SECRET: Final = (".key", ".pfx")
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """A participant's certificate and key, PEM; ``key`` is None where only the participant has it."""
+
+    cert: bytes
+    key: bytes | None
+
+
+def file_mode(name: str) -> int:
+    """Return the mode of a file of a kit: keys are their owner's alone, scripts can be run."""
+    suffix = Path(name).suffix
+    if suffix in _SECRET:
+        return 0o600
+    return 0o755 if suffix == ".sh" else 0o644
 
 
 def _kit_of(project: Project, participant: Participant, root: Path) -> Kit:
@@ -36,34 +62,90 @@ def _kit_of(project: Project, participant: Participant, root: Path) -> Kit:
     )
 
 
-def startup_files(project: Project, participant: Participant, authority: CertificateAuthority) -> dict[str, bytes]:
-    """Return the content of every file of the participant's ``startup/``, the signed manifest included.
+def _pfx(name: str, identity: Identity, roots: bytes) -> bytes:
+    """Return certificate, key and root as one file (PKCS 12), without a password: the key beside it has none either."""
+    assert identity.key is not None
+    return pkcs12.serialize_key_and_certificates(
+        name.encode(),
+        load_key(identity.key, "key"),
+        load_certificate(identity.cert, "certificate"),
+        list(load_roots(roots, "rootCA.pem")),
+        serialization.NoEncryption(),
+    )
 
-    A new certificate and key are issued at each call.
-    """
-    role = participant.role
-    issued = authority.issue(role, participant.name, participant.org)
-    store = project.store if role == "server" else None
-    config = kit_to_json(_kit_of(project, participant, Path()), store=store)
-    files = {
+
+def _unsigned(
+    project: Project, participant: Participant, authority: CertificateAuthority, identity: Identity
+) -> dict[str, bytes]:
+    """Return every file of ``startup/`` that is the same whenever it is made."""
+    role, stem = participant.role, CERT_STEM[participant.role]
+    config = kit_to_json(_kit_of(project, participant, Path()), store=project.store if role == "server" else None)
+    serial = None if identity.key is not None else serial_of(load_certificate(identity.cert, f"{stem}.crt"))
+    return {
         CONFIG_FILE[role]: json.dumps(config, indent=2).encode() + b"\n",
         "rootCA.pem": authority.cert_pem,
-        f"{CERT_STEM[role]}.crt": issued.cert,
-        f"{CERT_STEM[role]}.key": issued.key,
-        **{name: text.encode() for name, text in templates.startup_texts(project, participant).items()},
+        f"{stem}.crt": identity.cert,
+        **({} if identity.key is None else {f"{stem}.key": identity.key}),
+        **{name: text.encode() for name, text in startup_texts(project, participant, missing_key=serial).items()},
     }
-    files[SIGNATURE_FILE] = make_manifest(files, authority, created=iso(SystemClock().utcnow()))
+
+
+def digest_of(project: Project, participant: Participant, authority: CertificateAuthority, identity: Identity) -> str:
+    """Return a digest of what a kit says, whatever its version and the time it was signed; without its key."""
+    files = _unsigned(project, participant, authority, dataclasses.replace(identity, key=b""))
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def startup_files(
+    project: Project,
+    participant: Participant,
+    authority: CertificateAuthority,
+    *,
+    identity: Identity | None = None,
+    version: int = 1,
+) -> dict[str, bytes]:
+    """Return the content of every file of the participant's ``startup/``, the signed manifest included.
+
+    Args:
+        project: the project.
+        participant: whose kit.
+        authority: signs it.
+        identity: its certificate and key; new ones if not given. Without a key the kit is one of an own key.
+        version: of the kit; a re-issued one has a higher one.
+    """
+    if identity is None:
+        issued = authority.issue(participant.role, participant.name, participant.org)
+        identity = Identity(issued.cert, issued.key)
+    files = _unsigned(project, participant, authority, identity)
+    if identity.key is not None:
+        files[f"{CERT_STEM[participant.role]}.pfx"] = _pfx(participant.name, identity, authority.cert_pem)
+    created = iso(SystemClock().utcnow())
+    files[SIGNATURE_FILE] = make_manifest(files, authority, version, created=created, own_key=identity.key is None)
     return files
 
 
-def write_kit(project: Project, participant: Participant, authority: CertificateAuthority, folder: Path) -> Path:
+def write_kit(
+    project: Project,
+    participant: Participant,
+    authority: CertificateAuthority,
+    folder: Path,
+    *,
+    identity: Identity | None = None,
+    version: int = 1,
+) -> Path:
     """Write one participant's kit into ``folder/<name>`` and return that path.
 
-    Keys get mode 0600, scripts 0755, folders 0700.
+    Keys get mode 0600, scripts 0755, folders 0700. The other arguments are those of :func:`startup_files`.
 
     Raises:
         WorkspaceExists: the folder is there already.
     """
+    files = startup_files(project, participant, authority, identity=identity, version=version)
+    return _write_folder(participant, files, folder)
+
+
+def _write_folder(participant: Participant, files: Mapping[str, bytes], folder: Path) -> Path:
     root = folder / participant.name
     try:
         root.mkdir(mode=0o700)
@@ -74,15 +156,15 @@ def write_kit(project: Project, participant: Participant, authority: Certificate
     local.mkdir(mode=0o700)
     if participant.is_admin:
         (root / "transfer").mkdir(mode=0o700)
-    for name, data in startup_files(project, participant, authority).items():
+    for name, data in files.items():
         _write(startup / name, data)
-    for name, text in templates.local_texts(participant).items():
+    for name, text in local_texts(participant).items():
         _write(local / name, text.encode())
     return root
 
 
 def _write(path: Path, data: bytes) -> None:
-    mode = {".key": 0o600, ".sh": 0o755}.get(path.suffix, 0o644)
+    mode = file_mode(path.name)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)  # whatever the umask

@@ -21,6 +21,7 @@ from fedhelm.errors import AlreadyRunning, DeadlineExceeded, FedhelmError, KitEr
 from fedhelm.output import CommandParser, emit, guarded
 from fedhelm.process import ParticipantLock, child_env, read_state
 from fedhelm.provision.stop import Home, stop_all, wait_until
+from fedhelm.security.kit import open_kit
 
 __all__ = [
     "COMMANDS",
@@ -287,6 +288,16 @@ def _stop(kit_root: Path) -> int:
     return emit(None, human=f"{root.name} stopped" if stopped else f"{root.name} is not running")
 
 
+def _found_store(kit_root: Path) -> None:
+    """Found the shared store of a new federation; where it was founded already, nothing changes."""
+    from fedhelm.persist import init_store
+
+    kit = open_kit(kit_root)
+    if kit.role != "server" or kit.store is None:
+        raise UsageError(f"--found-store belongs to a server's start.sh, and {kit.name} is a {kit.role}")
+    init_store(kit.store, kit.cluster, kit.project)
+
+
 def _foreground(kit_root: Path) -> int:
     kit = read_kit(kit_root)
     arguments = [*PROGRAM, role_command(kit), "--kit", str(kit.root)]
@@ -299,13 +310,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("action", choices=("start", "stop"))
     parser.add_argument("kit", type=Path)
     parser.add_argument("--foreground", action="store_true", help="stay in the foreground (start)")
+    parser.add_argument(
+        "--found-store",
+        action="store_true",
+        help="a server's very first start: make the shared store that is not there",
+    )
 
     def body() -> int:
         args = parser.parse_args(argv)
         if args.action == "stop":
-            if args.foreground:
-                raise UsageError("--foreground belongs to start.sh")
+            if args.foreground or args.found_store:
+                raise UsageError("--foreground and --found-store belong to start.sh")
             return _stop(args.kit)
+        if args.found_store:
+            _found_store(args.kit)
         return _foreground(args.kit) if args.foreground else _background(args.kit, None)
 
     return guarded(body)
