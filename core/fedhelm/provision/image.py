@@ -16,7 +16,16 @@ from fedhelm.errors import NotFound
 from fedhelm.output import CommandParser, emit, guarded
 from fedhelm.provision.container_values import HEALTH_COMMAND, HEALTH_TIMES, KIT
 
-__all__ = ["DOCKERFILE", "DOCKERIGNORE", "image_files", "installed_closure", "main", "needs", "pinned_requirements"]
+__all__ = [
+    "DOCKERFILE",
+    "DOCKERIGNORE",
+    "canonical",
+    "image_files",
+    "installed_closure",
+    "main",
+    "needs",
+    "pinned_requirements",
+]
 
 _HEALTH = ", ".join(f'"{word}"' for word in HEALTH_COMMAND)
 _TIMES = " ".join(f"--{key.replace('_', '-')}={value}" for key, value in HEALTH_TIMES.items())
@@ -65,7 +74,8 @@ _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?"
 _OF_EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """Return the one form of a distribution's name: lower case, with dashes."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -80,9 +90,9 @@ def needs(requirements: Iterable[str], extras: Collection[str] = ()) -> dict[str
     for text in requirements:
         asked = _OF_EXTRA.search(text)
         match = _REQUIREMENT.match(text)
-        if match and (asked is None or _canonical(asked[1]) in extras):
-            wanted = frozenset(_canonical(one) for one in (match[2] or "").split(",") if one.strip())
-            name = _canonical(match[1])
+        if match and (asked is None or canonical(asked[1]) in extras):
+            wanted = frozenset(canonical(one) for one in (match[2] or "").split(",") if one.strip())
+            name = canonical(match[1])
             found[name] = found.get(name, frozenset()) | wanted
     return found
 
