@@ -1,0 +1,428 @@
+"""The audit file: every change is noticed, a killed writer does no harm, a line is one line whatever it is about."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedhelm.errors import AlreadyRunning, BadInput
+from fedhelm.security.audit import MAX_WAITING, RETRY_S, AuditFile, AuditTrail
+from fedhelm.security.audit_lines import MAX_LINE, START, Entry, Line, Outcome, encode, examine, parse_line
+from fedhelm.security.identity import Principal
+from fedhelm.security.syslog import SyslogSink, syslog_message
+from tests.fakes.provision_clock import FixedClock
+from tests.support.waiting import eventually_sync
+
+BOB = Principal("poc", "lead", "bob@a.org", "a", "5f")
+TIME = "2026-01-01T00:00:00.000Z"
+
+
+def entry(number=1, **changes):
+    told = {"job": f"job{number}", "submitter": "alice@b.org"}
+    return dataclasses.replace(
+        Entry("Admin.AbortJob", Outcome.DENIED, BOB, told, "manage_job needs n:submitter"), **changes
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "audit.jsonl"
+
+
+def write(path, count, **options):
+    with AuditFile(path, clock=FixedClock(), **options) as file:
+        return [line for number in range(count) for line in file.append([entry(number)])]
+
+
+def report_of(data):
+    return examine(io.BytesIO(data if isinstance(data, bytes) else data.read_bytes()))
+
+
+def test_a_line_says_who_what_about_what_and_follows_the_one_before(path):
+    first, second = write(path, 2)
+    bodies = [json.loads(line) for line in path.read_text().splitlines()]
+    assert bodies[0] == {
+        "number": 1,
+        "time": TIME,
+        "by": {"role": "lead", "name": "bob@a.org", "org": "a", "serial": "5f"},
+        "action": "Admin.AbortJob",
+        "object": {"job": "job0", "submitter": "alice@b.org"},
+        "outcome": "denied",
+        "why": "manage_job needs n:submitter",
+        "prev": "0" * 64,
+        "sha256": first.digest,
+    }
+    assert bodies[1]["prev"] == first.digest
+    without = path.read_bytes().splitlines()[1].replace(f',"sha256":"{second.digest}"'.encode(), b"")
+    assert hashlib.sha256(without).hexdigest() == second.digest
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    report = report_of(path)
+    assert (report.sound, report.lines, report.last, report.tail) == (True, 2, (2, second.digest), 0)
+
+
+def test_it_goes_on_where_it_was(path):
+    write(path, 3)
+    write(path, 2)
+    assert report_of(path).last[0] == 5
+    with AuditFile(path, sync=False) as file:
+        assert file.last[0] == 5
+        assert [line.number for line in file.append([entry(), entry()])] == [6, 7]
+    assert report_of(path).sound
+    assert report_of(b"").last == START
+
+
+def test_there_is_one_writer(path):
+    with (
+        AuditFile(path) as file,
+        pytest.raises(AlreadyRunning, match=r"audit\.jsonl is being written by another process"),
+    ):
+        AuditFile(path)
+    with AuditFile(path) as file:
+        file.append([entry()])
+
+
+def test_no_piece_of_a_line_looks_like_a_line(path):
+    told = {"a": "b", "sha256": "0" * 64}
+    line = encode(entry(object=told, why="x"), 1, "0" * 64, TIME)
+    assert line.body["object"] == {"a": "b", "digest": "0" * 64}
+    assert {str(parse_line(line.raw[:cut])) for cut in range(len(line.raw))} == {"is not a line of an audit file"}
+
+
+def test_no_link_is_followed(path, tmp_path):
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        AuditFile(path)
+
+
+def test_every_changed_byte_is_named_with_its_line(path):
+    write(path, 3)
+    data = path.read_bytes()
+    ends = [place for place, byte in enumerate(data) if byte == ord("\n")]
+    for place in range(0, len(data), 3):
+        changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        if place == ends[-1]:
+            continue  # the last line's end: like one that is not finished
+        line = 1 + sum(end < place for end in ends)
+        assert f"line {line} " in (report_of(changed).problem or ""), place
+
+
+def test_what_is_taken_out_put_in_or_moved_is_named(path):
+    write(path, 4)
+    one, two, three, four = path.read_bytes().splitlines(keepends=True)
+    forged = encode(entry(7), 2, "f" * 64, TIME).raw + b"\n"
+    for lines, problem in (
+        ([one, three, four], "line 2 has number 3, and 2 is due"),
+        ([two, three, four], "line 1 has number 2, and 1 is due"),
+        ([one, three, two, four], "line 2 has number 3"),
+        ([one, two, two, three], "line 3 has number 2, and 3 is due"),
+        ([one, forged, three, four], "line 2 (number 2) does not follow the line before it"),
+        ([one, b"\n", two], "line 2 is not a line of an audit file"),
+        ([one, b"{}\n", two], "line 2 is not a line of an audit file"),
+        ([one, two[:40] + b"\n", three], "line 2 is not a line of an audit file"),
+        ([one, two[:40] + b"\n"], "line 2 is not a line of an audit file"),
+        ([one, b"x" * 3 * MAX_LINE, two], "line 2 is not a line of an audit file"),
+        ([one, two.replace(b"job1", b"job9")], "line 2 was changed: its sha256 is another"),
+    ):
+        report = report_of(b"".join(lines))
+        assert (report.problem or "").startswith(problem)
+    assert report_of(one + two[:-1]).sound
+    assert report_of(one + two[:40]).tail == 40  # not finished, and not noted yet
+    assert report_of(one + two + three).sound  # a tail that was cut: only whoever kept the last digest can tell
+
+
+@pytest.mark.parametrize("kept", range(1, 60, 7))
+def test_a_line_that_was_not_finished_is_noted_and_the_chain_goes_on(path, kept):
+    write(path, 2)
+    data = path.read_bytes()
+    start = data.index(b"\n") + 1
+    path.write_bytes(data[: start + kept * (len(data) - start) // 60])
+    left = len(path.read_bytes()) - start
+    write(path, 2)
+    report = report_of(path)
+    assert (report.sound, report.torn, report.last[0]) == (True, [2], 4)
+    note = json.loads(path.read_bytes().splitlines()[2])
+    assert (note["number"], note["action"]) == (2, "audit.torn")
+    assert note["object"]["bytes"] == str(left + 1)
+    assert path.read_bytes().startswith(data[: start + left])  # nothing was taken away
+
+
+def test_a_line_that_only_lacks_its_end_counts(path):
+    write(path, 2)
+    path.write_bytes(path.read_bytes()[:-1])
+    write(path, 1)
+    report = report_of(path)
+    assert (report.sound, report.torn, report.last[0]) == (True, [], 3)
+
+
+def test_a_writer_that_is_killed_again_and_again_while_it_notes(path):
+    """At every byte at which the note of a torn line may end itself."""
+    write(path, 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"number":2,"ti')
+    write(path, 0)
+    noted = path.read_bytes()
+    for cut in range(len(whole) + 15, len(noted) + 1, 3):
+        path.write_bytes(noted[:cut])
+        write(path, 1)
+        assert report_of(path).sound, cut
+        assert path.read_bytes().startswith(noted[:cut])
+
+
+@pytest.mark.parametrize("left", [b"\0" * 100_000, b"\n", b"\n\n{}\n", b"\xff" * 10, b"{" * 70_000 + b"\n" * 3])
+def test_whatever_stands_at_the_end_the_next_line_accounts_for_it(path, left):
+    for lines in (0, 2):
+        path.unlink(missing_ok=True)
+        write(path, lines)
+        path.write_bytes(path.read_bytes() + left)
+        write(path, 1)
+        report = report_of(path)
+        assert (report.sound, len(report.torn), report.last[0]) == (True, 1, lines + 2)
+
+
+def test_a_changed_line_is_not_excused_by_a_restart(path):
+    write(path, 2)
+    path.write_bytes(path.read_bytes().replace(b"job1", b"job9"))
+    write(path, 1)
+    assert "line 2 was changed" in report_of(path).problem
+
+
+@pytest.mark.processes
+def test_a_writer_killed_with_kill_9_leaves_a_file_that_goes_on(path):
+    code = (
+        "import sys; from pathlib import Path; from fedhelm.security.audit import AuditFile\n"
+        "from fedhelm.security.audit_lines import Entry, Outcome\n"
+        "file = AuditFile(Path(sys.argv[1]))\n"
+        "while True:\n"
+        "    lines = file.append([Entry('a', Outcome.ALLOWED, object={'x': 'y' * 200})] * 20)\n"
+        "    print(lines[-1].number, flush=True)\n"
+    )
+    acknowledged = 0
+    for _ in range(2):
+        with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
+            for _ in range(10):
+                acknowledged = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+        report = report_of(path)
+        assert report.sound
+        assert report.last[0] >= acknowledged
+    write(path, 1)
+    assert report_of(path).sound
+
+
+_text = st.text(max_size=400) | st.sampled_from(["\n", "\u2028", "\ud800", "\x00\x1b[2J", '"\\', "😀" * 500])
+
+
+@given(name=_text, action=_text, why=_text, told=st.dictionaries(_text, _text | st.integers() | st.none(), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_a_line_is_one_line_of_bounded_length_whatever_it_is_about(name, action, why, told):
+    one = Entry(action, Outcome.FAILED, Principal(name, name, name, name, name), told, why, times=10**9)
+    line = encode(one, 10**12, "0" * 64, TIME)
+    assert len(line.raw) < MAX_LINE
+    assert line.raw.isascii()
+    assert b"\n" not in line.raw
+    assert parse_line(line.raw) == line
+    json.loads(line.raw)["why"].encode()  # what is read back can be written anywhere
+
+
+@given(
+    st.lists(st.binary(max_size=60) | st.sampled_from([b"\n", b"{}\n", encode(entry(), 1, "0" * 64, TIME).raw + b"\n"]))
+)
+@settings(max_examples=80, deadline=None)
+def test_any_bytes_can_be_examined(parts):
+    data = b"".join(parts)
+    report = report_of(data)
+    assert report.lines == (1 if data.startswith(encode(entry(), 1, "0" * 64, TIME).raw + b"\n") else report.lines)
+    assert report.lines <= data.count(b"\n") + 1
+
+
+def test_a_full_disk_is_told_and_what_was_half_written_is_noted(path, monkeypatch):
+    real, full = os.write, [True]
+
+    def write_half(fd, data):
+        if full[0]:
+            full[0] = False
+            return real(fd, bytes(data[:50]))
+        if full == [False]:
+            full.append(False)
+            raise OSError(28, "No space left on device")
+        return real(fd, data)
+
+    with AuditFile(path) as file:
+        file.append([entry(0)])
+        monkeypatch.setattr(os, "write", write_half)
+        with pytest.raises(OSError, match="No space left"):
+            file.append([entry(1)])
+        file.append([entry(2)])
+    report = report_of(path)
+    assert (report.sound, report.torn, report.last[0]) == (True, [2], 3)
+
+
+# -- the thread --------------------------------------------------------------------------------------------------------
+
+
+def bodies(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_trail_writes_without_its_callers_waiting_and_hands_lines_on(path):
+    got = []
+    trail = AuditTrail(AuditFile(path), [got.append], clock=FixedClock())
+    for number in range(20):
+        trail.note(entry(number))
+    assert trail.flush(10)
+    assert [line.number for line in got] == list(range(1, 21))
+    assert got[-1].digest == bodies(path)[-1]["sha256"]
+    trail.close()
+    assert report_of(path).last[0] == 20
+    with AuditFile(path):  # it has let go of the file
+        pass
+
+
+class SlowFile:
+    """A file whose disk stands still until it is told to go on, or fails."""
+
+    def __init__(self, path):
+        self.path, self.batches = path, []
+        self.go, self.entered, self.failures = threading.Event(), threading.Event(), 0
+
+    def append(self, entries):
+        self.entered.set()
+        assert self.go.wait(10)
+        if self.failures:
+            self.failures -= 1
+            raise OSError(28, "No space left on device")
+        self.batches.append(list(entries))
+        return []
+
+    def close(self):
+        pass
+
+    @property
+    def entries(self):
+        return [one for batch in self.batches for one in batch]
+
+
+def test_what_is_more_than_may_wait_is_counted_and_the_same_in_a_row_is_one_line(path):
+    slow = SlowFile(path)
+    trail = AuditTrail(slow, clock=FixedClock())
+    trail.note(entry(0))
+    assert slow.entered.wait(10)
+    for _ in range(MAX_WAITING + 7):
+        trail.note(entry(1))
+    slow.go.set()
+    assert trail.flush(10)
+    trail.close()
+    assert slow.entries[0] == entry(0, time=TIME)
+    same = [one for one in slow.entries if one.object == entry(1).object]
+    assert sum(one.times for one in same) == MAX_WAITING
+    assert len(same) < 20
+    assert [one.object for one in slow.entries if one.action == "audit.lost"] == [{"lines": 7}]
+
+
+def test_a_disk_that_fails_is_tried_again_and_does_not_keep_anybody_from_ending(path):
+    slow = SlowFile(path)
+    slow.failures = 10**6
+    slow.go.set()
+    trail = AuditTrail(slow, clock=FixedClock())
+    trail.note(entry())
+    assert slow.entered.wait(10)
+    assert not trail.flush(0)
+    trail.close()
+    assert not any(thread.name == "audit" for thread in threading.enumerate())
+
+
+def test_a_receiver_that_fails_is_left_alone_for_a_while_and_the_file_says_what_it_missed(path):
+    clock, got, down = FixedClock(), [], [True]
+
+    def sink(line):
+        if down[0]:
+            raise ConnectionRefusedError("nobody listens")
+        got.append(line)
+
+    trail = AuditTrail(AuditFile(path), [sink], clock=clock)
+    for number in (1, 2, 3):
+        trail.note(entry(number))
+        assert trail.flush(10)
+    down[0] = False
+    clock.shift(seconds=RETRY_S)
+    trail.note(entry(4))
+    eventually_sync(lambda: len(bodies(path)) == 5)
+    trail.close()
+    assert [line.number for line in got] == [4, 5]
+    assert (bodies(path)[4]["action"], bodies(path)[4]["object"]) == ("audit.not_handed_on", {"lines": "3"})
+
+
+# -- syslog ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_that_of_rfc_5424():
+    line = encode(entry(), 7, "0" * 64, TIME)
+    head, _, rest = syslog_message(line, "site 1\n", "42").partition(b"] ")
+    assert head.decode() == f'<108>1 {TIME} site1 fedhelm 42 audit [fedhelm@32473 number="7" sha256="{line.digest}"'
+    assert rest == line.raw
+    allowed = encode(entry(outcome=Outcome.ALLOWED), 7, "0" * 64, TIME)
+    assert syslog_message(allowed, "").startswith(f"<110>1 {TIME} - fedhelm - audit ".encode())
+
+
+def test_lines_arrive_over_udp():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(10)
+        sink = SyslogSink(f"udp://127.0.0.1:{receiver.getsockname()[1]}", "site-1")
+        lines = [encode(entry(number), number, "0" * 64, TIME) for number in (1, 2)]
+        for line in lines:
+            sink(line)
+        got = [receiver.recv(65536) for _ in lines]
+        sink.close()
+    assert got == [syslog_message(line, "site-1", str(os.getpid())) for line in lines]
+
+
+def test_lines_arrive_over_tcp_with_their_lengths_and_a_lost_receiver_is_an_error():
+    lines = [encode(entry(number), number, "0" * 64, TIME) for number in (1, 2)]
+    with socket.create_server(("127.0.0.1", 0)) as receiver:
+        receiver.settimeout(10)
+        sink = SyslogSink(f"tcp://127.0.0.1:{receiver.getsockname()[1]}", "site-1")
+        sink(lines[0])
+        connection, _ = receiver.accept()
+        with connection, connection.makefile("rb") as stream:
+            sink(lines[1])
+            for line in lines:
+                length = b""
+                while (byte := stream.read(1)) != b" ":
+                    length += byte
+                assert stream.read(int(length)) == syslog_message(line, "site-1", str(os.getpid()))
+    sink.close()
+    with pytest.raises(OSError, match="refused"):
+        sink(lines[0])
+
+
+@pytest.mark.parametrize(
+    "url", ["", "host:514", "http://host", "udp://", "tcp://host:0x", "tcp://host:99999", "udp://a/b", "tcp://u@h"]
+)
+def test_what_names_no_receiver(url):
+    with pytest.raises(BadInput, match=r"is not udp://HOST:PORT or tcp://HOST:PORT"):
+        SyslogSink(url, "site-1")
+
+
+def test_a_line_knows_itself():
+    line = encode(entry(), 1, "0" * 64, TIME)
+    assert isinstance(parse_line(line.raw), Line)
+    for key, value in (("number", True), ("number", 0), ("number", "1"), ("prev", 1), ("object", [])):
+        body = {**line.body, key: value}
+        del body["sha256"]
+        plain = json.dumps(body, separators=(",", ":")).encode()
+        raw = plain[:-1] + b',"sha256":"%s"}' % hashlib.sha256(plain).hexdigest().encode()
+        assert parse_line(raw) == "does not have the values of a line"
