@@ -56,7 +56,8 @@ def project_of(kits: tuple[Kit, ...], new: Participant) -> Project:
         for kit in kits
         if kit.role == "server"
     ]
-    made += [new, *(Participant(name, "site", first.org) for name in first.sites)]
+    sites = next(kit.sites for kit in kits if kit.role == "server")
+    made += [new, *(Participant(name, "site", first.org) for name in sites)]
     places = (kit.lease_store for kit in kits if kit.role == "overseer" and kit.lease_store)
     return Project(
         first.project,

@@ -103,12 +103,16 @@ def test_a_kit_without_the_participants_own_key_says_what_belongs_into_it(author
 
 def test_the_digest_of_a_kit_changes_with_what_it_says_and_with_nothing_else(authority):
     first, second = (authority.issue("server", "server1", "nvidia") for _ in range(2))
-    project = make_project()
-    digest = digest_of(project, SERVER, authority, Identity(first.cert, first.key))
-    assert digest_of(project, SERVER, authority, Identity(first.cert, None)) == digest
-    assert digest_of(project, SERVER, authority, Identity(second.cert, first.key)) != digest
+    project, roots = make_project(), authority.cert_pem
+    digest = digest_of(project, SERVER, roots, first.cert)
+    assert digest_of(make_project(), SERVER, roots, first.cert) != digest, "another cluster"
+    assert digest_of(project, SERVER, roots, first.cert) == digest
+    assert digest_of(project, SERVER, roots, second.cert) != digest
     more = dataclasses.replace(project, participants=(*project.participants, Participant("site-2", "site", "o")))
-    assert digest_of(more, SERVER, authority, Identity(first.cert, first.key)) != digest
+    assert digest_of(more, SERVER, roots, first.cert) != digest
+    for one in (project.of("site")[0], project.of("overseer")[0]):
+        cert = authority.issue(one.role, one.name, one.org).cert
+        assert digest_of(more, one, roots, cert) == digest_of(project, one, roots, cert), "no other site matters to it"
 
 
 def test_only_a_project_with_an_image_has_docker_scripts(kits, authority, tmp_path):

@@ -43,6 +43,13 @@ def file_mode(name: str) -> int:
     return 0o755 if suffix == ".sh" else 0o644
 
 
+def _sites_known_to(project: Project, participant: Participant) -> tuple[str, ...]:
+    """Return all sites for those who deal with jobs: so a site that is added changes nobody else's kit."""
+    if participant.role == "site":
+        return (participant.name,)
+    return () if participant.role == "overseer" else project.sites
+
+
 def _kit_of(project: Project, participant: Participant, root: Path) -> Kit:
     return Kit(
         root=root,
@@ -53,7 +60,7 @@ def _kit_of(project: Project, participant: Participant, root: Path) -> Kit:
         org=participant.org,
         overseers=project.overseers,
         servers=project.servers,
-        sites=project.sites,
+        sites=_sites_known_to(project, participant),
         timing=project.timing,
         enable_byoc=participant.enable_byoc,
         lease_store=project.lease_store if participant.role == "overseer" else None,
@@ -74,25 +81,30 @@ def _pfx(name: str, identity: Identity, roots: bytes) -> bytes:
     )
 
 
-def _unsigned(
-    project: Project, participant: Participant, authority: CertificateAuthority, identity: Identity
-) -> dict[str, bytes]:
+def _unsigned(project: Project, participant: Participant, roots: bytes, identity: Identity) -> dict[str, bytes]:
     """Return every file of ``startup/`` that is the same whenever it is made."""
     role, stem = participant.role, CERT_STEM[participant.role]
     config = kit_to_json(_kit_of(project, participant, Path()), store=project.store if role == "server" else None)
     serial = None if identity.key is not None else serial_of(load_certificate(identity.cert, f"{stem}.crt"))
     return {
         CONFIG_FILE[role]: json.dumps(config, indent=2).encode() + b"\n",
-        "rootCA.pem": authority.cert_pem,
+        "rootCA.pem": roots,
         f"{stem}.crt": identity.cert,
         **({} if identity.key is None else {f"{stem}.key": identity.key}),
         **{name: text.encode() for name, text in startup_texts(project, participant, missing_key=serial).items()},
     }
 
 
-def digest_of(project: Project, participant: Participant, authority: CertificateAuthority, identity: Identity) -> str:
-    """Return a digest of what a kit says, whatever its version and the time it was signed; without its key."""
-    files = _unsigned(project, participant, authority, dataclasses.replace(identity, key=b""))
+def digest_of(project: Project, participant: Participant, roots: bytes, cert: bytes) -> str:
+    """Return a digest of what a kit says, whatever its version, the time it was signed, and who has its key.
+
+    Args:
+        project: the project.
+        participant: whose kit.
+        roots: the content of ``rootCA.pem``.
+        cert: the participant's certificate, PEM.
+    """
+    files = _unsigned(project, participant, roots, Identity(cert, b""))
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
@@ -117,7 +129,7 @@ def startup_files(
     if identity is None:
         issued = authority.issue(participant.role, participant.name, participant.org)
         identity = Identity(issued.cert, issued.key)
-    files = _unsigned(project, participant, authority, identity)
+    files = _unsigned(project, participant, authority.cert_pem, identity)
     if identity.key is not None:
         files[f"{CERT_STEM[participant.role]}.pfx"] = _pfx(participant.name, identity, authority.cert_pem)
     created = iso(SystemClock().utcnow())
