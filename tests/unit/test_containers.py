@@ -20,6 +20,7 @@ from fedhelm.provision.containers import container_files, project_files
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import KILL_TIMEOUT, STOP_GRACE
 from fedhelm.provision.units import PROGRAM
+from tests.support.dockerfile import instructions
 
 TREE = Path(__file__).parents[2]
 SCHEMA = json.loads((TREE / "tests/data/compose-spec.json").read_bytes())
@@ -175,14 +176,7 @@ def test_gpus_in_a_form_that_no_engine_takes_are_refused(gpu):
 # -- the image
 
 
-def instructions(text):
-    """Return the instructions of a Dockerfile as (word, rest), comments gone and lines joined."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    joined = "\n".join(lines).replace("\\\n", " ")
-    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines()]
-
-
-DOCKERFILE = instructions(image.DOCKERFILE)
+DOCKERFILE = instructions()
 
 
 def test_deploy_has_the_same_files_as_a_projects_resources():
