@@ -17,7 +17,7 @@ from bench.faults.kinds import Scene, kind
 from bench.faults.processes import power_off, send
 from bench.federation import now, until
 from fedhelm.config.kit import read_kit
-from fedhelm.errors import FedhelmError
+from fedhelm.errors import FedhelmError, Refused
 from fedhelm.provision.launch import spawn
 from fedhelm.provision.stop import Home, stop_all
 from fedhelm.v1 import common_pb2, fleet_pb2
@@ -112,6 +112,15 @@ def overseer_emptied(scene: Scene) -> Iterator[None]:
     _return(scene)
 
 
+def _promoted(scene: Scene) -> bool | None:
+    """Promote the standby; None while it is a few records behind, as it is while much is written."""
+    try:
+        scene.lab.session.promote(scene.standby, timeout=30)
+    except Refused:
+        return None
+    return True
+
+
 @kind("overseer-restored", "none", failover=False, rested=True, prelude=True)
 def overseer_restored(scene: Scene) -> Iterator[None]:
     """The overseer comes back with a database from before two failovers."""
@@ -121,7 +130,7 @@ def overseer_restored(scene: Scene) -> Iterator[None]:
     with closing(sqlite3.connect(_database(scene))) as source, closing(sqlite3.connect(backup)) as target:
         source.backup(target)
     for _ in range(2):
-        lab.session.promote(scene.standby, timeout=30)
+        until(lambda: _promoted(scene), 20, f"{scene.standby} has read the log and may lead")
         lab.wait_whole()
         lab.wait_candidates()
         scene.primary = lab.primary()
