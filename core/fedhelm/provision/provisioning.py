@@ -1,0 +1,308 @@
+"""From a project to kits: what has to change (a plan, without writing), and the run that makes it so."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+
+from fedhelm.clock import Clock, SystemClock
+from fedhelm.config.kit import CERT_STEM
+from fedhelm.errors import FedhelmError, KitError, WorkspaceExists
+from fedhelm.process import atomic_write, fsync_dir
+from fedhelm.provision.containers import project_files
+from fedhelm.provision.kits import Identity, digest_of, write_kit
+from fedhelm.provision.project import Participant, Project
+from fedhelm.provision.provisioned import IssuedCertificate, ProjectFolder
+from fedhelm.provision.zips import write_zip
+from fedhelm.security.pki import CertificateAuthority, key_to_pem, load_certificate, load_key, load_roots
+
+__all__ = ["Change", "Happens", "Plan", "Secrets", "make_plan", "provision"]
+
+SOON: Final = timedelta(days=30)
+"""A certificate that expires within this time is named."""
+
+
+class Happens(enum.StrEnum):
+    """What a run does for one participant."""
+
+    NEW = "new"
+    """Its first kit."""
+    CERTIFICATE = "new certificate"
+    """A kit with a new key and certificate."""
+    KIT = "new kit"
+    """The same key and certificate, and something else in the kit that changed."""
+    SAME = "same"
+    """The kit says what it said; the old one goes on as well."""
+    REMOVED = "removed"
+    """It is in the project no more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One participant's part of a plan. ``cert`` is the certificate that it keeps; PEM."""
+
+    name: str
+    role: str
+    happens: Happens
+    why: str = ""
+    cert: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run would do. ``number`` is that of its ``prod_NN``; ``revoke`` are certificates that it takes back."""
+
+    number: int
+    changes: tuple[Change, ...]
+    revoke: tuple[tuple[IssuedCertificate, str], ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to be done."""
+        return not self.revoke and all(one.happens is Happens.SAME for one in self.changes)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Secrets:
+    """What a run may need: the root key's passphrase, the zips' password. Neither is ever shown."""
+
+    passphrase: bytes | None = None
+    zip_password: bytes | None = None
+    keep_keys: bool = False
+
+
+def make_plan(project: Project, folder: ProjectFolder | None, now: datetime) -> Plan:
+    """Compare the project with what was made of it before; nothing is written, and no root key is needed.
+
+    Args:
+        project: as the file says it now.
+        folder: what was made before; None before the first run.
+        now: for certificates that expired.
+
+    Raises:
+        KitError: the state is damaged.
+        BadInput: a value that no container can be told.
+    """
+    if folder is None:
+        return Plan(0, tuple(Change(one.name, one.role, Happens.NEW) for one in project.participants))
+    basis = _Basis(dataclasses.replace(project, cluster=folder.cluster), folder.trust.read_bytes(), now)
+    issued, digests = folder.certificates(), folder.kit_digests
+    changes = [_change(basis, one, issued, digests.get(one.name)) for one in project.participants]
+    here = {one.name: one for one in project.participants}
+    revoke: list[tuple[IssuedCertificate, str]] = []
+    for certificate in issued:
+        mine = here.get(certificate.name)
+        if certificate.revoked or certificate.expired(now):
+            continue
+        if mine is not None and (mine.role, mine.org) != (certificate.role, certificate.org):
+            revoke.append((certificate, "role or organisation changed"))
+        elif mine is None and certificate.name in digests:
+            revoke.append((certificate, "removed from the project"))
+    gone = [name for name in digests if name not in here]
+    roles = {one.name: one.role for one in issued}
+    changes += [Change(name, roles.get(name, ""), Happens.REMOVED, "its certificate is revoked") for name in gone]
+    last = folder.last_prod
+    return Plan(0 if last is None else last + 1, tuple(changes), tuple(revoke))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Basis:
+    """What every participant's part of the plan depends on."""
+
+    project: Project
+    roots: bytes
+    now: datetime
+
+
+def _change(basis: _Basis, participant: Participant, issued: Iterable[IssuedCertificate], digest: str | None) -> Change:
+    name, role = participant.name, participant.role
+    mine = [one for one in issued if one.name == name]
+    valid = [one for one in mine if not one.revoked]
+    if not mine:
+        return Change(name, role, Happens.NEW)
+    if not valid:
+        return Change(name, role, Happens.CERTIFICATE, "the former one was revoked")
+    newest = valid[-1]
+    for what, before, after in (("role", newest.role, role), ("organisation", newest.org, participant.org)):
+        if before != after:
+            return Change(name, role, Happens.CERTIFICATE, f"{what} was {before}, is {after}")
+    if newest.expired(basis.now):
+        return Change(name, role, Happens.CERTIFICATE, f"the former one expired on {newest.not_after[:10]}")
+    if not _issued_by(newest.cert_pem.encode(), basis.roots):
+        return Change(name, role, Happens.CERTIFICATE, "the former one is of a root that is trusted no more")
+    same = digest == digest_of(basis.project, participant, basis.roots, newest.cert_pem.encode())
+    happens = Happens.SAME if same else Happens.KIT
+    soon = newest.expired(basis.now + SOON)
+    why = f"its certificate expires on {newest.not_after[:10]}" if soon else ""
+    return Change(name, role, happens, why, newest.cert_pem)
+
+
+def _issued_by(cert: bytes, roots: bytes) -> bool:
+    certificate = load_certificate(cert, "certificate")
+    for root in load_roots(roots, "rootCA.pem"):
+        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
+            certificate.verify_directly_issued_by(root)
+            return True
+    return False
+
+
+def provision(
+    project: Project, source: bytes, workspace: Path, given: Secrets, *, clock: Clock | None = None
+) -> tuple[ProjectFolder, Plan]:
+    """Write what the project needs below ``workspace/<project>``: all of it, or nothing.
+
+    Args:
+        project: as the file says it; its cluster id counts only at the first run.
+        source: the file itself, for ``resources/``.
+        workspace: made if it is not there.
+        given: passphrase and password.
+        clock: for validity.
+
+    Returns:
+        The project's folder, and what was done.
+
+    Raises:
+        KitError: the root key's passphrase is missing or wrong, or the state is damaged.
+        WorkspaceExists: the folder holds something else.
+        FedhelmError: the operating system refuses.
+    """
+    clock = clock or SystemClock()
+    place = workspace / project.name
+    with _naming(place):
+        if (place / "state" / "project.json").is_file():
+            folder = ProjectFolder.open(place)
+            with folder.locked():
+                return folder, _run(project, source, folder, given, clock)
+        return _first_run(project, source, place, given, clock)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn an operating system's error into one line."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise FedhelmError(f"{where}: {error.strerror or error}", hint="nothing was left half done") from error
+
+
+def _first_run(
+    project: Project, source: bytes, place: Path, given: Secrets, clock: Clock
+) -> tuple[ProjectFolder, Plan]:
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise WorkspaceExists(
+            f"{place} exists, and no project was provisioned there: it has no state/project.json",
+            hint="restore its state from a backup, or choose another workspace with -w",
+        )
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        folder = ProjectFolder.create(
+            draft, project.name, cluster=project.cluster, passphrase=given.passphrase, clock=clock
+        )
+        plan = _run(project, source, folder, given, clock)
+        draft.rename(place)
+        fsync_dir(place.parent)
+    except BaseException:  # Ctrl-C too: nothing half done stays
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return ProjectFolder.open(place), plan
+
+
+def _run(project: Project, source: bytes, folder: ProjectFolder, given: Secrets, clock: Clock) -> Plan:
+    project = dataclasses.replace(project, cluster=folder.cluster)
+    plan = make_plan(project, folder, clock.utcnow())
+    resources = {"project.yml": source} | {name: text.encode() for name, text in project_files(project).items()}
+    if not plan.empty:
+        authority = folder.authority(given.passphrase, clock=clock)
+        version = folder.take_kit_version()
+        draft = folder.draft(plan.number)
+        try:
+            task = _Task(project, plan, folder, authority, given)
+            issued, digests = _fill(task, draft, version)
+            by_reason = {reason for _, reason in plan.revoke}
+            for reason in sorted(by_reason):
+                serials = [one.serial for one, why in plan.revoke if why == reason]
+                folder.revoke(serials, reason, authority, clock=clock)
+            folder.publish(plan.number, issued, digests)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    _write_resources(folder, resources)
+    return plan
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Task:
+    """What one run works with."""
+
+    project: Project
+    plan: Plan
+    folder: ProjectFolder
+    authority: CertificateAuthority
+    given: Secrets
+
+
+def _fill(task: _Task, draft: Path, version: int) -> tuple[list[IssuedCertificate], dict[str, str]]:
+    """Write every kit and its zip into the draft; return what was issued, and the kits' digests."""
+    project, plan, folder, authority, given = task.project, task.plan, task.folder, task.authority, task.given
+    kept = {one.name: one.cert for one in plan.changes if one.cert is not None}
+    issued: list[IssuedCertificate] = []
+    digests: dict[str, str] = {}
+    for one in project.participants:
+        if one.name in kept:
+            cert = kept[one.name].encode()
+            identity = Identity(cert, _key_of(folder, one, cert, given.passphrase))
+        else:
+            new = authority.issue(one.role, one.name, one.org)
+            identity = Identity(new.cert, new.key)
+            issued.append(IssuedCertificate.of(new.cert, project.name, version, plan.number))
+        if given.keep_keys and identity.key is not None:
+            folder.keep_key(one.name, key_to_pem(load_key(identity.key, "key"), given.passphrase))
+        root = write_kit(project, one, authority, draft, identity=identity, version=version)
+        write_zip(root, draft / f"{one.name}.zip", given.zip_password)
+        _to_disk(root / "startup" / f"{CERT_STEM[one.role]}.key")
+        digests[one.name] = digest_of(project, one, authority.cert_pem, identity.cert)
+    fsync_dir(draft)
+    return issued, digests
+
+
+def _to_disk(path: Path) -> None:
+    """Keep a key from being lost with the power: everything else can be made again, and the zip has it."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _key_of(folder: ProjectFolder, participant: Participant, cert: bytes, passphrase: bytes | None) -> bytes | None:
+    """Return the key of this certificate from where it still is: a former ``prod_NN``, or what was kept."""
+    public = load_certificate(cert, "certificate").public_key()
+    name = f"{CERT_STEM[participant.role]}.key"
+    found = [prod / participant.name / "startup" / name for prod in reversed(folder.prods)]
+    for path in found:
+        with contextlib.suppress(FileNotFoundError, KitError):
+            pem = path.read_bytes()
+            if load_key(pem, str(path)).public_key() == public:
+                return pem
+    kept = folder.kept_key(participant.name)
+    with contextlib.suppress(KitError):  # encrypted under another passphrase: the participant has it, nobody else
+        if kept is not None and (key := load_key(kept, name, passphrase)).public_key() == public:
+            return key_to_pem(key)
+    return None
+
+
+def _write_resources(folder: ProjectFolder, resources: Mapping[str, bytes]) -> None:
+    folder.resources.mkdir(mode=0o755, exist_ok=True)
+    for name, data in resources.items():
+        path = folder.resources / name
+        if not path.is_file() or path.read_bytes() != data:
+            atomic_write(path, data, mode=0o644, sync=False)
