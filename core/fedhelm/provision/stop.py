@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fedhelm.errors import DeadlineExceeded
+from fedhelm.errors import DeadlineExceeded, Refused
 from fedhelm.process import ParticipantLock, marked_processes, read_state
 
 __all__ = ["Home", "Runs", "live_processes", "stop_all", "wait_until"]
@@ -101,6 +101,24 @@ def live_processes(kit: Runs) -> list[int]:
     return ordered if holder is None else [holder, *ordered]
 
 
+def _elsewhere(kit: Runs) -> bool:
+    """Tell whether the lock is held where other process ids count: in a container that has this folder mounted.
+
+    The id in the lock's file then is that of some other process here, which must never be signalled.
+    """
+    pid = ParticipantLock.holder(kit.run)
+    if pid is None or pid == os.getpid():
+        return False
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        words = []
+    if any(word == b"--kit" or word.startswith(b"--kit=") for word in words):  # also one that was started by hand
+        return False
+    ours = {process.pid for process in marked_processes(kit.root)}
+    return pid not in ours and ParticipantLock.holder(kit.run) == pid
+
+
 def _signal_all(kit: Runs, number: signal.Signals) -> None:
     for pid in live_processes(kit):
         _send(pid, number, lambda pid=pid: pid in live_processes(kit))  # type: ignore[misc]
@@ -137,8 +155,15 @@ def stop_all(kits: Iterable[Runs], grace: float = STOP_GRACE) -> list[str]:
 
     Raises:
         DeadlineExceeded: a process survives SIGKILL (in uninterruptible sleep); the message names it.
+        Refused: one runs in a container, whose processes cannot be told from here; nothing was stopped.
     """
     kits = list(kits)
+    for kit in kits:
+        if _elsewhere(kit):
+            raise Refused(
+                f"{kit.name} runs in a container: its process cannot be signalled from here",
+                hint=f"{kit.root}/startup/docker.sh --stop",
+            )
     alive = [kit.name for kit in kits if live_processes(kit)]
     # Asked once: a primary that falls back to a standby meanwhile must not be passed over by both turns.
     turns = [(kit, _turn(kit)) for kit in kits]
