@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from fedhelm.config.kit import ADMIN_ROLES, read_kit
-from fedhelm.errors import ExitStatus, FedhelmError, KitError
+from fedhelm.errors import ExitStatus, KitError, Unreachable
 from fedhelm.output import CommandParser, emit, guarded
 from fedhelm.process import ParticipantLock, read_state
 
@@ -37,7 +37,7 @@ def check(kit_root: Path, *, alive: bool = False) -> str:
 
     Raises:
         KitError: ``kit_root`` is no kit of a participant with a process.
-        FedhelmError: it is not up, or not ready; the message is its own reason, if it gives one.
+        Unreachable: it is not up, or not ready; the message is its own reason, if it gives one.
     """
     kit = read_kit(kit_root)
     name = kit.name
@@ -45,17 +45,17 @@ def check(kit_root: Path, *, alive: bool = False) -> str:
         raise KitError(f"{kit.root} is the kit of a {kit.role}: nothing of it runs")
     pid = ParticipantLock.holder(kit.run)
     if pid is None:
-        raise FedhelmError(f"{name} is not running")
+        raise Unreachable(f"{name} is not running")
     if _stopped(pid):
-        raise FedhelmError(f"{name} is stopped (pid {pid}): it answers nobody", hint=f"kill -CONT {pid}")
+        raise Unreachable(f"{name} is stopped (pid {pid}): it answers nobody", hint=f"kill -CONT {pid}")
     state = read_state(kit.run) or {}
     if alive:
         return f"{name} is alive, pid {pid}"
     if state.get("pid") != pid:
-        raise FedhelmError(f"{name} is starting, pid {pid}")
+        raise Unreachable(f"{name} is starting, pid {pid}")
     if state.get("ready") is not True:
         reason = state.get("reason")
-        raise FedhelmError(f"{name} is not ready{': ' + reason if isinstance(reason, str) and reason else ''}")
+        raise Unreachable(f"{name} is not ready{': ' + reason if isinstance(reason, str) and reason else ''}")
     return f"{name} is ready, pid {pid}"
 
 
