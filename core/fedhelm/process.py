@@ -171,7 +171,7 @@ def read_state(run_dir: Path) -> dict[str, Any] | None:
     """Return what the participant last wrote, or None."""
     try:
         value = json.loads((run_dir / "state.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
