@@ -1,0 +1,276 @@
+"""``fedhelm audit``: what was asked of a participant, whether the file was changed, and where a model comes from."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fedhelm.errors import BadInput, BadSignature, ExitStatus, FedhelmError, NotFound, Unreachable, UsageError
+from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
+from fedhelm.process import atomic_write
+from fedhelm.provision.provenance_check import Check, check_folder, find_kit, trust_of_kit
+from fedhelm.security.audit import AUDIT_FILE
+from fedhelm.security.audit_lines import Line, Outcome, Report, examine, read_lines
+from fedhelm.security.provenance import VerifiedProvenance
+from fedhelm.security.syslog import SYSLOG_URL, SyslogSink
+
+__all__ = ["main"]
+
+_ABOUT = """\
+Look at the audit file of a participant. WHERE is its kit, or the file itself. Nothing is changed, and it may run.
+
+  fedhelm audit verify WHERE            every line fits, or the first that does not
+  fedhelm audit show WHERE              the newest lines
+  fedhelm audit export WHERE --to TO    lines as they are: to a file, - (standard output), udp://HOST:PORT, tcp://HOST:PORT
+  fedhelm audit provenance FOLDER       whether a downloaded result is what its signed statement says
+"""
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="fedhelm audit",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, summary: str, what: str = "WHERE") -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        told = "a kit, or an audit.jsonl" if what == "WHERE" else "what download_job made"
+        sub.add_argument("where", type=Path, metavar=what, help=told)
+        add_output_option(sub)
+        return sub
+
+    verify = action("verify", "whether every line fits the one before it")
+    verify.add_argument("--expect", metavar="NUMBER:SHA256", help="a line that somebody else has kept, from syslog")
+    show = action("show", "the newest lines")
+    show.add_argument("-n", "--lines", type=int, default=20, metavar="N", help="how many (default 20); 0: all")
+    show.add_argument("--denied", action="store_true", help="only what was denied")
+    show.add_argument("--by", metavar="NAME", help="only what this caller asked")
+    show.add_argument("--about", metavar="TEXT", help="only what is about this job, site or submitter")
+    export = action("export", "lines as they are, to somebody else")
+    export.add_argument("--to", required=True, metavar="TO", help="a file that is not there, -, udp://... or tcp://...")
+    export.add_argument("--since", type=int, default=1, metavar="NUMBER", help="from this line on")
+    provenance = action("provenance", "whether a downloaded result is what its signed statement says", "FOLDER")
+    provenance.add_argument("--kit", type=Path, metavar="KIT", help="any kit of the project; else the one it lies in")
+    add_output_option(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fedhelm audit ARGV``; return its exit status."""
+    fmt = format_of(argv)
+
+    def body() -> int:
+        args = _parser().parse_args(argv)
+        return _ACTIONS[args.action](args, fmt)
+
+    return guarded(body, fmt)
+
+
+@contextlib.contextmanager
+def _opened(where: Path) -> Iterator[BinaryIO]:
+    path = where / AUDIT_FILE if where.is_dir() else where
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is none", hint="a participant makes it when it starts") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+    with file:
+        yield file
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+def _verify(args: argparse.Namespace, fmt: Format) -> ExitStatus:
+    with _opened(args.where) as file:
+        expected = None if args.expect is None else _expected(args.expect)
+        report = examine(file) if expected is None else _examine_for(file, *expected)
+    data = {
+        "file": file.name,
+        "sound": report.sound,
+        "lines": report.lines,
+        "last": {"number": report.last[0], "sha256": report.last[1]},
+        "problem": report.problem,
+        "unfinished": report.torn,
+        "tail": report.tail,
+    }
+    emit(data, fmt, lambda: _told(file.name, report))
+    return ExitStatus.OK if report.sound else ExitStatus.FAILED
+
+
+def _told(name: str, report: Report) -> str:
+    lines = [f"{name}: {report.problem}" if report.problem else f"{name}: every line fits"]
+    lines.append(f"{report.lines} lines, the last that fits is {report.last[0]}:{report.last[1]}")
+    if report.torn:
+        places = ", ".join(map(str, report.torn[:5]))
+        lines.append(f"{len(report.torn)} unfinished by writers that were killed, and noted: line {places}")
+    if report.sound and report.tail:
+        lines.append(f"{report.tail} bytes at the end are not a whole line yet")
+    return "\n".join(lines)
+
+
+def _expected(text: str) -> tuple[int, str]:
+    number, _, digest = text.partition(":")
+    if not number.isdecimal() or len(digest) != 64:
+        raise UsageError(f"{text:.100} is not NUMBER:SHA256")
+    return int(number), digest.lower()
+
+
+def _examine_for(file: BinaryIO, number: int, digest: str) -> Report:
+    report, seen = Report(), ""
+    for line in read_lines(file, report):
+        if line.number == number:
+            seen = line.digest
+    if report.problem is None and seen != digest:
+        report.problem = (
+            f"line number {number} is another" if seen else f"line number {number} is missing: the end was cut"
+        )
+    return report
+
+
+# -- show and export ---------------------------------------------------------------------------------------------------
+
+
+def _sound_lines(file: BinaryIO) -> Iterator[Line]:
+    """Yield every line; a file that does not fit ends in an error, after the lines that do."""
+    report = Report()
+    yield from read_lines(file, report)
+    if report.problem is not None:
+        raise BadSignature(f"{file.name}: {report.problem}", hint=f"fedhelm audit verify {file.name}")
+
+
+def _show(args: argparse.Namespace, fmt: Format) -> ExitStatus:
+    if args.lines < 0:
+        raise UsageError(f"-n {args.lines}: less than none")
+    chosen: deque[Line] = deque(maxlen=args.lines or None)
+    problem: FedhelmError | None = None
+    with _opened(args.where) as file:
+        try:
+            chosen.extend(line for line in _sound_lines(file) if _wanted(line.body, args))
+        except BadSignature as error:
+            problem = error
+    bodies = [line.body for line in chosen]
+    emit({"lines": bodies, "problem": problem.message if problem else None}, fmt, lambda: _lines_table(bodies))
+    if problem is not None and fmt == "table":
+        raise problem
+    return ExitStatus.OK if problem is None else problem.exit_status
+
+
+def _wanted(body: Any, args: argparse.Namespace) -> bool:
+    by = body["by"] if isinstance(body["by"], dict) else {}
+    return (
+        (not args.denied or body["outcome"] == Outcome.DENIED)
+        and (args.by is None or by.get("name") == args.by)
+        and (args.about is None or args.about in body["object"].values())
+    )
+
+
+def _lines_table(bodies: list[Any]) -> str:
+    if not bodies:
+        return "no such line"
+    rows = []
+    for body in bodies:
+        by = body["by"] if isinstance(body["by"], dict) else {}
+        about = " ".join(f"{key}={value}" for key, value in body["object"].items())
+        times = f" (x{body['times']})" if "times" in body else ""
+        who = f"{by['role']} {by['name']}" if {"role", "name"} <= set(by) else None
+        rows.append([body["number"], body["time"], who, body["action"] + times, body["outcome"], about, body["why"]])
+    return table(["number", "time", "by", "action", "outcome", "about", "why"], rows)
+
+
+def _export(args: argparse.Namespace, fmt: Format) -> ExitStatus:
+    if args.to == "-" and fmt == "json":
+        raise UsageError("--to - writes the lines themselves; -o json belongs to the other places")
+    with _opened(args.where) as file:
+        lines = (line for line in _sound_lines(file) if line.number >= args.since)
+        if args.to == "-":
+            for line in lines:
+                sys.stdout.write(line.raw.decode() + "\n")
+            return ExitStatus.OK
+        if "://" in args.to:
+            count = _send(SyslogSink(args.to, _participant(file.name)), lines)
+        else:
+            count = _copy(Path(args.to), lines)
+    return emit({"lines": count, "to": args.to}, fmt, f"{count} lines to {args.to}")
+
+
+def _participant(name: str) -> str:
+    return Path(name).resolve().parent.name
+
+
+def _send(sink: SyslogSink, lines: Iterator[Line]) -> int:
+    count = 0
+    try:
+        for line in lines:
+            sink(line)
+            count += 1
+    except OSError as error:
+        raise Unreachable(f"the receiver does not take them after {count} lines: {error}", hint=SYSLOG_URL) from error
+    finally:
+        sink.close()
+    return count
+
+
+def _copy(path: Path, lines: Iterator[Line]) -> int:
+    if path.exists():
+        raise BadInput(f"{path} is there already")
+    taken = [line.raw for line in lines]
+    try:
+        atomic_write(path, b"".join(raw + b"\n" for raw in taken))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {os.strerror(error.errno or 0)}") from error
+    return len(taken)
+
+
+# -- provenance --------------------------------------------------------------------------------------------------------
+
+
+def _provenance(args: argparse.Namespace, fmt: Format) -> ExitStatus:
+    trust, cluster = trust_of_kit(args.kit or find_kit(args.where))
+    verified, checks = check_folder(args.where, trust, cluster)
+    bad = [check for check in checks if check.good is False]
+    data = {
+        "sound": not bad,
+        "signer": verified.signer.name,
+        "time": verified.time,
+        "provenance": asdict(verified.provenance),
+        "checks": [asdict(check) for check in checks],
+    }
+    emit(data, fmt, lambda: _provenance_told(verified, checks))
+    return ExitStatus.FAILED if bad else ExitStatus.OK
+
+
+def _provenance_told(verified: VerifiedProvenance, checks: list[Check]) -> str:
+    one = verified.provenance
+    rounds = [(r.round, r.kind, r.epoch, r.primary, len(r.members), (r.model_sha256 or "-")[:16]) for r in one.rounds]
+    submitter = one.submitter + (f" ({one.submitter_org})" if one.submitter_org else "")
+    head = [
+        f"job {one.job} ({one.name}) of project {one.project}, submitted by {submitter}",
+        f"signed by {verified.signer.name}, {verified.time}",
+        f"trained by {', '.join(one.members) or 'nobody'}",
+        f"software: {', '.join(f'{name} {version}' for name, version in one.software.items())}",
+        "",
+        table(["round", "kind", "epoch", "primary", "members", "model"], rounds),
+        "",
+    ]
+    words = {True: "ok", False: "WRONG", None: "-"}
+    return "\n".join([*head, *(f"{words[check.good]:<6} {check.what}: {check.told}" for check in checks)])
+
+
+_ACTIONS: dict[str, Callable[[argparse.Namespace, Format], ExitStatus]] = {
+    "verify": _verify,
+    "show": _show,
+    "export": _export,
+    "provenance": _provenance,
+}
