@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fedhelm.config.kit import Kit, read_kit
-from fedhelm.errors import AlreadyRunning, DeadlineExceeded, FedhelmError, KitError, UsageError, error_class
+from fedhelm.errors import AlreadyRunning, DeadlineExceeded, ExitStatus, FedhelmError, KitError, UsageError, error_class
 from fedhelm.output import CommandParser, emit, guarded
 from fedhelm.process import ParticipantLock, child_env, read_state
 from fedhelm.provision.stop import Home, stop_all, wait_until
@@ -307,7 +307,7 @@ def _foreground(kit_root: Path) -> int:
 def main(argv: list[str]) -> int:
     """What ``start.sh`` and ``stop_fl.sh`` run; returns the exit status."""
     parser = CommandParser(prog="start.sh / stop_fl.sh", description="Start or stop the participant of one kit.")
-    parser.add_argument("action", choices=("start", "stop"))
+    parser.add_argument("action", choices=("start", "stop", "found-store"))
     parser.add_argument("kit", type=Path)
     parser.add_argument("--foreground", action="store_true", help="stay in the foreground (start)")
     parser.add_argument(
@@ -322,8 +322,10 @@ def main(argv: list[str]) -> int:
             if args.foreground or args.found_store:
                 raise UsageError("--foreground and --found-store belong to start.sh")
             return _stop(args.kit)
-        if args.found_store:
+        if args.action == "found-store" or args.found_store:
             _found_store(args.kit)
+        if args.action == "found-store":
+            return ExitStatus.OK
         return _foreground(args.kit) if args.foreground else _background(args.kit, None)
 
     return guarded(body)
