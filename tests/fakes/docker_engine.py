@@ -67,9 +67,13 @@ class Docker:
         return [line.split("\0") for line in lines]
 
     @property
+    def runs(self) -> list[Run]:
+        return [Run(call[1:]) for call in self.calls if call[0] == "run"]
+
+    @property
     def run(self) -> Run:
-        (call,) = [call for call in self.calls if call[0] == "run"]
-        return Run(call[1:])
+        (run,) = self.runs
+        return run
 
 
 class Run:

@@ -273,6 +273,37 @@ def test_the_console_gets_the_terminal_where_there_is_one(tmp_path, docker):
     assert docker.run.flags["--env"] == ["TERM=xterm-256color"]
 
 
+def test_the_first_start_of_all_makes_the_store_in_a_container_of_its_own(tmp_path, docker, store):
+    root = make_kit(tmp_path, SERVER, store=store)
+    started(root, docker, "--found-store")
+    founding, serving = docker.runs
+    assert founding.one("--entrypoint") == "python"
+    assert founding.command == ["-P", "-m", "fedhelm.provision.launch", "found-store", "/kit"]
+    assert founding.mounts == serving.mounts
+    assert founding.one("--user") == serving.one("--user") == owner_of(root)
+    assert "--rm" in founding.switches
+    assert not {"--publish", "--name", "--restart"} & set(founding.flags)
+    assert serving.command == ["server", "--kit", "/kit"]
+
+
+def test_only_a_server_makes_the_store(tmp_path, docker):
+    assert "does not know the argument --found-store" in refused(make_kit(tmp_path, SITE), docker, "--found-store")[1]
+
+
+@pytest.mark.parametrize("running", [None, "true", "false"])
+def test_whether_it_can_work_is_looked_at_in_the_same_container(tmp_path, docker, store, running):
+    root = make_kit(tmp_path, SERVER, store=store)
+    if running:
+        docker.container(running)
+    started(root, docker, "--check")
+    run = docker.run
+    assert run.command == ["check", "/kit"]
+    assert {"--rm", "--read-only", "--no-healthcheck"} <= run.switches
+    assert run.one("--hostname") == "server1"
+    assert not {"--publish", "--name", "--restart", "--health-cmd"} & set(run.flags)
+    assert [call for call in docker.calls if call[0] in ("rm", "stop")] == []
+
+
 def test_docker_that_is_missing_is_said_in_one_line(tmp_path, docker):
     root = make_kit(tmp_path, SITE)
     docker.program.unlink()

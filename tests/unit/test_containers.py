@@ -13,7 +13,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from fedhelm.errors import BadInput
-from fedhelm.provision import image
+from fedhelm.provision import image, launch
 from fedhelm.provision.compose import compose_file
 from fedhelm.provision.container_values import STOP_SECONDS, gpus_of, store_mount
 from fedhelm.provision.containers import container_files, project_files
@@ -21,6 +21,7 @@ from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import KILL_TIMEOUT, STOP_GRACE
 from fedhelm.provision.units import PROGRAM
 from tests.support.dockerfile import instructions
+from tests.support.kits import make_kits
 
 TREE = Path(__file__).parents[2]
 SCHEMA = json.loads((TREE / "tests/data/compose-spec.json").read_bytes())
@@ -171,6 +172,15 @@ def test_gpus_in_a_form_that_no_engine_takes_are_refused(gpu):
         gpus_of(site)
     with pytest.raises(BadInput, match="site-1: gpu"):
         container_files(make_project(site), site)
+
+
+def test_the_store_is_founded_once_by_what_the_scripts_call(tmp_path, capsys):
+    kits = make_kits(tmp_path)
+    for _ in range(2):
+        assert launch.main(["found-store", str(kits["server1"].root)]) == 0
+        assert [path.name for path in (tmp_path / "store" / "log").iterdir()] == ["0" * 16]
+    assert launch.main(["found-store", str(kits["site-1"].root)]) == 2
+    assert "belongs to a server" in capsys.readouterr().err
 
 
 # -- the image

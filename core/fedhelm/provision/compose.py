@@ -36,6 +36,8 @@ _HEAD = """\
 #   export FEDHELM_STORE=/folder         the shared store{store}
 #   export FEDHELM_DATA=/folder          a folder with one folder for each site, which sees it as {data}
 #   docker compose -f resources/compose.yaml build     with the wheel of Fedhelm in resources/
+#   docker compose -f resources/compose.yaml run --rm --entrypoint python {server} \\
+#       -P -m fedhelm.provision.launch found-store {kit}     once: makes the shared store
 #   docker compose -f resources/compose.yaml up -d
 #   docker compose -f resources/compose.yaml run --rm {console}
 """
@@ -170,6 +172,8 @@ def compose_file(project: Project) -> str:
         project=project.name,
         store=f"; without it {project.store}" if project.store.startswith("/") else "",
         data=DATA,
+        kit=KIT,
+        server=project.of("server")[0].name,
         console=consoles[0] if consoles else "NAME",
     )
     return head + yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -55,15 +55,20 @@ folder() { # one that is to be mounted, and what to do where it is not there
 
 _ARGUMENTS = """\
 mode=background
+found=no
 while [ $# -gt 0 ]; do
     case $1 in
         -d | --detach) mode=background ;;
         --foreground) mode=foreground ;;
         --stop) mode=stop ;;
-        -h | --help)
-            echo "docker.sh [-d | --foreground | --stop]: run $name in a container of $image"
-            echo "-d starts it in the background, as no argument does; what $kit/local/docker.conf may say is in the"
-            echo "documentation, how-to/deploy-with-docker"
+        --check) mode=check ;;
+@FOUND@        -h | --help)
+            echo "docker.sh [@USAGE@]: run $name in a container of $image"
+            echo "  -d              in the background, as without an argument"
+            echo "  --foreground    here"
+            echo "  --stop          stop it"
+            echo "  --check         only look whether it can work here, as fedhelm check does"
+@HELP@            echo "$kit/local/docker.conf may change more: see how-to/deploy-with-docker in the documentation"
             exit 0
             ;;
         *) fail USAGE "docker.sh does not know the argument $1" "docker.sh -h" 2 ;;
@@ -113,9 +118,10 @@ if [ "$mode" = stop ]; then
     [ "$running" != true ] || echo "$name stopped"
     exit 0
 fi
-case $running in
-    true) fail ALREADY_RUNNING "$name is running already, container $container" "$kit/startup/docker.sh --stop" 1 ;;
-    '') ;;
+case $mode.$running in
+    check.*) ;;
+    *.true) fail ALREADY_RUNNING "$name is running already, container $container" "$kit/startup/docker.sh --stop" 1 ;;
+    *.) ;;
     *) docker rm "$container" >/dev/null ;;
 esac
 """
@@ -142,8 +148,7 @@ if [ "$network" != host ]; then
             127.* | ::1) set -- --add-host "$peer:host-gateway" "$@" ;;
             *) set -- --add-host "$peer:$address" "$@" ;;
         esac
-    done
-@LISTEN@
+    done@HOSTNAME@
 fi
 set -- --network "$network" "$@"
 """
@@ -186,19 +191,28 @@ set -- \\
     --mount "type=bind,source=$kit,target=@KIT@" \\
     --mount "type=bind,source=$kit/startup,target=@KIT@/startup,readonly" \\
     --mount "type=bind,source=$kit/local,target=@KIT@/local,readonly" \\
-    --entrypoint fedhelm \\
     "$@"
 """
 
+_FOUND = """\
+if [ "$found" = yes ] && [ "$mode" != check ]; then
+    docker run --rm --no-healthcheck --entrypoint python "$@" "$image" -P -m fedhelm.provision.launch found-store @KIT@
+fi
+"""
+
 _RUN = """\
-set -- --name "$container" --stop-timeout @STOP@ --log-driver local \\
+if [ "$mode" = check ]; then
+    exec docker run --rm --no-healthcheck --entrypoint fedhelm "$@" "$image" check @KIT@
+fi
+@PUBLISH@
+set -- --name "$container" --entrypoint fedhelm --stop-timeout @STOP@ --log-driver local \\
     --health-cmd '@HEALTH@' \\
     @TIMES@ \\
     "$@"
 if [ "$mode" = foreground ]; then
-    exec docker run --rm "$@"
+    exec docker run --rm "$@" "$image" @COMMAND@ --kit @KIT@
 fi
-docker run --detach --restart on-failure "$@" >/dev/null
+docker run --detach --restart on-failure "$@" "$image" @COMMAND@ --kit @KIT@ >/dev/null
 echo "$name started, container $container, log $kit/log.txt"
 """
 
@@ -206,7 +220,7 @@ _CONSOLE = """\
 if [ -t 0 ] && [ -t 1 ]; then
     set -- --tty --env "TERM=${TERM:-dumb}" "$@"
 fi
-exec docker run --rm --interactive --no-healthcheck "$@"
+exec docker run --rm --interactive --no-healthcheck --entrypoint fedhelm "$@"
 """
 
 _ALL = ("image", "network", "user", "hosts", "memory", "cpus")
@@ -246,13 +260,27 @@ def _assignments(project: Project, participant: Participant, defaults: dict[str,
             yield f"{key}={shlex.quote(value)}"
 
 
-def _listen(participant: Participant) -> str:
+def _hostname(participant: Participant) -> str:
+    """Return what makes its own name the container's address: that is where it listens."""
+    if not participant.ports or needs_host_network(participant):
+        return ""
+    return f'\n    set -- --hostname {shlex.quote(host_of(participant))} "$@"'
+
+
+def _publish(participant: Participant) -> str:
     if not participant.ports:
-        return "    # nobody dials this participant: no port is published"
+        return "# Nobody dials this participant: no port is published."
     published = " ".join(f"--publish {port}:{port}" for port in participant.ports)
-    # Its own name is the container's address: that is where it listens.
-    hostname = "" if needs_host_network(participant) else f"--hostname {shlex.quote(host_of(participant))} "
-    return f'    set -- {hostname}{published} "$@"'
+    return f'[ "$network" = host ] || set -- {published} "$@"'
+
+
+def _arguments(participant: Participant) -> str:
+    found, usage, line = "", "-d | --foreground | --stop | --check", ""
+    if participant.role == "server":
+        found = "        --found-store) found=yes ;;\n"
+        usage += "] [--found-store"
+        line = '            echo "  --found-store   the very first start of all: make the shared store first"\n'
+    return _filled(_ARGUMENTS, FOUND=found, USAGE=usage, HELP=line)
 
 
 def _settings(keys: tuple[str, ...]) -> str:
@@ -265,20 +293,52 @@ def _health_times() -> str:
 
 
 def _flags(project: Project, participant: Participant) -> Iterator[str]:
-    """Yield what puts flags before ``"$@"``, which begins with the image: the last here comes first at the engine."""
+    """Yield what puts docker's flags before ``"$@"``."""
     if participant.role == "site":
         yield _filled(_SITE_FLAGS, DATA=DATA)
     target = store_mount(project)
     if participant.role == "server" and target is not None:
         yield _filled(_STORE_FLAGS, TARGET=target)
     yield _LIMITS
-    yield _filled(_HOSTS, LISTEN=_listen(participant))
+    yield _filled(_HOSTS, HOSTNAME=_hostname(participant))
     tmpfs = "\n".join(f"    --tmpfs {place}:{options} \\" for place, options in TMPFS.items())
     yield _filled(_COMMON, TMPFS=tmpfs, PIDS=PIDS, KIT=KIT)
+
+
+def _run(participant: Participant) -> str:
+    return _filled(
+        _RUN,
+        PUBLISH=_publish(participant),
+        STOP=STOP_SECONDS,
+        HEALTH=" ".join(HEALTH_COMMAND),
+        TIMES=_health_times(),
+        COMMAND=COMMANDS[participant.role],
+        KIT=KIT,
+    )
+
+
+def _parts(project: Project, participant: Participant) -> Iterator[str]:
+    defaults = _defaults(project, participant)
+    what = "Opens the admin console of" if participant.is_admin else "Runs"
+    more = "" if participant.is_admin else "; docker.sh -h says more"
+    yield f"#!/bin/sh\n# {what} {participant.name} in a container{more}."
+    yield _FIND_KIT
+    yield "\n".join(_assignments(project, participant, defaults)) + "\n"
+    if not participant.is_admin:
+        yield _arguments(participant)
+    yield _filled(_ENGINE, INSTEAD="fl_admin.sh" if participant.is_admin else "start.sh")
+    if not participant.is_admin:
+        yield _CONTAINER
+    yield _settings(tuple(defaults))
+    yield _IMAGE
+    yield _OWNER
     if participant.is_admin:
-        yield _CONSOLE
-    else:
-        yield _filled(_RUN, STOP=STOP_SECONDS, HEALTH=" ".join(HEALTH_COMMAND), TIMES=_health_times())
+        # The console has the arguments, -h included.
+        yield f'set -- "$image" console {KIT} "$@"'
+    yield from _flags(project, participant)
+    if participant.role == "server":
+        yield _filled(_FOUND, KIT=KIT)
+    yield _CONSOLE if participant.is_admin else _run(participant)
 
 
 def docker_script(project: Project, participant: Participant) -> str:
@@ -287,21 +347,4 @@ def docker_script(project: Project, participant: Participant) -> str:
     Raises:
         BadInput: the resources of a site name GPUs in a form that docker cannot be told.
     """
-    defaults = _defaults(project, participant)
-    what = "Opens the admin console of" if participant.is_admin else "Runs"
-    parts = [
-        f"#!/bin/sh\n# {what} {participant.name} in a container; docker.sh -h says more.",
-        _FIND_KIT,
-        "\n".join(_assignments(project, participant, defaults)) + "\n",
-        *([] if participant.is_admin else [_ARGUMENTS]),
-        _filled(_ENGINE, INSTEAD="fl_admin.sh" if participant.is_admin else "start.sh"),
-        *([] if participant.is_admin else [_CONTAINER]),
-        _settings(tuple(defaults)),
-        _IMAGE,
-        _OWNER,
-    ]
-    if participant.is_admin:
-        parts.append(f'set -- "$image" console {KIT} "$@"')
-    else:
-        parts.append(f'set -- "$image" {COMMANDS[participant.role]} --kit {KIT}')
-    return "\n".join([*parts, *_flags(project, participant)])
+    return "\n".join(_parts(project, participant))
