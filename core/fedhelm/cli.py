@@ -14,6 +14,7 @@ __all__ = ["main", "run"]
 _SUMMARIES = {
     "demo": "watch a federation survive the death of its primary server",
     "poc": "prepare, start, stop a local federation",
+    "provision": "make signed kits for every participant from one project file",
     "console": "the admin console; `-c CMD` for scripts",
     "overseer": "run an overseer from its kit",
     "server": "run an FL server from its kit",

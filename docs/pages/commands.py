@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from docs.pages.markdown import GENERATED, anchor, code, table
 from fedhelm.cli import _SUMMARIES as SUMMARIES
+from fedhelm.provision.provision_cli import _parser as provision_parser
 from fedhelm_console.cli import _parser as console_parser
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.registry import Command, Parameter
@@ -142,6 +143,13 @@ def page() -> str:
             "fedhelm poc [ACTION] [-n SITES] [--servers K] [--base-port P] [-w DIR] [-o json]",
             poc_parser(),
             _POC_ABOUT,
+        ),
+        _tool(
+            "provision",
+            "fedhelm provision [-p FILE] [-w DIR] [--dry-run] [--keep-keys] [--passphrase-file FILE] "
+            "[--zip-password-file FILE] [-o json]",
+            provision_parser(),
+            "See [how to provision](../how-to/provision.md).\n\n",
         ),
         _tool(
             "console",

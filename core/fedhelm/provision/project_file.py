@@ -17,6 +17,7 @@ from fedhelm.config.timing import PROFILES
 from fedhelm.config.yaml_source import Document, Key, load_yaml
 from fedhelm.errors import BadInput, NotSupportedYet
 from fedhelm.ids import check_admin_name, check_host_name
+from fedhelm.provision.container_values import gpus_of
 from fedhelm.provision.flare import MANAGERS, ROLE_NAMES, Note, adopt
 from fedhelm.provision.project import Participant, Project, check_org, check_project_name
 from fedhelm.security.authorization import Policy
@@ -136,8 +137,8 @@ def parse_project(document: Document) -> tuple[Project, tuple[Note, ...]]:
             raise document.error(("privacy", key), "privacy filters are not supported yet", NotSupportedYet)
     found = [*_top(file, store), *_entries(file), *_together(file, document)]
     if found:
-        lines = (document.error(key, what).message for key, what in found)
-        raise BadInput("\n".join(dict.fromkeys(lines)))
+        found.sort(key=lambda one: [int(part) for part in document.where(one[0], of_key=True).rsplit(":", 2)[1:]])
+        raise BadInput("\n".join(dict.fromkeys(document.error(key, what).message for key, what in found)))
     return _project(file, store, document), notes
 
 
@@ -175,8 +176,8 @@ def _entries(file: _File) -> Iterator[_Finding]:
         for name in sorted(entry.model_fields_set):
             whose = _BELONGS.get(name)
             if whose is not None and entry.type not in whose:
-                kinds = " or a ".join(one for one in whose if one != "client")
-                yield (*key, name), f"belongs to a {kinds}, not to a {entry.type}"
+                kinds = " and ".join(f"{one}s" for one in whose if one != "client")
+                yield (*key, name), f"is a key of {kinds} alone"
         yield from _tried(check_admin_name if entry.type == "admin" else check_host_name, entry.name, (*key, "name"))
         yield from _tried(check_org, entry.org, (*key, "org"))
         for name in _DEFAULT_PORTS:
@@ -228,7 +229,7 @@ def _resources(entry: _Entry, key: Key) -> Iterator[tuple[Key, str, dict[str, An
     if manager is None:
         return
     if entry.type == "server":
-        yield at, "belongs to a site, not to a server", {}
+        yield at, "is a key of sites alone", {}
     short = manager.path.rpartition(".")[2]
     kind = MANAGERS.get(short, manager.path)
     if kind == "list":
@@ -294,10 +295,10 @@ def _together(file: _File, document: Document) -> Iterator[_Finding]:
         yield ("overseer",), what
 
 
-def _participant(entry: _Entry, key: Key) -> Participant:
+def _participant(entry: _Entry, key: Key, document: Document) -> Participant:
     role = next((role for _, _, role in _role(entry, key)), "") if entry.type == "admin" else _TYPES[entry.type]
     resources = next((found for _, _, found in _resources(entry, key)), {})
-    return Participant(
+    made = Participant(
         name=entry.name,
         role=role,
         org=entry.org,
@@ -306,13 +307,19 @@ def _participant(entry: _Entry, key: Key) -> Participant:
         enable_byoc=entry.enable_byoc,
         resources=resources,
     )
+    try:
+        gpus_of(made)
+    except BadInput as error:
+        at = (*key, "components", "resource_manager", "args", "resources", "gpu")
+        raise document.error(at, error.message) from error
+    return made
 
 
 def _project(file: _File, store: str, document: Document) -> Project:
     return Project(
         name=file.name,
         participants=tuple(
-            _participant(entry, ("participants", index)) for index, entry in enumerate(file.participants)
+            _participant(entry, ("participants", index), document) for index, entry in enumerate(file.participants)
         ),
         store=store,
         timing=PROFILES[file.timing],
