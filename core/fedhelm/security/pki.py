@@ -150,7 +150,7 @@ class CertificateAuthority:
 
         Args:
             project: the project's name.
-            cert: one or two root certificates; the first is the key's.
+            cert: one or two root certificates; the one that is the key's signs, and stands first from now on.
             key: the private key, encrypted or not.
             passphrase: of the key, where it is encrypted.
             clock: for the certificates' validity.
@@ -161,9 +161,11 @@ class CertificateAuthority:
         """
         roots = load_roots(cert, "root certificate")
         private = load_key(key, "root key", passphrase)
-        if private.public_key() != roots[0].public_key():
+        signing = [one for one in roots if one.public_key() == private.public_key()]
+        if not signing:
             raise KitError("the root key does not belong to the root certificate")
-        return cls(project, roots[0], private, clock or SystemClock(), roots[1:])
+        others = tuple(one for one in roots if one not in signing)
+        return cls(project, signing[0], private, clock or SystemClock(), others)
 
     def trusting(self, pem: bytes | None) -> CertificateAuthority:
         """Return this root, whose participants also trust the root certificate ``pem``, or no other (None).

@@ -1,0 +1,243 @@
+"""``fedhelm pki``: certificates after the first kit: requested, approved, renewed, revoked, and the root rotated."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedhelm.clock import SystemClock
+from fedhelm.config.kit import ROLES
+from fedhelm.errors import BadInput, FedhelmError, WorkspaceExists
+from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
+from fedhelm.provision import lifetimes
+from fedhelm.provision.passphrases import ask_secret, read_secret
+from fedhelm.provision.provisioned import IssuedCertificate, ProjectFolder
+from fedhelm.provision.provisioning import Secrets
+from fedhelm.security.pki import load_certificate
+from fedhelm.security.requests import MAX_BYTES, make_request, read_request
+from fedhelm.security.trust import expiry_warnings
+
+__all__ = ["main"]
+
+_ASK = Path("-")
+
+_EXAMPLES = """\
+  fedhelm pki list -w workspace/hospitals
+  fedhelm pki renew --expiring 30 -w workspace/hospitals --passphrase-file root.pass
+  fedhelm pki request site-3 --role site --org "Hospital C" --out keys     # at the site
+  fedhelm pki approve site-3.csr -w workspace/hospitals                    # at the administrator's
+  fedhelm pki revoke site-2 --reason "laptop stolen" -w workspace/hospitals
+  fedhelm pki rotate begin -w workspace/hospitals                          # then switch, then finish
+
+New kits are in a new prod_NN; hand them over, and `fedhelm kit install KIT ZIP` puts each in place. A passphrase or
+password is the first line of a file that nobody else may read; `-` asks for it on the terminal.
+"""
+
+
+def _add(commands: Any, name: str, about: str, *, folder: bool = True, kits: bool = True) -> CommandParser:
+    parser: CommandParser = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+    if folder:
+        parser.add_argument(
+            "-w", "--workspace", type=Path, required=True, metavar="DIR", help="the project's folder, workspace/PROJECT"
+        )
+    if folder and name != "list":
+        parser.add_argument("--passphrase-file", type=Path, metavar="FILE", help="opens the root key (- asks)")
+    if folder and kits:
+        parser.add_argument(
+            "--zip-password-file", type=Path, metavar="FILE", help="zips do not open without it (- asks)"
+        )
+    add_output_option(parser)
+    return parser
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="fedhelm pki",
+        description="Certificates of a provisioned project.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_output_option(parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    listing = _add(commands, "list", "show who has which certificate, and until when", kits=False)
+    listing.add_argument("--all", action="store_true", help="also those that were replaced, revoked or have expired")
+    renewal = _add(commands, "renew", "issue new certificates, and kits with them")
+    which = renewal.add_mutually_exclusive_group(required=True)
+    which.add_argument("names", nargs="*", default=[], metavar="NAME", help="participants")
+    which.add_argument("--all", action="store_true", help="everybody")
+    which.add_argument("--expiring", type=float, metavar="DAYS", help="whose certificate ends within so many days")
+    revocation = _add(commands, "revoke", "take a participant's certificates back", kits=False)
+    revocation.add_argument("name", metavar="NAME")
+    revocation.add_argument("--reason", required=True, metavar="TEXT", help="in the list that everybody gets")
+    revocation.add_argument("--serial", metavar="HEX", help="only this one")
+    request = _add(commands, "request", "make a key, and a request for its certificate", folder=False)
+    request.add_argument("name", metavar="NAME")
+    request.add_argument("--role", required=True, choices=ROLES)
+    request.add_argument("--org", required=True, metavar="NAME")
+    request.add_argument("--out", type=Path, required=True, metavar="DIR", help="made if it is not there")
+    approval = _add(commands, "approve", "issue a kit without a key for a request")
+    approval.add_argument("request", type=Path, metavar="CSR")
+    rotation = _add(commands, "rotate", "change the project's root, in three steps, with nothing stopped")
+    rotation.add_argument(
+        "step",
+        choices=("begin", "switch", "finish"),
+        help="begin: all trust a new root as well; switch: it signs; finish: the former one counts no longer",
+    )
+    return parser
+
+
+def _secret(path: Path | None, what: str, *, twice: bool = False) -> bytes | None:
+    if path is None:
+        return None
+    return ask_secret(what, twice=twice) if path == _ASK else read_secret(path, what)
+
+
+def _secrets(args: argparse.Namespace, folder: ProjectFolder) -> Secrets:
+    passphrase = _secret(args.passphrase_file, "passphrase of the root key")
+    if folder.root_is_encrypted and passphrase is None:
+        passphrase = ask_secret("passphrase of the root key")
+    password = _secret(getattr(args, "zip_password_file", None), "password of the zips", twice=True)
+    return Secrets(passphrase, password)
+
+
+# -- one function for each command
+
+
+def _list(args: argparse.Namespace, fmt: Format) -> int:
+    folder, now = ProjectFolder.open(args.workspace), SystemClock().utcnow()
+    issued = folder.certificates()
+    newest = {one.name: one.serial for one in issued if not one.revoked and one.name in folder.kit_digests}
+
+    def state(one: IssuedCertificate) -> str:
+        if one.revoked:
+            return f"revoked on {(one.revoked_at or '')[:10]}: {one.reason or '-'}"
+        certificate = load_certificate(one.cert_pem.encode(), one.serial)
+        warning = expiry_warnings(certificate, now)
+        if warning is not None:
+            return warning
+        return "valid" if newest.get(one.name) == one.serial else "valid, replaced"
+
+    shown = [one for one in issued if args.all or newest.get(one.name) == one.serial]
+    data = [dataclasses.asdict(one) | {"state": state(one)} for one in shown]
+    rows = [(one.name, one.role, one.org, one.not_after[:10], one.kit_version, state(one), one.serial) for one in shown]
+    head = ("name", "role", "org", "until", "kit", "state", "serial")
+    return emit({"project": folder.project, "certificates": data}, fmt, lambda: table(head, rows))
+
+
+def _reissued(made: Sequence[lifetimes.Reissued], fmt: Format, nothing: str, after: str = "") -> int:
+    data = [dataclasses.asdict(one) | {"kit": str(one.kit), "zip": str(one.zip)} for one in made]
+    if not made:
+        return emit({"kits": data}, fmt, nothing)
+    rows = [
+        (one.name, one.role, one.not_after[:10], "its own" if one.own_key else "in the kit", one.zip) for one in made
+    ]
+    text = table(("name", "role", "until", "key", "kit to hand over"), rows)
+    return emit({"kits": data}, fmt, f"{text}\n\nEach installs it: fedhelm kit install KIT ZIP{after}")
+
+
+def _renew(args: argparse.Namespace, fmt: Format) -> int:
+    folder = ProjectFolder.open(args.workspace)
+    if args.all:
+        names = list(folder.kit_digests)
+    elif args.expiring is not None:
+        names = lifetimes.expiring(folder, args.expiring, SystemClock().utcnow())
+    else:
+        names = args.names
+    made = lifetimes.renew(folder, names, _secrets(args, folder)) if names else []
+    return _reissued(made, fmt, "no certificate ends within that time: nothing was written")
+
+
+def _revoke(args: argparse.Namespace, fmt: Format) -> int:
+    folder = ProjectFolder.open(args.workspace)
+    if not args.reason.isprintable() or len(args.reason) > 1024:
+        raise BadInput("--reason is one printable line of at most 1024 characters")
+    gone = lifetimes.revoke(folder, args.name, args.reason, _secrets(args, folder), serial=args.serial)
+    version, path = folder.revocation_list().version, folder.state / "revoked.json"
+    data = {
+        "revoked": [{"name": one.name, "role": one.role, "serial": one.serial} for one in gone],
+        "list": str(path),
+        "version": version,
+    }
+    said = "".join(f"{one.role} {one.name}: certificate {one.serial} is revoked\n" for one in gone)
+    return emit(data, fmt, f"{said}The signed list of all, version {version}: {path}")
+
+
+def _request(args: argparse.Namespace, fmt: Format) -> int:
+    key, request = make_request(args.role, args.name, args.org)
+    paths = args.out / f"{args.name}.key", args.out / f"{args.name}.csr"
+    try:
+        args.out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path, data, mode in ((paths[0], key, 0o600), (paths[1], request, 0o644)):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+    except FileExistsError as error:
+        raise WorkspaceExists(f"{error.filename} exists already", hint="keys are never overwritten") from None
+    except OSError as error:
+        raise FedhelmError(f"{error.filename}: {error.strerror}") from error
+    said = f"{paths[0]}: the key; it stays here\n{paths[1]}: the request; hand it to the project's administrator"
+    return emit({"key": str(paths[0]), "request": str(paths[1])}, fmt, said)
+
+
+def _approve(args: argparse.Namespace, fmt: Format) -> int:
+    try:
+        with args.request.open("rb") as file:
+            pem = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BadInput(f"{args.request}: {error.strerror}") from error
+    request = read_request(pem, str(args.request))
+    folder = ProjectFolder.open(args.workspace)
+    made = lifetimes.approve(folder, request, _secrets(args, folder))
+    return _reissued([made], fmt, "", " --key THE-KEY-OF-THE-REQUEST")
+
+
+def _rotate(args: argparse.Namespace, fmt: Format) -> int:
+    folder = ProjectFolder.open(args.workspace)
+    given = _secrets(args, folder)
+    if args.step == "switch":
+        after = "\nOnce all have: fedhelm pki rotate finish"
+        return _reissued(
+            lifetimes.switch_root(folder, given), fmt, "every certificate is of the new root already", after
+        )
+    step = lifetimes.begin_rotation if args.step == "begin" else lifetimes.finish_rotation
+    prod = step(folder, given)
+    said = (
+        f"{prod}: kits that trust the next root as well. Once all are installed (fedhelm kit install KIT ZIP): "
+        "fedhelm pki rotate switch"
+        if args.step == "begin"
+        else f"{prod}: kits that trust the new root alone. Once they are installed, the rotation is over"
+    )
+    return emit({"step": args.step, "prod": str(prod)}, fmt, said)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Format], int]] = {
+    "list": _list,
+    "renew": _renew,
+    "revoke": _revoke,
+    "request": _request,
+    "approve": _approve,
+    "rotate": _rotate,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fedhelm pki``; return its exit status."""
+    fmt = format_of(argv)
+
+    def body() -> int:
+        args = _parser().parse_args(argv)
+        return _COMMANDS[args.command](args, fmt)
+
+    return guarded(body, fmt)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
