@@ -130,13 +130,14 @@ def _body(args: argparse.Namespace, fmt: Format) -> ExitStatus:
         _say(f"note: {line}" for line in notes)
     folder = _found(args.workspace, file.project.name)
     plan = make_plan(file.project, folder, SystemClock().utcnow())
+    given = Secrets()
     if not args.dry_run:
         given = _secrets(args, folder, plan)
         folder, plan = provision(file.project, file.source, args.workspace, given)
         if fmt == "table" and plan.number == 0 and not plan.empty and given.passphrase is None:
             _say([f"note: {folder.state / 'rootCA.key'} is not encrypted: who reads it can make certificates"])
     place = (args.workspace / file.project.name).absolute()
-    return emit(_data(file, plan, place, args, notes), fmt, lambda: _human(file, plan, place, args))
+    return emit(_data(file, plan, place, args, notes), fmt, lambda: _human(file, plan, place, args, given))
 
 
 def _data(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def _data(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace, 
     }
 
 
-def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace) -> str:
+def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace, given: Secrets) -> str:
     rows = [(one.name, one.role, str(one.happens), one.why or None) for one in plan.changes]
     shown = table(("name", "role", "kit", "why"), rows)
     last = os.path.relpath(place / f"prod_{plan.number:02d}")
@@ -169,7 +170,8 @@ def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace)
         return f"{shown}\n\nNo kit has changed: there is no new prod folder."
     if args.dry_run:
         return f"{shown}\n\nNothing was written. Without --dry-run this would be in {last}."
-    lines = [shown, "", f"Kits and zips of project {file.project.name}: {last}"]
+    zips = "zips without a password" if given.zip_password is None else "encrypted zips"
+    lines = [shown, "", f"Kits and {zips} of project {file.project.name}: {last}"]
     if plan.number == 0:
         first = file.project.of("server")[0].name
         lines += [
