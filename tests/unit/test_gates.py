@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +13,8 @@ from docs.pages.overseer_api import _routes
 from fedhelm.config.kit import Kit
 from fedhelm.config.timing import PROFILES
 from fedhelm.errors import BadInput, KitError, NotAuthorised
-from fedhelm.security.authorization import DEFAULT_AUTHORIZATION, Object, Right, Subject, default_policy
-from fedhelm.security.gates import ENDPOINTS, RIGHT_OF, Touches, admit, ask, read_policy, subject_of
+from fedhelm.security.authorization import DEFAULT_AUTHORIZATION, Object, Policy, Right, Subject, default_policy
+from fedhelm.security.gates import ENDPOINTS, RIGHT_OF, Touches, admit, admit_job, ask, read_policy, subject_of
 from fedhelm.security.identity import Principal
 from fedhelm.security.policy import PERMISSIONS
 from fedhelm.v1 import admin_pb2, common_pb2, fleet_pb2
@@ -125,6 +126,40 @@ def test_a_refusal_names_the_gate():
     assert str(answer) == "no: lease.promote is for project_admin; no policy gives it to the role lead"
     with pytest.raises(ValueError, match="unknown permission"):
         ask(default_policy(), subject_of(bob), "lease.give", Object())
+
+
+def policy_of(**lead):
+    return Policy.parse(json.dumps({"format_version": "1.0", "permissions": {"lead": lead}}), "local")
+
+
+@pytest.mark.parametrize(
+    ("policy", "custom_code", "enable_byoc", "refusal"),
+    [
+        (default_policy(), False, False, None),
+        (default_policy(), True, True, None),
+        (default_policy(), True, False, "site site-2 takes no job that brings its own code"),
+        (policy_of(submit_job="any"), False, True, None),
+        (policy_of(submit_job="any"), True, True, "site site-2, lead bob@a.org: byoc is not named for lead"),
+        (
+            policy_of(submit_job="any", byoc="o:site"),
+            True,
+            True,
+            "byoc needs o:site; bob@a.org is of a, site-2 is of b",
+        ),
+        (policy_of(byoc="any"), True, True, "site site-2, lead bob@a.org: submit_job is not named for lead"),
+    ],
+)
+def test_a_job_goes_to_a_site_that_takes_it(policy, custom_code, enable_byoc, refusal):
+    bob = Principal("poc", "lead", "bob@a.org", "a")
+
+    def go():
+        admit_job(policy, bob, "site-2", "b", custom_code=custom_code, enable_byoc=enable_byoc)
+
+    if refusal is None:
+        go()
+    else:
+        with pytest.raises(NotAuthorised, match=re.escape(refusal)):
+            go()
 
 
 @pytest.fixture

@@ -164,10 +164,18 @@ class AuditTrail:
         file: where to write; closed by `close`.
         sinks: where lines go besides, such as :class:`fedhelm.security.syslog.SyslogSink`.
         clock: for the time of entries.
+        on_close: called when the last line was handed on; for what the sinks hold.
     """
 
-    def __init__(self, file: AuditFile, sinks: Sequence[Sink] = (), *, clock: Clock | None = None) -> None:
-        self._file, self._clock = file, clock or SystemClock()
+    def __init__(
+        self,
+        file: AuditFile,
+        sinks: Sequence[Sink] = (),
+        *,
+        clock: Clock | None = None,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._file, self._clock, self._on_close = file, clock or SystemClock(), on_close
         self._sinks = [_Guarded(sink) for sink in sinks]
         self._waiting: deque[Entry] = deque()
         self._lost = 0
@@ -200,6 +208,7 @@ class AuditTrail:
         self._thread.join(timeout)
         if not self._thread.is_alive():
             self._file.close()
+            self._on_close()
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:

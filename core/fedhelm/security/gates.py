@@ -27,6 +27,7 @@ __all__ = [
     "Endpoint",
     "Touches",
     "admit",
+    "admit_job",
     "ask",
     "read_policy",
     "subject_of",
@@ -175,6 +176,34 @@ def admit(policy: Policy, principal: Principal, permission: str, object_: Object
     decision = ask(policy, subject_of(principal), permission, object_)
     if not decision.allowed:
         raise NotAuthorised(f"{principal}: {decision.rule}; {decision.why}", hint="fedhelm authz explains the policy")
+
+
+def admit_job(
+    policy: Policy, submitter: Principal, site: str, site_org: str | None, *, custom_code: bool, enable_byoc: bool
+) -> None:
+    """Let a job go to a site if the policy gives its submitter the rights there. Asked at the server and at the site.
+
+    Args:
+        policy: the asker's own.
+        submitter: who signed the job, with organisation.
+        site: where it is to run.
+        site_org: that site's organisation; None where the asker does not know it.
+        custom_code: whether the bundle brings its own code; then `byoc` is needed as well.
+        enable_byoc: whether the site takes any such code; a server that does not know says True.
+
+    Raises:
+        NotAuthorised: names the site and the rule.
+    """
+    if custom_code and not enable_byoc:
+        raise NotAuthorised(
+            f"site {site} takes no job that brings its own code (enable_byoc is not set in its kit)",
+            hint="a job without code of its own, or another kit for that site",
+        )
+    object_ = Object(site, site_org, submitter.name, submitter.org)
+    for right in (Right.SUBMIT_JOB, *((Right.BYOC,) if custom_code else ())):
+        decision = decide(policy, subject_of(submitter), right, object_)
+        if not decision.allowed:
+            raise NotAuthorised(f"site {site}, {submitter}: {decision.rule}; {decision.why}")
 
 
 def read_policy(root: Path) -> Policy:
