@@ -18,6 +18,8 @@ _SUMMARIES = {
     "pki": "certificates: request, approve, list, renew, revoke, rotate the root",
     "kit": "put a newer kit in place while its participant runs",
     "check": "look whether a participant can work on this machine",
+    "authz": "who may do what, by a kit's policy, and why",
+    "audit": "who did what: verify, show, export; where a model comes from",
     "console": "the admin console; `-c CMD` for scripts",
     "overseer": "run an overseer from its kit",
     "server": "run an FL server from its kit",

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 from docs.pages.markdown import GENERATED, anchor, code, table
 from fedhelm.cli import _SUMMARIES as SUMMARIES
+from fedhelm.provision.audit_cli import _parser as audit_parser
+from fedhelm.provision.authz_cli import _parser as authz_parser
+from fedhelm.provision.check_cli import _parser as check_parser
+from fedhelm.provision.install import _parser as kit_parser
+from fedhelm.provision.pki_cli import _parser as pki_parser
 from fedhelm.provision.provision_cli import _parser as provision_parser
 from fedhelm_console.cli import _parser as console_parser
 from fedhelm_console.commands import REGISTRY
@@ -150,6 +155,31 @@ def page() -> str:
             "[--zip-password-file FILE] [-o json]",
             provision_parser(),
             "See [how to provision](../how-to/provision.md).\n\n",
+        ),
+        *(
+            _group(name, parser, "See [keys and certificates](../how-to/keys.md).\n")
+            for name, parser in (("pki", pki_parser()), ("kit", kit_parser()))
+        ),
+        _tool(
+            "check",
+            "fedhelm check [--offline] [-o json] KIT",
+            check_parser(),
+            "See [how to check a kit](../how-to/check-a-kit.md).\n\n",
+        ),
+        _tool(
+            "authz",
+            "fedhelm authz [--role ROLE] [--default] [-o json] [KIT [may WHO DO [job of NAME/ORG] [at SITE/ORG]]]",
+            authz_parser(),
+            "See [how to say who may do what](../how-to/rights.md).\n\n",
+        ),
+        _tool(
+            "audit",
+            "fedhelm audit verify WHERE [--expect NUMBER:SHA256] [-o json]\n"
+            "fedhelm audit show WHERE [-n N] [--denied] [--by NAME] [--about TEXT] [-o json]\n"
+            "fedhelm audit export WHERE --to TO [--since NUMBER] [-o json]\n"
+            "fedhelm audit provenance FOLDER [--kit KIT] [-o json]",
+            audit_parser(),
+            "See [how to see who did what](../how-to/audit.md).\n\n",
         ),
         _tool(
             "console",
