@@ -26,6 +26,7 @@ from fedhelm.errors import Conflict, FedhelmError, KitError, Refused
 from fedhelm.output import CommandParser, add_output_option, emit, format_of, guarded
 from fedhelm.process import fsync_dir
 from fedhelm.provision.kit_source import read_startup
+from fedhelm.provision.unpack import unpack
 from fedhelm.security.kit import open_kit, remember_version
 from fedhelm.security.pki import load_certificate, load_key
 from fedhelm.security.reloading import KitMark, check_successor, replaces
@@ -186,7 +187,7 @@ def _write_draft(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="fedhelm kit", description="Replace a participant's kit.", allow_abbrev=False)
+    parser = CommandParser(prog="fedhelm kit", description="Unpack or replace a participant's kit.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     one = commands.add_parser(
         "install",
@@ -196,11 +197,22 @@ def _parser() -> CommandParser:
     )
     one.add_argument("kit", type=Path, metavar="KIT", help="the participant's folder")
     one.add_argument("source", type=Path, metavar="ZIP|FOLDER", help="the new kit")
-    one.add_argument("--password-file", type=Path, metavar="FILE", help="its first line is the zip's password")
-    one.add_argument("--ask-password", action="store_true", help="ask for the zip's password")
+    first = commands.add_parser(
+        "unpack",
+        help="make a participant's first kit of its zip",
+        description="Check a kit's zip, encrypted or not, and write it into DIR/PARTICIPANT.",
+        allow_abbrev=False,
+    )
+    first.add_argument("source", type=Path, metavar="ZIP", help="the kit")
+    first.add_argument(
+        "-w", "--workspace", type=Path, default=Path(), metavar="DIR", help="default: the current folder"
+    )
+    for each in (one, first):
+        each.add_argument("--password-file", type=Path, metavar="FILE", help="its first line is the zip's password")
+        each.add_argument("--ask-password", action="store_true", help="ask for the zip's password")
     one.add_argument("--key", type=Path, metavar="FILE", help="the key that fedhelm pki request made")
-    add_output_option(one)
-    add_output_option(parser)
+    for each in (one, first, parser):
+        add_output_option(each)
     return parser
 
 
@@ -219,6 +231,11 @@ def main(argv: list[str]) -> int:
 
     def body() -> int:
         args = _parser().parse_args(argv)
+        if args.command == "unpack":
+            kit = unpack(args.source, args.workspace, _password(args))
+            return emit(
+                {"kit": str(kit.root), "name": kit.name, "role": kit.role}, fmt, f"{kit.name}: its kit is in {kit.root}"
+            )
         done = install(args.kit, args.source, password=_password(args), key=args.key)
         data = {
             "kit": str(done.kit.root),

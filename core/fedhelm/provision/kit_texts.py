@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from fedhelm.config.kit import CERT_STEM
 from fedhelm.config.log_levels import LOG_CONFIG
 from fedhelm.provision.project import Participant, Project
 from fedhelm.security.authorization import DEFAULT_AUTHORIZATION
 
-__all__ = ["local_texts", "log_config", "policy", "readme"]
+__all__ = ["LOCAL_FILES", "local_texts", "log_config", "policy", "readme"]
 
 _README = """\
 {title}
@@ -89,12 +92,17 @@ def policy(project: Project) -> str:
     return DEFAULT_AUTHORIZATION if project.authorization is None else project.authorization
 
 
-_LOCAL = """\
+LOCAL_FILES: Mapping[str, str] = MappingProxyType(
+    {
+        "local.yaml": """\
 # Settings of {name} itself: nothing here is signed, and this folder survives a new kit.
 # This version reads no key of this file yet.
 """
+    }
+)
+"""Name -> content of the files that ``local/`` begins with: the participant's own, never signed."""
 
 
 def local_texts(participant: Participant) -> dict[str, str]:
-    """Return name -> content of the files of ``local/``: the participant's own, never signed."""
-    return {"local.yaml": _LOCAL.format(name=participant.name)}
+    """Return name -> content of the files that a participant's ``local/`` begins with."""
+    return {name: text.format(name=participant.name) for name, text in LOCAL_FILES.items()}

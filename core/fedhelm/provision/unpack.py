@@ -1,0 +1,75 @@
+"""``fedhelm kit unpack``: a participant's first kit out of its zip, encrypted or not, and checked."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from fedhelm.config.kit import ADMIN_ROLES, Kit, read_kit
+from fedhelm.errors import FedhelmError, WorkspaceExists
+from fedhelm.process import fsync_dir
+from fedhelm.provision.kit_source import read_startup
+from fedhelm.provision.kit_texts import LOCAL_FILES
+from fedhelm.provision.kits import file_mode
+from fedhelm.security.signing import verify_startup
+
+__all__ = ["unpack"]
+
+
+def unpack(source: Path, into: Path, password: str | None = None) -> Kit:
+    """Write the kit of a zip into ``into/<participant>``, all of it or nothing; return it.
+
+    Its files are those that its root signed, each of them. Whose root that is, nobody here can know: the zip has to
+    come from somebody who is trusted.
+
+    Args:
+        source: the zip, or an unpacked kit.
+        into: the folder to make it in, which exists.
+        password: of the zip.
+
+    Raises:
+        NotFound: there is no such zip.
+        KitError: no kit, damaged, changed, or the password is missing or wrong.
+        WorkspaceExists: the participant's folder is there already.
+        FedhelmError: the operating system refuses.
+    """
+    files = read_startup(source, password)
+    draft = into / f".kit.{secrets.token_hex(4)}.tmp"
+    try:
+        startup = draft / "startup"
+        startup.mkdir(mode=0o700, parents=True)
+        draft.chmod(0o700)
+        for name, data in files.items():
+            _write(startup / name, data, file_mode(name))
+        kit = read_kit(draft)
+        verify_startup(startup)
+        (draft / "local").mkdir(mode=0o700)
+        if kit.role in ADMIN_ROLES:
+            (draft / "transfer").mkdir(mode=0o700)
+        for name, text in LOCAL_FILES.items():
+            _write(draft / "local" / name, text.format(name=kit.name).encode(), 0o644)
+        return _in_place(draft, into / kit.name)
+    except OSError as error:
+        raise FedhelmError(f"{error.filename or into}: {error.strerror}", hint="nothing was left half done") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _in_place(draft: Path, root: Path) -> Kit:
+    if root.exists():
+        raise WorkspaceExists(f"{root} exists", hint=f"fedhelm kit install {root} ZIP puts a newer kit in place")
+    fsync_dir(draft)
+    draft.rename(root)
+    fsync_dir(root.parent)
+    return read_kit(root)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)  # whatever the umask
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import zipfile
+
+import pytest
+
+from fedhelm.provision.install import main
+from fedhelm.provision.zips import write_zip
+from fedhelm.security.kit import open_kit
+from tests.support.kits import ADMIN, make_kits
+
+
+@pytest.fixture
+def kits(tmp_path):
+    return make_kits(tmp_path / "made")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def run(capsys, *argv, status=0):
+    assert main(["unpack", *map(str, argv), "-o", "json"]) == status
+    return json.loads(capsys.readouterr().out)["data" if status == 0 else "error"]
+
+
+def modes(root):
+    return {str(path.relative_to(root)): stat.S_IMODE(path.stat().st_mode) for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["server1", "site-1", ADMIN])
+def test_a_zip_becomes_the_kit_that_it_was_made_of(kits, folder, capsys, name):
+    write_zip(kits[name].root, folder / "kit.zip")
+    data = run(capsys, "kit.zip")
+    assert (data["name"], data["kit"]) == (name, str(folder / name))
+    assert open_kit(folder / name).name == name
+    assert modes(folder / name) == modes(kits[name].root)
+    assert (folder / name / "local" / "local.yaml").read_text() == (kits[name].local / "local.yaml").read_text()
+    assert {path.name for path in folder.iterdir()} == {"kit.zip", name}
+
+
+def test_an_encrypted_zip_needs_its_password(kits, folder, capsys):
+    write_zip(kits["site-1"].root, folder / "kit.zip", b"correct horse")
+    (folder / "pass").write_text("wrong horse\n")
+    assert "is encrypted" in run(capsys, "kit.zip", status=4)["message"]
+    error = run(capsys, "kit.zip", "--password-file", "pass", status=4)
+    assert "does not open with this password" in error["message"]
+    assert {path.name for path in folder.iterdir()} == {"kit.zip", "pass"}
+    (folder / "pass").write_text("correct horse\n")
+    (folder / "elsewhere").mkdir()
+    assert run(capsys, "kit.zip", "--password-file", "pass", "-w", "elsewhere")["role"] == "site"
+    assert open_kit(folder / "elsewhere" / "site-1").name == "site-1"
+
+
+def test_a_kit_that_is_there_is_left_alone(kits, folder, capsys):
+    write_zip(kits["site-1"].root, folder / "kit.zip")
+    (folder / "site-1").mkdir()
+    error = run(capsys, "kit.zip", status=1)
+    assert error["code"] == "WORKSPACE_EXISTS"
+    assert "fedhelm kit install" in error["hint"]
+    assert list((folder / "site-1").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda startup: (startup / "start.sh").write_text("#!/bin/sh\n"), "start.sh was changed"),
+        (lambda startup: (startup / "signature.json").unlink(), "signature.json is missing"),
+        (lambda startup: (startup / "fed_client.json").unlink(), "exactly one of"),
+        (shutil.rmtree, "0 folders called startup"),
+    ],
+)
+def test_a_zip_with_something_else_in_it_leaves_nothing(kits, folder, capsys, change, message):
+    change(kits["site-1"].startup)
+    write_zip(kits["site-1"].root, folder / "kit.zip")
+    assert message in run(capsys, "kit.zip", status=4)["message"]
+    assert [path.name for path in folder.iterdir()] == ["kit.zip"]
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(folder, capsys):
+    with zipfile.ZipFile(folder / "kit.zip", "w") as archive:
+        archive.writestr("../../evil/startup/x", "x")
+    assert "has no place in a kit" in run(capsys, "kit.zip", status=4)["message"]
+
+
+def test_a_folder_that_is_not_there_is_named(kits, folder, capsys):
+    write_zip(kits["site-1"].root, folder / "kit.zip")
+    assert run(capsys, "none.zip", status=1)["code"] == "NOT_FOUND"
