@@ -77,7 +77,7 @@ class Watch:
 
 
 def _caller() -> str:
-    frame = sys._getframe(3)
+    frame = sys._getframe(2)
     names = []
     for _ in range(6):
         names.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
