@@ -79,6 +79,18 @@ def _tool(name: str, usage: str, parser: argparse.ArgumentParser, about: str = "
     return text + table(("option", "meaning"), _options(parser))
 
 
+def _group(name: str, parser: argparse.ArgumentParser, about: str) -> str:
+    """Describe a command that has commands of its own."""
+    summary = SUMMARIES[name][0].upper() + SUMMARIES[name][1:]
+    parts = [f"### fedhelm {name}\n\n{summary}. {about}"]
+    for action in parser._actions:  # noqa: SLF001  argparse shows them in no other way
+        for word, one in (action.choices or {}).items() if isinstance(action, argparse._SubParsersAction) else ():  # noqa: SLF001
+            said = (one.description or "").rstrip(".")
+            parts.append(f"#### fedhelm {name} {word}\n\n{said[0].upper()}{said[1:]}.\n")
+            parts.append(table(("argument", "meaning"), _options(one)))
+    return "\n".join(parts)
+
+
 _ACTIONS = (
     (
         "prepare",

@@ -73,20 +73,21 @@ def _parser() -> CommandParser:
     which.add_argument("--all", action="store_true", help="everybody")
     which.add_argument("--expiring", type=float, metavar="DAYS", help="whose certificate ends within so many days")
     revocation = _add(commands, "revoke", "take a participant's certificates back", kits=False)
-    revocation.add_argument("name", metavar="NAME")
+    revocation.add_argument("name", metavar="NAME", help="the participant")
     revocation.add_argument("--reason", required=True, metavar="TEXT", help="in the list that everybody gets")
     revocation.add_argument("--serial", metavar="HEX", help="only this one")
     request = _add(commands, "request", "make a key, and a request for its certificate", folder=False)
-    request.add_argument("name", metavar="NAME")
-    request.add_argument("--role", required=True, choices=ROLES)
-    request.add_argument("--org", required=True, metavar="NAME")
+    request.add_argument("name", metavar="NAME", help="the participant, as in the project file")
+    request.add_argument("--role", required=True, choices=ROLES, help="as in the project file; of a client: site")
+    request.add_argument("--org", required=True, metavar="ORG", help="its organisation, as in the project file")
     request.add_argument("--out", type=Path, required=True, metavar="DIR", help="made if it is not there")
     approval = _add(commands, "approve", "issue a kit without a key for a request")
-    approval.add_argument("request", type=Path, metavar="CSR")
+    approval.add_argument("request", type=Path, metavar="CSR", help="the file that fedhelm pki request made")
     rotation = _add(commands, "rotate", "change the project's root, in three steps, with nothing stopped")
     rotation.add_argument(
         "step",
         choices=("begin", "switch", "finish"),
+        metavar="begin|switch|finish",
         help="begin: all trust a new root as well; switch: it signs; finish: the former one counts no longer",
     )
     return parser
