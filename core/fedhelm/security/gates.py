@@ -83,10 +83,14 @@ class Touches(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """A gRPC method (``Service.Method``) or a route of the overseer (``VERB /path``)."""
+    """A gRPC method (``Service.Method``) or a route of the overseer (``VERB /path``).
+
+    ``written``: whether a call that succeeded is worth a line of the audit file. One that was denied always is.
+    """
 
     permission: str
     touches: Touches
+    written: bool = True
 
     @property
     def right(self) -> Right | None:
@@ -97,41 +101,41 @@ class Endpoint:
 ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
     {
         "Fleet.Connect": Endpoint("site.connect", Touches.NOTHING),
-        "Fleet.MissingChunks": Endpoint("site.upload", Touches.NOTHING),
-        "Fleet.PutBlob": Endpoint("site.upload", Touches.NOTHING),
-        "Fleet.GetManifest": Endpoint("site.fetch", Touches.NOTHING),
-        "Fleet.GetBlob": Endpoint("site.fetch", Touches.NOTHING),
-        "Fleet.Contribute": Endpoint("site.contribute", Touches.NOTHING),
-        "Fleet.PushLines": Endpoint("site.contribute", Touches.NOTHING),
-        "Fleet.ReportFailure": Endpoint("site.contribute", Touches.NOTHING),
-        "Admin.Challenge": Endpoint("admin.login", Touches.NOTHING),
+        "Fleet.MissingChunks": Endpoint("site.upload", Touches.NOTHING, written=False),
+        "Fleet.PutBlob": Endpoint("site.upload", Touches.NOTHING, written=False),
+        "Fleet.GetManifest": Endpoint("site.fetch", Touches.NOTHING, written=False),
+        "Fleet.GetBlob": Endpoint("site.fetch", Touches.NOTHING, written=False),
+        "Fleet.Contribute": Endpoint("site.contribute", Touches.NOTHING, written=False),
+        "Fleet.PushLines": Endpoint("site.contribute", Touches.NOTHING, written=False),
+        "Fleet.ReportFailure": Endpoint("site.contribute", Touches.NOTHING, written=False),
+        "Admin.Challenge": Endpoint("admin.login", Touches.NOTHING, written=False),
         "Admin.Login": Endpoint("admin.login", Touches.NOTHING),
-        "Admin.MissingChunks": Endpoint("job.submit", Touches.NEW_JOB),
-        "Admin.PutBlob": Endpoint("job.submit", Touches.NEW_JOB),
+        "Admin.MissingChunks": Endpoint("job.submit", Touches.NEW_JOB, written=False),
+        "Admin.PutBlob": Endpoint("job.submit", Touches.NEW_JOB, written=False),
         "Admin.SubmitJob": Endpoint("job.submit", Touches.NEW_JOB),
-        "Admin.ListJobs": Endpoint("job.view", Touches.JOBS),
-        "Admin.ShowJob": Endpoint("job.view", Touches.JOB),
-        "Admin.WatchJob": Endpoint("job.view", Touches.JOB),
+        "Admin.ListJobs": Endpoint("job.view", Touches.JOBS, written=False),
+        "Admin.ShowJob": Endpoint("job.view", Touches.JOB, written=False),
+        "Admin.WatchJob": Endpoint("job.view", Touches.JOB, written=False),
         "Admin.AbortJob": Endpoint("job.manage", Touches.JOB),
         "Admin.PrepareDownload": Endpoint("job.download", Touches.JOB),
-        "Admin.DownloadFile": Endpoint("job.download", Touches.JOB),
+        "Admin.DownloadFile": Endpoint("job.download", Touches.JOB, written=False),
         "Admin.DeleteJob": Endpoint("job.manage", Touches.JOB),
         "Admin.Operate": Endpoint("system.operate", Touches.SITES),
-        "Admin.CheckStatus": Endpoint("system.view", Touches.SITE_ROWS),
-        "GET /healthz": Endpoint("overseer.health", Touches.NOTHING),
-        "GET /metrics": Endpoint("overseer.health", Touches.NOTHING),
-        "GET /api/v1/openapi.json": Endpoint("overseer.view", Touches.NOTHING),
-        "GET /api/v1/primary": Endpoint("overseer.view", Touches.NOTHING),
-        "GET /api/v1/servers": Endpoint("overseer.view", Touches.NOTHING),
-        "GET /api/v1/servers/{name}/explain": Endpoint("overseer.view", Touches.NOTHING),
-        "GET /api/v1/system": Endpoint("overseer.view", Touches.NOTHING),
-        "GET /api/v1/history": Endpoint("overseer.view", Touches.NOTHING),
-        "GET /api/v1/events": Endpoint("overseer.view", Touches.NOTHING),
-        "GET /api/v1/events/recent": Endpoint("overseer.view", Touches.NOTHING),
-        "GET /api/v1/lease": Endpoint("lease.hold", Touches.NOTHING),
+        "Admin.CheckStatus": Endpoint("system.view", Touches.SITE_ROWS, written=False),
+        "GET /healthz": Endpoint("overseer.health", Touches.NOTHING, written=False),
+        "GET /metrics": Endpoint("overseer.health", Touches.NOTHING, written=False),
+        "GET /api/v1/openapi.json": Endpoint("overseer.view", Touches.NOTHING, written=False),
+        "GET /api/v1/primary": Endpoint("overseer.view", Touches.NOTHING, written=False),
+        "GET /api/v1/servers": Endpoint("overseer.view", Touches.NOTHING, written=False),
+        "GET /api/v1/servers/{name}/explain": Endpoint("overseer.view", Touches.NOTHING, written=False),
+        "GET /api/v1/system": Endpoint("overseer.view", Touches.NOTHING, written=False),
+        "GET /api/v1/history": Endpoint("overseer.view", Touches.NOTHING, written=False),
+        "GET /api/v1/events": Endpoint("overseer.view", Touches.NOTHING, written=False),
+        "GET /api/v1/events/recent": Endpoint("overseer.view", Touches.NOTHING, written=False),
+        "GET /api/v1/lease": Endpoint("lease.hold", Touches.NOTHING, written=False),
         "POST /api/v1/servers/register": Endpoint("lease.hold", Touches.NOTHING),
-        "POST /api/v1/servers/beat": Endpoint("lease.hold", Touches.NOTHING),
-        "POST /api/v1/lease/renew": Endpoint("lease.hold", Touches.NOTHING),
+        "POST /api/v1/servers/beat": Endpoint("lease.hold", Touches.NOTHING, written=False),
+        "POST /api/v1/lease/renew": Endpoint("lease.hold", Touches.NOTHING, written=False),
         "POST /api/v1/lease/activate": Endpoint("lease.hold", Touches.NOTHING),
         "POST /api/v1/lease/release": Endpoint("lease.hold", Touches.NOTHING),
         "POST /api/v1/promote": Endpoint("lease.promote", Touches.FEDERATION),
