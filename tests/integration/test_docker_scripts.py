@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import pty
 import shlex
@@ -10,9 +12,13 @@ import subprocess
 import pytest
 
 from fedhelm.provision.containers import container_files
+from fedhelm.provision.kits import write_kits
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import KILL_TIMEOUT, STOP_GRACE
+from fedhelm.security.kit import open_kit
+from fedhelm.security.pki import CertificateAuthority
 from tests.fakes.docker_engine import Docker
+from tests.support.kits import make_project
 
 ADMIN = "admin@nvidia.com"
 OWNER = 1234
@@ -426,6 +432,21 @@ def test_nothing_of_the_project_file_is_run_as_shell(tmp_path, docker, store):
         started(root, engine, cwd=folder)
         assert engine.run.image == hostile
     assert list(tmp_path.rglob("pwned")) == []
+
+
+def test_a_kits_own_script_is_signed_and_starts_it(tmp_path, docker):
+    project = dataclasses.replace(make_project(), docker_image="example.org/fedhelm:1")
+    kits = write_kits(project, CertificateAuthority.create(project.name), tmp_path)
+    for root in kits.values():
+        script = root / "startup" / "docker.sh"
+        assert script.stat().st_mode & 0o777 == 0o755
+        assert "docker.sh" in json.loads((root / "startup" / "signature.json").read_text())["files"]
+    root = kits["overseer"]
+    docker.replace("ls", "echo 'drwx------ 2 1234 1235 4096 Jan 1 00:00 startup'")
+    started(root, docker)
+    assert docker.run.command == ["overseer", "--kit", "/kit"]
+    assert docker.run.one("--user") == "1234:1235"
+    assert open_kit(root).docker_image == docker.run.image
 
 
 def test_kits_without_an_image_have_no_script():
