@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -197,3 +198,49 @@ def test_no_session_is_resumed(kits):
         tls.sendall(b"?")
         tls.recv(1)
         assert tls.session is None or not tls.session.has_ticket
+
+
+async def serial_at(port, context):
+    """Return the serial number of the certificate that a server shows over asyncio's TLS, as uvicorn and httpx use it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="server1")
+    try:
+        writer.write(b"?")
+        assert await asyncio.wait_for(reader.read(1), 10) == b"!"
+        return writer.get_extra_info("peercert")["serialNumber"]
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_asyncios_server_takes_a_new_certificate_and_connections_go_on(tmp_path):
+    old, new = CertificateAuthority.create("poc"), CertificateAuthority.create("poc")
+    kits = make_kits(tmp_path, authority=old)
+    context, dialling = server_context(kits["server1"]), client_context(kits["site-1"])
+
+    async def echo(reader, writer):
+        with contextlib.suppress(OSError):
+            while await reader.read(1):
+                writer.write(b"!")
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=dialling, server_hostname="server1")
+    try:
+        first = await serial_at(port, dialling)
+        replaced(kits["server1"], new, new)
+        replaced(kits["site-1"], new, new)
+        refresh_server(context, kits["server1"])
+        assert await serial_at(port, client_context(kits["site-1"])) != first
+        with pytest.raises(OSError, match=r"(?i)verify failed"):
+            await serial_at(port, dialling)
+        writer.write(b"?")
+        assert await asyncio.wait_for(reader.read(1), 10) == b"!"
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
