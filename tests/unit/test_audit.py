@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from fedhelm.errors import AlreadyRunning, BadInput
 from fedhelm.security.audit import MAX_WAITING, RETRY_S, AuditFile, AuditTrail
 from fedhelm.security.audit_lines import MAX_LINE, START, Entry, Line, Outcome, encode, examine, parse_line
+from fedhelm.security.audit_pace import BURST
 from fedhelm.security.identity import Principal
 from fedhelm.security.syslog import SyslogSink, syslog_message
 from tests.fakes.provision_clock import FixedClock
@@ -321,7 +322,7 @@ def test_what_is_more_than_may_wait_is_counted_and_the_same_in_a_row_is_one_line
     trail.note(entry(0))
     assert slow.entered.wait(10)
     for _ in range(MAX_WAITING + 7):
-        trail.note(entry(1))
+        trail.note(entry(1, outcome=Outcome.ALLOWED))
     slow.go.set()
     assert trail.flush(10)
     trail.close()
@@ -363,6 +364,32 @@ def test_a_receiver_that_fails_is_left_alone_for_a_while_and_the_file_says_what_
     trail.close()
     assert [line.number for line in got] == [4, 5]
     assert (bodies(path)[4]["action"], bodies(path)[4]["object"]) == ("audit.not_handed_on", {"lines": "3"})
+
+
+def test_who_is_denied_again_and_again_does_not_fill_the_disk(path):
+    clock = FixedClock()
+    trail = AuditTrail(AuditFile(path, sync=False), clock=clock)
+    for number in range(BURST + 50):
+        trail.note(entry(number))
+    trail.note(entry(by=dataclasses.replace(BOB, name="eve@b.org")))
+    trail.note(entry(outcome=Outcome.ALLOWED))
+    assert trail.flush(10)
+    assert sum(body["outcome"] == "denied" for body in bodies(path)) == BURST + 1
+    clock.shift(seconds=2)
+    trail.note(entry(9999))  # 4 lines more by now: what was skipped, and this one
+    assert trail.flush(10)
+    told, last = bodies(path)[-2:]
+    assert (told["action"], told["by"]["name"], told["object"]) == (
+        "audit.skipped",
+        "bob@a.org",
+        {"lines": "50", "since": TIME},
+    )
+    assert last["object"]["job"] == "job9999"
+    for number in range(10):
+        trail.note(entry(number))
+    trail.close()  # whatever was skipped is told at the end
+    assert bodies(path)[-1]["object"]["lines"] == "8"
+    assert report_of(path).sound
 
 
 # -- syslog ------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from fedhelm.clock import Clock, SystemClock, iso
 from fedhelm.errors import AlreadyRunning
 from fedhelm.process import fsync_dir
 from fedhelm.security.audit_lines import START, Entry, Line, Outcome, encode, parse_line, torn_entry
+from fedhelm.security.audit_pace import Pace
 
 __all__ = ["AUDIT_FILE", "MAX_WAITING", "AuditFile", "AuditTrail", "Sink"]
 
@@ -158,7 +159,8 @@ class AuditTrail:
     """Writes entries in a thread of its own and hands each written line to the sinks.
 
     The disk may fail or be slow: nobody waits for it. Up to :data:`MAX_WAITING` entries wait; of what came on top of
-    them the number is written. The same in a row is written once, with its count.
+    them the number is written. The same in a row is written once, with its count; of a caller's refusals only so many
+    as :mod:`fedhelm.security.audit_pace` lets pass.
 
     Args:
         file: where to write; closed by `close`.
@@ -178,6 +180,7 @@ class AuditTrail:
         self._file, self._clock, self._on_close = file, clock or SystemClock(), on_close
         self._sinks = [_Guarded(sink) for sink in sinks]
         self._waiting: deque[Entry] = deque()
+        self._pace = Pace()
         self._lost = 0
         self._busy = False
         self._closing = False
@@ -189,10 +192,11 @@ class AuditTrail:
         """Have an entry written soon. Does not wait, and raises nothing."""
         stamped = entry if entry.time else dataclasses.replace(entry, time=iso(self._clock.utcnow()))
         with self._changed:
-            if len(self._waiting) >= MAX_WAITING or self._closing:
-                self._lost += 1
-                return
-            self._waiting.append(stamped)
+            for one in self._pace.take(stamped, self._clock.boottime()):
+                if len(self._waiting) >= MAX_WAITING or self._closing:
+                    self._lost += 1
+                else:
+                    self._waiting.append(one)
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
@@ -203,6 +207,7 @@ class AuditTrail:
     def close(self, timeout: float = 5.0) -> None:
         """Write what waits, for at most ``timeout`` seconds, and close the file."""
         with self._changed:
+            self._waiting.extend(self._pace.skipped())
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout)
