@@ -55,8 +55,7 @@ folder() { # one that is to be mounted, and what to do where it is not there
 
 _ARGUMENTS = """\
 mode=background
-found=no
-while [ $# -gt 0 ]; do
+@BEGIN@while [ $# -gt 0 ]; do
     case $1 in
         -d | --detach) mode=background ;;
         --foreground) mode=foreground ;;
@@ -128,7 +127,7 @@ esac
 
 _OWNER = """\
 if [ -z "$user" ]; then
-    user=$(ls -dn "$kit/startup" | awk '{ print $3 ":" $4 }')
+    user=$(ls -dn "$kit/startup" | awk 'NR == 1 { print $3 ":" $4 }')
     case $user in
         0:*) fail REFUSED "$kit belongs to root, and no participant runs as root in a container" \\
             "chown -R it to an ordinary user" 2 ;;
@@ -248,8 +247,8 @@ def _defaults(project: Project, participant: Participant) -> dict[str, str]:
 
 
 def _assignments(project: Project, participant: Participant, defaults: dict[str, str]) -> Iterator[str]:
-    yield f"name={shlex.quote(participant.name)}"
     if not participant.is_admin:
+        yield f"name={shlex.quote(participant.name)}"
         yield f"container={shlex.quote(f'fedhelm-{project.name}-{participant.name}')}"
     yield f"peers={shlex.quote(' '.join(peers_of(project, participant)))}"
     for key, value in defaults.items():
@@ -275,12 +274,12 @@ def _publish(participant: Participant) -> str:
 
 
 def _arguments(participant: Participant) -> str:
-    found, usage, line = "", "-d | --foreground | --stop | --check", ""
+    begin, found, usage, line = "", "", "-d | --foreground | --stop | --check", ""
     if participant.role == "server":
-        found = "        --found-store) found=yes ;;\n"
+        begin, found = "found=no\n", "        --found-store) found=yes ;;\n"
         usage += "] [--found-store"
         line = '            echo "  --found-store   the very first start of all: make the shared store first"\n'
-    return _filled(_ARGUMENTS, FOUND=found, USAGE=usage, HELP=line)
+    return _filled(_ARGUMENTS, BEGIN=begin, FOUND=found, USAGE=usage, HELP=line)
 
 
 def _settings(keys: tuple[str, ...]) -> str:
