@@ -275,3 +275,6 @@ def test_comments_are_read_over_and_strings_are_not_comments():
     document = load_commented(text, "f")
     assert document.value == {"a": "http://x # y", 'b"//': [1]}
     assert document.where(('b"//', 0)) == "f:4:13"
+    tabs = load_commented('\t// one\n\t{"a":\t1,\n\t# two\n\t\t"b": "\\t"}\n\t// three', "f")
+    assert tabs.value == {"a": 1, "b": "\t"}
+    assert tabs.where(("b",)) == "f:4:8"

@@ -14,7 +14,7 @@ __all__ = ["load_commented"]
 MAX_TEXT: Final = 256 * 1024
 """Characters of the longest text that is read."""
 
-_STRING_OR_COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"?|(#|//)[^\n]*')  # always a match: linear
+_TOKENS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|(#|//)[^\n]*|\t')  # always a match: linear
 
 
 def load_commented(text: str, where: str) -> Document:
@@ -30,7 +30,7 @@ def load_commented(text: str, where: str) -> Document:
     if len(text) > MAX_TEXT:
         raise BadInput(f"{where}: longer than {MAX_TEXT} characters")
     # A comment ends its line, so nothing that stays behind changes its place.
-    plain = _STRING_OR_COMMENT.sub(lambda found: "" if found[1] else found[0], text.removeprefix("\ufeff"))
+    plain = _TOKENS.sub(_plain, text.removeprefix("\ufeff"))
     try:
         json.loads(plain, parse_constant=_refuse)
     except json.JSONDecodeError as error:
@@ -38,6 +38,12 @@ def load_commented(text: str, where: str) -> Document:
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: not JSON: {error}") from None
     return load_yaml(plain, where)  # all JSON is YAML: this one adds the places, and refuses what is there twice
+
+
+def _plain(found: re.Match[str]) -> str:
+    if found[1]:
+        return ""
+    return " " if found[0] == "\t" else found[0]  # YAML takes no tab at the beginning of a line
 
 
 def _refuse(name: str) -> None:
