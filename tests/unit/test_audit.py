@@ -182,6 +182,26 @@ def test_a_writer_that_is_killed_again_and_again_while_it_notes(path):
         assert path.read_bytes().startswith(noted[:cut])
 
 
+@given(
+    lives=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 900), st.binary(max_size=20)), min_size=1, max_size=6)
+)
+@settings(max_examples=40, deadline=None)
+def test_any_number_of_torn_writes_leave_a_chain_that_fits(tmp_path_factory, lives):
+    """Each life writes one batch, of which the last bytes never reached the disk, or rubbish did in their place."""
+    path = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+    acknowledged = b""
+    for count, lost, rubbish in lives:
+        with AuditFile(path, sync=False) as file:
+            acknowledged = path.read_bytes()  # what a start has written is there
+            file.append([entry(number) for number in range(count)])
+        batch = path.read_bytes()[len(acknowledged) :]
+        path.write_bytes(acknowledged + batch[: max(0, len(batch) - lost)] + rubbish)
+    AuditFile(path).close()
+    write(path, 1)
+    assert report_of(path).sound
+    assert path.read_bytes().startswith(acknowledged)
+
+
 @pytest.mark.parametrize("left", [b"\0" * 100_000, b"\n", b"\n\n{}\n", b"\xff" * 10, b"{" * 70_000 + b"\n" * 3])
 def test_whatever_stands_at_the_end_the_next_line_accounts_for_it(path, left):
     for lines in (0, 2):

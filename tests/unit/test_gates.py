@@ -14,7 +14,17 @@ from fedhelm.config.kit import Kit
 from fedhelm.config.timing import PROFILES
 from fedhelm.errors import BadInput, KitError, NotAuthorised
 from fedhelm.security.authorization import DEFAULT_AUTHORIZATION, Object, Policy, Right, Subject, default_policy
-from fedhelm.security.gates import ENDPOINTS, RIGHT_OF, Touches, admit, admit_job, ask, read_policy, subject_of
+from fedhelm.security.gates import (
+    ENDPOINTS,
+    RIGHT_OF,
+    Touches,
+    admit,
+    admit_job,
+    ask,
+    check_endpoint,
+    read_policy,
+    subject_of,
+)
 from fedhelm.security.identity import Principal
 from fedhelm.security.policy import PERMISSIONS
 from fedhelm.v1 import admin_pb2, common_pb2, fleet_pb2
@@ -50,6 +60,14 @@ def test_every_method_and_route_is_in_the_table_with_its_permission():
         if permission not in (ENDPOINTS[name].permission, BEFORE.get(ENDPOINTS[name].permission))
     }
     assert not wrong
+
+
+def test_a_call_that_the_table_does_not_have_keeps_a_service_from_starting():
+    assert check_endpoint("Admin.AbortJob", "job.manage").touches is Touches.JOB
+    with pytest.raises(ValueError, match=r"Admin\.Nothing is not in the table"):
+        check_endpoint("Admin.Nothing", "job.manage")
+    with pytest.raises(ValueError, match=r"Admin\.AbortJob declares 'job\.view', and the table .* 'job\.manage'"):
+        check_endpoint("Admin.AbortJob", "job.view")
 
 
 def test_every_permission_has_a_right_or_says_that_it_has_none():

@@ -29,6 +29,7 @@ __all__ = [
     "admit",
     "admit_job",
     "ask",
+    "check_endpoint",
     "read_policy",
     "subject_of",
 ]
@@ -146,6 +147,20 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
     }
 )
 """Every method and route -> its permission and what it touches."""
+
+
+def check_endpoint(name: str, permission: str) -> Endpoint:
+    """Return what the table says of a method or route; called for each before a service starts.
+
+    Raises:
+        ValueError: it is not in :data:`ENDPOINTS`, or declares another permission there: a mistake in the program.
+    """
+    endpoint = ENDPOINTS.get(name)
+    if endpoint is None:
+        raise ValueError(f"{name} is not in the table of what calls touch")
+    if endpoint.permission != permission:
+        raise ValueError(f"{name} declares {permission!r}, and the table of what calls touch {endpoint.permission!r}")
+    return endpoint
 
 
 def subject_of(principal: Principal) -> Subject:
