@@ -79,12 +79,22 @@ class Parts:
         return next((kit for kit in self.kits if kit.role == "overseer"), None)
 
 
+def _check_outside(parts: Parts, target: Path) -> None:
+    """A backup inside the store would look like damage to servers, and be lost with what it is a copy of."""
+    copied = {kit.store for kit in parts.kits if kit.store is not None}
+    copied |= {kit.root / name for kit in parts.kits for name in ("startup", "local")}
+    copied |= {parts.state} if parts.state is not None else set()
+    for folder in sorted(copied):
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise BadInput(f"{target} lies in {folder}, which is to be copied", hint="give a path outside of it")
+
+
 def back_up_project(parts: Parts, target: Path) -> dict[str, Any]:
     """Write a backup to ``target``, which must not exist; everything may run meanwhile. Return its facts.
 
     Raises:
         Conflict: the target exists.
-        BadInput: the kits are of several projects, or there is none.
+        BadInput: the kits are of several projects, or there is none; the target lies in what is copied.
         Corrupt: the store is damaged; the message names the slot or blob.
         StoreUnavailable: store or lease store do not answer.
     """
@@ -92,6 +102,7 @@ def back_up_project(parts: Parts, target: Path) -> dict[str, Any]:
     target = target.absolute()
     if target.exists():
         raise Conflict(f"{target} exists", hint="give a path that does not")
+    _check_outside(parts, target)
     with _draft_of(target) as draft:
         facts: dict[str, Any] = {"schema_version": _SCHEMA, "project": first.project, "cluster": first.cluster}
         facts |= {"made": iso(datetime.now(UTC)), "fedhelm": version("fedhelm"), "parts": []}

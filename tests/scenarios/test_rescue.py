@@ -36,6 +36,9 @@ def test_a_workspace_that_is_gone_comes_back_from_its_backup_and_its_job_is_fini
         backup = tmp_path / "backup"
         answer = federation.run("backup", str(backup), "-w", str(federation.root), "-o", "json")  # while it runs
         assert answer.data["parts"] == ["lease", "store", "state"]
+        inside = federation.run("backup", str(federation.store / "copy"), "-w", str(federation.root), "-o", "json")
+        assert (inside.rc, inside.error["code"]) == (2, "BAD_INPUT"), inside.out
+        assert not (federation.store / "copy").exists()
         again = federation.run("backup", str(backup), "-w", str(federation.root), "-o", "json")
         assert (again.rc, again.error["code"]) == (1, "CONFLICT")
 

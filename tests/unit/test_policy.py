@@ -5,7 +5,7 @@ import pytest
 from fedhelm.config.kit import ROLES
 from fedhelm.errors import NotAuthorised
 from fedhelm.security.identity import Principal
-from fedhelm.security.policy import PERMISSIONS, authorise, check_permission
+from fedhelm.security.policy import NOT_SERVED_YET, PERMISSIONS, authorise, check_permission, check_role
 
 MEMBER = {"admin.login", "job.view", "system.view"}
 ALLOWED = {
@@ -36,9 +36,20 @@ EVERYBODY = {"overseer.health", "overseer.view"}
 def test_each_role_may_do_exactly_what_the_table_says(role, permission):
     principal = Principal("poc", role, "somebody")
     if permission in ALLOWED[role] | EVERYBODY:
-        authorise(principal, permission)
+        check_role(principal, permission)
     else:
         with pytest.raises(NotAuthorised, match=f"{role} somebody lacks the permission {permission}"):
+            check_role(principal, permission)
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_a_role_whose_rights_end_at_what_a_call_touches_is_refused_where_nothing_asks_that(role):
+    principal = Principal("poc", role, "somebody")
+    for permission in sorted(EVERYBODY | ALLOWED[role]):
+        if role in NOT_SERVED_YET:
+            with pytest.raises(NotAuthorised, match=f"the role {role} is not served yet"):
+                authorise(principal, permission)
+        else:
             authorise(principal, permission)
 
 

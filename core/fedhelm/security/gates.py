@@ -18,7 +18,7 @@ from typing import Final
 from fedhelm.errors import BadInput, KitError, NotAuthorised
 from fedhelm.security.authorization import Decision, Object, Policy, Right, Subject, decide, default_policy
 from fedhelm.security.identity import Principal
-from fedhelm.security.policy import PERMISSIONS, authorise, check_permission
+from fedhelm.security.policy import PERMISSIONS, check_permission, check_role
 
 __all__ = [
     "AUTHORIZATION_FILE",
@@ -191,7 +191,7 @@ def admit(policy: Policy, principal: Principal, permission: str, object_: Object
         NotAuthorised: one does not; the message says which rule, and why.
         ValueError: unknown permission.
     """
-    authorise(principal, permission)
+    check_role(principal, permission)
     decision = ask(policy, subject_of(principal), permission, object_)
     if not decision.allowed:
         raise NotAuthorised(f"{principal}: {decision.rule}; {decision.why}", hint="fedhelm authz explains the policy")

@@ -16,7 +16,7 @@ from fedhelm.security.audit_start import entry_of
 from fedhelm.security.authorization import Object, Policy
 from fedhelm.security.gates import ENDPOINTS, admit, ask, subject_of
 from fedhelm.security.identity import Principal
-from fedhelm.security.policy import authorise
+from fedhelm.security.policy import check_role
 
 __all__ = ["Passage"]
 
@@ -47,7 +47,7 @@ class Passage:
         Raises:
             NotAuthorised: it has not.
         """
-        authorise(self.principal, self._endpoint.permission)
+        check_role(self.principal, self._endpoint.permission)
 
     def admit(self, object_: Object, **told: object) -> None:
         """Gate two, before anything is read or changed for the caller.
