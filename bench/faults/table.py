@@ -22,6 +22,7 @@ _LOST = re.compile(r"^I2|is lost|is not in the log|I7: accepted|not those of a r
 _DOUBLED = re.compile(r"^I3|recorded twice|times$|^I4|I7: job")
 _WRITERS = re.compile(r"two writers")
 _RETRAINED = re.compile(r"trained round")
+_DURABLE = re.compile(r"(.*, )([0-9.]+)( ms for a durable .*)")
 
 Line = dict[str, Any]
 
@@ -70,6 +71,19 @@ def _kinds(lines: Sequence[Line]) -> list[str]:
     return _rows([*head, "in each phase", "gap, median / worst"], rows)
 
 
+def _machines(told: Sequence[str]) -> list[str]:
+    """Return each machine once, with the range of what a durable file took on it."""
+    took: dict[tuple[str, str], list[float]] = {}
+    for one in told:
+        found = _DURABLE.fullmatch(one)
+        key, value = ((found[1], found[3]), float(found[2])) if found else ((one, ""), 0.0)
+        took.setdefault(key, []).append(value)
+    return [
+        f"{head}{min(values):g} to {max(values):g}{tail}" if tail else head
+        for (head, tail), values in sorted(took.items())
+    ]
+
+
 def table(lines: Sequence[Line], everything: Sequence[Line]) -> str:
     """Return the tables as Markdown.
 
@@ -81,7 +95,7 @@ def table(lines: Sequence[Line], everything: Sequence[Line]) -> str:
     if not ran:
         return "No trial of this code has run yet."
     failed = sum(line["verdict"] == "failed" for line in ran)
-    machines = sorted({str(line["machine"]) for line in ran})
+    machines = _machines([str(line["machine"]) for line in ran])
     loads = [float(line["load"]) for line in ran]
     commits = sorted({str(line["commit"])[:12] for line in ran})
     head = [

@@ -232,8 +232,9 @@ class Federation:
     def _archived(store, last):
         records, tip = [], Tip()
         for seq in range(last + 1):
-            path = store / "log" / f"{seq:016d}"
-            path = path if path.exists() else store / "archive" / "log" / path.name
+            # The archive first: in the log, the number of an archived slot may be a ghost's, whom nobody reads.
+            path = store / "archive" / "log" / f"{seq:016d}"
+            path = path if path.exists() else store / "log" / path.name
             record = decode(path.read_bytes(), seq)
             assert (tip.broken_link(record), tip.overstepping(record)) == (None, None), f"slot {seq}"
             tip = tip.after(record)
