@@ -20,8 +20,8 @@ _POLL = 0.003
 def slot_file(store: Path, seq: int) -> Path | None:
     """Return the file of a slot, wherever it is now; None if there is none.
 
-    The archive comes first: what is in the log under a number that was archived is a ghost, written by a server that slept
-    while the slot was deleted, and read and acknowledged by nobody.
+    The archive comes first: what is in the log under a number that was archived is a ghost, written by a server that
+    slept while the slot was deleted, and read and acknowledged by nobody.
     """
     name = f"{seq:016d}"
     for path in (store / "archive" / "log" / name, store / "log" / name):

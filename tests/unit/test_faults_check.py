@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bench.faults.check import Evidence, JobEvidence, Receipt, check_history, check_job, check_models
+from bench.faults.history import read_history
 from bench.faults.work import Call, JobPlan, expected_models, safetensors
 from fedhelm.persist.record import NO_RECORD, By, Draft, seal
 
@@ -243,3 +244,18 @@ def test_a_job_that_the_fault_was_meant_to_cost_has_to_say_why():
     assert check_job(story.history, doomed) == []
     assert check_job(story.history, replace(doomed, doomed="slot")) != []
     assert any("chunk 7 is damaged" in one for one in check_job(story.history, replace(doomed, doomed=None)))
+
+
+def test_a_ghost_under_the_number_of_an_archived_slot_is_not_taken_for_it(tmp_path):
+    told = {"cause": "first", "time": "2026-01-01T00:00:00.000Z"}
+    for folder in ("log", "archive/log"):
+        (tmp_path / folder).mkdir(parents=True)
+    begin, data = seal(
+        Draft("genesis", 0, By("provision", "p"), {"cluster": "c", "project": "p"}), seq=0, prev=NO_RECORD, nonce="n0"
+    )
+    (tmp_path / "log" / f"{0:016d}").write_bytes(data)
+    real, data = seal(Draft("fence", 2, By("server2", "i2"), told), seq=1, prev=begin.sha256, nonce="n1")
+    (tmp_path / "archive" / "log" / f"{1:016d}").write_bytes(data)
+    _, ghost = seal(Draft("fence", 1, By("server1", "i1"), told), seq=1, prev=begin.sha256, nonce="n2")
+    (tmp_path / "log" / f"{1:016d}").write_bytes(ghost)
+    assert read_history(tmp_path) == [begin, real]
