@@ -16,6 +16,8 @@ from fedhelm.config.kit import Kit, check_lease_store, find_config, kit_from_jso
 from fedhelm.config.timing import PROFILES, Timing
 from fedhelm.ids import check_admin_name, check_host_name, check_job_id
 from fedhelm.process import read_state
+from fedhelm.provision.project_file import read_project_file
+from fedhelm.provision.sample import SAMPLE
 from fedhelm.security.authorization import DEFAULT_AUTHORIZATION, Policy
 from fedhelm.security.identity import principal_from_der, principal_from_uris, uri_of
 from fedhelm.security.kit import open_kit
@@ -54,6 +56,7 @@ def decoders(place: Path) -> Iterator[Decoder]:
     (place / "kits").mkdir()
     kits = make_kits(place / "kits", servers=2, authority=authority)
     yield from _names()
+    yield from _projects(place)
     yield from _certificates(authority, kits["server1"])
     yield from _kits(authority, kits)
     yield from _signed(authority)
@@ -62,6 +65,11 @@ def decoders(place: Path) -> Iterator[Decoder]:
     yield Decoder("authorization.json", as_utf8(lambda text: Policy.parse(text, "it")), (policy, plain))
     yield from _settings(kits)
     yield from _run_files(kits["site-1"], place)
+
+
+def _projects(place: Path) -> Iterator[Decoder]:
+    project = place / "project.yml"
+    yield Decoder("project.yml", in_file(project, lambda: read_project_file(project)), (SAMPLE.encode(),))
 
 
 def _names() -> Iterator[Decoder]:
