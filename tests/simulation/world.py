@@ -219,8 +219,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def create_task(self, coro, *, name=None, context=None):
         task = asyncio.Task(coro, loop=self, name=name, context=context)
-        self._process.tasks.add(task)
-        task.add_done_callback(self._process.tasks.discard)
+        self._process.tasks[task] = None
+        task.add_done_callback(lambda done: self._process.tasks.pop(done, None))
         return task
 
     def run_in_executor(self, executor, func, *args):
@@ -237,7 +237,7 @@ class Process:
         self.dead = False
         self.frozen = False
         self.stalled = []
-        self.tasks = set()
+        self.tasks = {}  # in the order in which they began: of a set, the order would be that of their addresses
         self.loop = VirtualLoop(self)
 
     def spawn(self, coro, name="task"):
@@ -288,7 +288,7 @@ class Process:
         asyncio._set_running_loop(self.loop)
         try:
             while self.tasks:  # one that unwinds may start others
-                close(self.tasks.pop())
+                close(self.tasks.popitem()[0])
         finally:
             asyncio._set_running_loop(before)
 
