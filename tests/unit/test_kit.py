@@ -82,6 +82,13 @@ def test_another_roles_kit_is_refused(kits):
     assert message.endswith("is the kit of a site (site-1), not of a server")
 
 
+def test_one_of_several_roles_is_taken(kits):
+    admins = [kit for kit in kits.values() if kit.role in ADMIN_ROLES]
+    assert [open_kit(kit.root, role=ADMIN_ROLES) for kit in admins] == admins
+    message = refused(kits["site-1"].root, role=ADMIN_ROLES)
+    assert message.endswith("is the kit of a site (site-1), not of a project_admin or org_admin or lead or member")
+
+
 def test_a_folder_that_is_no_kit(tmp_path):
     assert "it has no startup folder" in refused(tmp_path)
     (tmp_path / "startup").mkdir()

@@ -50,9 +50,10 @@ def connect(
         Unreachable: nobody answers.
         DeadlineExceeded: nobody led in time.
     """
+    from fedhelm.config.kit import ADMIN_ROLES
     from fedhelm.security.kit import open_kit
 
-    session = Session(open_kit(Path(kit), role="project_admin"), notice=notice)
+    session = Session(open_kit(Path(kit), role=ADMIN_ROLES), notice=notice)
     try:
         session.sign_in(timeout=timeout)
     except BaseException:
