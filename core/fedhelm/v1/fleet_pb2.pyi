@@ -302,6 +302,7 @@ class AssignedJob(_message.Message):
     CUSTOM_CODE_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    SUBMISSION_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     name: _builtins.str
     attempt: _builtins.int
@@ -318,6 +319,8 @@ class AssignedJob(_message.Message):
     """the bundle brings its own code: the site must allow byoc"""
     durability: _builtins.str
     """durable | ephemeral"""
+    submission: _builtins.bytes
+    """what the submitter signed, as it came; empty once the job has ended"""
     @_builtins.property
     def bundle(self) -> _common_pb2.BlobRef: ...
     @_builtins.property
@@ -349,10 +352,11 @@ class AssignedJob(_message.Message):
         custom_code: _builtins.bool = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
         durability: _builtins.str = ...,
+        submission: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "attempt", b"attempt", "bundle", b"bundle", "closed", b"closed", "custom_code", b"custom_code", "durability", b"durability", "job", b"job", "lines_acknowledged", b"lines_acknowledged", "members", b"members", "name", b"name", "options_json", b"options_json", "script", b"script", "status", b"status", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "attempt", b"attempt", "bundle", b"bundle", "closed", b"closed", "custom_code", b"custom_code", "durability", b"durability", "job", b"job", "lines_acknowledged", b"lines_acknowledged", "members", b"members", "name", b"name", "options_json", b"options_json", "script", b"script", "status", b"status", "submission", b"submission", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
