@@ -102,7 +102,7 @@ class JobState:
     rounds in the order of closing. What they say of each site is in the segments once a checkpoint covers them
     (`is_whole`), and of an ended job only the rounds that are asked for stay. ``end_seq`` is the slot that ended it.
 
-    ``submission`` is what the submitter signed, as it came, and ``submitter_org`` the organisation in their certificate:
+    ``submission`` is what the submitter signed, as it came; ``submitter_org`` the organisation in their certificate:
     None and empty for a job of before jobs were signed. ``provenance`` is the blob of the signed statement of who
     trained what; None where the job has not completed, or did before there were such statements.
     """
