@@ -25,7 +25,7 @@ ALLOWED = {
     "org_admin": MEMBER | {"job.manage", "job.download", "system.operate", "trust.revoke"},
     "lead": MEMBER | {"job.submit", "job.manage", "job.download"},
     "member": MEMBER,
-    "server": {"lease.hold"},
+    "server": {"lease.hold", "trust.revoke"},
     "overseer": set(),
 }
 EVERYBODY = {"overseer.health", "overseer.view"}

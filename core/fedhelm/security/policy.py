@@ -41,7 +41,7 @@ PERMISSIONS: Mapping[str, frozenset[str]] = MappingProxyType(
         "overseer.view": _ALL,
         "lease.hold": _SERVER,
         "lease.promote": _PROJECT,
-        "trust.revoke": _OPERATORS,
+        "trust.revoke": _OPERATORS | _SERVER,  # a server gives an overseer the list back that this one lost
     }
 )
 """Permission -> the roles that have it."""
