@@ -327,6 +327,7 @@ class FakeNetwork:
     def __init__(self, cluster):
         self.cluster = cluster
         self._overseer = FakeOverseer(cluster)
+        self.signatures = 0
 
     def dial(self, server):
         channel = FakeChannel()
@@ -345,9 +346,14 @@ class FakeNetwork:
 
     def pack(self, folder, target):
         target.write_bytes(b"bundle")
+        return "hello", "d" * 64
 
     def sign(self, data):
         return b"signed:" + data
+
+    def sign_job(self, job, name, digest):
+        self.signatures += 1
+        return f"signed:{job} {name} {digest} {self.signatures}".encode()
 
     def close(self):
         """Nothing to close."""

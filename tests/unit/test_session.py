@@ -91,6 +91,8 @@ def test_an_answer_that_was_lost_after_the_submit_is_one_job(session, cluster, t
     assert len({request.job for request in sent}) == 1
     assert list(cluster.jobs) == [handle.job_id]
     assert sent[0].bundle.owner == f"jobs/{handle.job_id}/bundle"
+    signed = [request.submission.decode() for request in sent]
+    assert signed == [f"signed:{handle.job_id} hello {'d' * 64} {n}" for n in (1, 2)], "its own digest, and afresh"
 
 
 def test_a_line_that_breaks_during_the_upload_uploads_under_the_same_owner(session, cluster, tmp_path):
