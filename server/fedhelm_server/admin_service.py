@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 import shutil
@@ -25,12 +26,13 @@ from fedhelm.errors import (
 )
 from fedhelm.ids import check_job_id
 from fedhelm.persist.blobs import BlobReader, BlobRef
+from fedhelm.security.gates import read_policy
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto
 from fedhelm.wire.chain import Call
-from fedhelm_server import decisions, job_views
+from fedhelm_server import decisions, job_views, submissions
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.downloads import Downloads
 from fedhelm_server.fleet_service import ORDERS_WIRE, WIRE_VERSIONS
@@ -150,6 +152,7 @@ class AdminService:
         if known is None:
             await self._control.disk.require_room()
         config = dict(known.config) if known else await asyncio.to_thread(self._validate, bundle)
+        signed = {} if known else await self._verify(request, config, call.principal.name)
         item = {
             "job": job_id,
             "request_id": request.request_id,
@@ -158,12 +161,23 @@ class AdminService:
             "bundle": bundle.to_json(),
             "config": config,
             "time": iso(self._runtime.clock.utcnow()),
+            **signed,
         }
         answer = await self._runtime.ledger.propose("job_submitted", decisions.submit(item), key=job_id)
         seq = answer.seq if isinstance(answer, Placement) else int(answer)
         if isinstance(answer, Placement):
             _log.info("job %s (%s) submitted by %s", job_id, config["name"], call.principal.name)
         return admin.SubmitJobReply(job=job_id, receipt=common.Receipt(seq=seq, epoch=self._runtime.epoch))
+
+    async def _verify(self, request: admin.SubmitJobRequest, config: dict[str, Any], caller: str) -> dict[str, str]:
+        runtime, job, digest = self._runtime, request.job, request.bundle.digest
+        ask = functools.partial(submissions.verify, runtime.kit, request.submission, job, config["name"], digest)
+        verified = await asyncio.to_thread(ask, caller=caller, now=runtime.clock.utcnow())
+        policy = await asyncio.to_thread(read_policy, runtime.kit.root)
+        known = set(runtime.kit.sites) | runtime.streams.connected()
+        sites = submissions.named_sites(config, known)
+        submissions.admit_at_sites(policy, verified.submitter, sites, lambda _: None)
+        return submissions.signed_parts(request.submission, verified)
 
     def _validate(self, bundle: BlobRef) -> dict[str, Any]:
         """Check a bundle as the console did: no client is trusted."""

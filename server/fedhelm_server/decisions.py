@@ -69,7 +69,10 @@ def _is_repeated(book: JobBook, request_id: str, write: tuple[str, str, str]) ->
 
 
 def submit(item: Item) -> Decision:
-    """Record a job. The same request id, or the same job from the same submitter with the same bundle: one job."""
+    """Record a job. The same request id, or the same job from the same submitter with the same bundle: one job.
+
+    Its signature is not compared: each try is signed afresh, and the first one that was recorded stays.
+    """
 
     def decide(book: JobBook) -> Item | Answer:
         job = book.jobs.get(item["job"])
