@@ -34,6 +34,7 @@ from fedhelm.persist import By, Draft, open_store
 from fedhelm.persist.backup import back_up, restore
 from fedhelm.persist.fsck import look_at
 from fedhelm.persist.posix import PosixLogStore
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import ParticipantLock, atomic_write
 from fedhelm_lab.collected import may_be_gone
 
@@ -142,7 +143,7 @@ def read_backup(source: Path) -> dict[str, Any]:
         Corrupt: a file is missing, changed or one too many; the message names it.
     """
     try:
-        facts = json.loads((source / _FACTS).read_bytes())
+        facts = parse_plain((source / _FACTS).read_bytes())
         files, schema = dict(facts["files"]), facts["schema_version"]
     except FileNotFoundError:
         raise NotFound(f"{source} is no backup: it has no {_FACTS}") from None

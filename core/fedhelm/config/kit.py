@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 from fedhelm.config.timing import Timing
 from fedhelm.errors import BadInput, KitError
 from fedhelm.ids import check_admin_name, check_host_name
+from fedhelm.plain_json import parse_plain
 
 __all__ = [
     "ADMIN_ROLES",
@@ -318,7 +318,7 @@ def kit_from_json(root: Path, data: Any, where: str) -> Kit:
             servers=tuple(map(_server, fields.rows("servers"))),
             sites=tuple(check_host_name(str(one), "site") for one in fields.items("sites")),
             timing=Timing.from_json(fields.data.get("timing")),
-            store=Path(root, store).resolve() if store is not None else None,
+            store=None if store is None else _path(root, store),
             enable_byoc=byoc,
             lease_store=None if lease_store is None else check_lease_store(lease_store, secrets=False),
             resources=resources,
@@ -327,6 +327,13 @@ def kit_from_json(root: Path, data: Any, where: str) -> Kit:
     except BadInput as error:
         raise KitError(f"{where}: {error}") from error
     return kit
+
+
+def _path(root: Path, said: str) -> Path:
+    try:
+        return Path(root, said).resolve()
+    except (ValueError, OSError, RuntimeError):  # a NUL, halves of surrogate pairs, a circle of links
+        raise BadInput(f"store {said!r:.80} is not the path of a folder") from None
 
 
 def find_config(root: Path) -> Path:
@@ -354,7 +361,7 @@ def read_kit(root: Path) -> Kit:
     """
     path = find_config(root)
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_plain(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise KitError(f"{path}: cannot be read: {error}") from error
     return kit_from_json(root, data, str(path))

@@ -205,6 +205,6 @@ class Tip:
             version = value["version"]
         except (KeyError, TypeError, AttributeError, ValueError, BadInput) as error:
             raise Corrupt(f"not a position in the log: {error!r}") from error
-        if version not in READABLE_VERSIONS:
-            raise Corrupt(f"a log of version {version!r}; this program reads {sorted(READABLE_VERSIONS)}")
+        if type(version) is not int or version not in READABLE_VERSIONS:
+            raise Corrupt(f"a log of version {version!r:.40}; this program reads {sorted(READABLE_VERSIONS)}")
         return cls(next_seq, last, fence, version, checkpoints)

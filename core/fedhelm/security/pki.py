@@ -353,7 +353,10 @@ def verify_by_root(roots: bytes, signature: bytes, data: bytes) -> bool:
 
 
 def _verify(certificate: x509.Certificate, signature: bytes, data: bytes) -> bool:
-    public = certificate.public_key()
+    try:
+        public = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise BadCertificate(f"the certificate's key cannot be read: {error}") from error
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise BadCertificate("the certificate's key is not an ECDSA key")
     try:

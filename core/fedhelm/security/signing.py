@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.errors import KitError
+from fedhelm.plain_json import parse_plain
 from fedhelm.security.pki import CertificateAuthority, verify_by_root
 
 __all__ = ["SIGNATURE_FILE", "Manifest", "make_manifest", "parse_manifest", "verify_startup"]
@@ -89,18 +90,21 @@ def parse_manifest(data: bytes | str, where: str) -> Manifest:
         KitError: it is none; the message begins with ``where``.
     """
     try:
-        body: Any = json.loads(data)
+        body: Any = parse_plain(data)
         version, files, created = body["version"], body["files"], body.get("created", "")
         signature = base64.b64decode(body["signature"], validate=True)
         own_key = body.get("own_key", False)
         good = type(version) is int and isinstance(files, dict) and isinstance(own_key, bool)
         if body["format"] != _FORMAT or not good:
             raise KitError(f"{where}: not a manifest of format {_FORMAT}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise KitError(f"{where}: not a signed manifest") from error
     if not isinstance(created, str) or (created and not _TIME.fullmatch(created)):
         raise KitError(f"{where}: created is not a time")
-    return Manifest(version, created, {str(name): str(digest) for name, digest in files.items()}, signature, own_key)
+    for name in files:
+        if not name.isprintable() or Path(name).name != name:
+            raise KitError(f"{where}: {name!r:.80} is not the name of a file")
+    return Manifest(version, created, {name: str(digest) for name, digest in files.items()}, signature, own_key)
 
 
 def _read(path: Path) -> bytes:
@@ -130,7 +134,7 @@ def verify_startup(startup: Path) -> int:
     files = manifest.files
     hint = "the kit is not what was provisioned: unpack it again"
     for name in sorted(files):
-        data = _read(startup / Path(name).name)
+        data = _read(startup / name)
         if hashlib.sha256(data).hexdigest() != files[name]:
             raise KitError(f"{startup / name} was changed", hint=hint)
     expected = {SIGNATURE_FILE, *files}
