@@ -23,6 +23,7 @@ class ScriptedOverseer:
         self.row = ROW
         self.calls = []
         self.polls = []
+        self.serials = []  # of the certificate of each connection
         self.most = {}  # path -> how many were open at a time, at most
         self.answers = {}  # last part of the path -> (status, body), or "hang"
         self.going = asyncio.Event()  # lets those that hang go on
@@ -52,6 +53,7 @@ class ScriptedOverseer:
 
     async def _serve(self, reader, writer):
         self._tasks.add(asyncio.current_task())
+        self.serials.append(writer.get_extra_info("peercert")["serialNumber"].lower().lstrip("0"))
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 path, length = head.split()[1].decode(), 0

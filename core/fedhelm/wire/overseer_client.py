@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from fedhelm.config.kit import Kit
 from fedhelm.errors import NotFound, ProtocolError
-from fedhelm.security.tls import client_context
+from fedhelm.security.tls import Check, client_context
 from fedhelm.wire.overseer_answers import HISTORY, SERVERS, Body, parse, parse_all
 from fedhelm.wire.overseer_api import (
     ActivateRequest,
@@ -63,11 +63,20 @@ class OverseerClient:
         announced: called in the event loop when an overseer's answer names another version of the list of revoked
             certificates than its answer before; with that version, 0 for none. It may be lower than what is known
             here: then this overseer lost the list, and :meth:`revoke` gives it back.
+        check: is asked about the serial of an overseer's certificate before anything is sent to it; raises
+            BadCertificate for one that was revoked.
     """
 
-    def __init__(self, kit: Kit, *, announced: Callable[[int], None] = lambda _version: None) -> None:
+    def __init__(
+        self,
+        kit: Kit,
+        *,
+        announced: Callable[[int], None] = lambda _version: None,
+        check: Check | None = None,
+    ) -> None:
         self._kit = kit
-        context = functools.cache(lambda: client_context(kit))
+        self._check = check
+        context = functools.cache(lambda: client_context(kit, check))
         self._lanes = [OverseerLane(address, context, announced) for address in kit.overseers]
         self._registration: RegisterRequest | None = None
         self._watch = LeaseWatch(self._lanes, kit.timing)
@@ -81,6 +90,18 @@ class OverseerClient:
     async def aclose(self) -> None:
         """Break off what still runs, and close the connections."""
         await asyncio.gather(*(lane.aclose() for lane in self._lanes))
+
+    def reconnect(self, kit: Kit | None = None) -> None:
+        """Let calls that begin now open new connections; those on their way end on the ones that they have.
+
+        Args:
+            kit: the new one, whose certificate and roots they use; None where only what ``check`` says has changed.
+                Its addresses count from the next start.
+        """
+        self._kit = kit = kit or self._kit
+        context = functools.cache(lambda: client_context(kit, self._check))
+        for lane in self._lanes:
+            lane.reconnect(context)
 
     # --- told to all
 

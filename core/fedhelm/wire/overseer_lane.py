@@ -101,6 +101,20 @@ class OverseerLane:
         self._http: httpx.AsyncClient | None = None
         self._running: dict[str, asyncio.Task[Outcome]] = {}
         self._reads: set[asyncio.Task[Outcome]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def reconnect(self, context: Callable[[], ssl.SSLContext]) -> None:
+        """Let calls that begin now open new connections; those on their way end on the ones that they have.
+
+        Args:
+            context: makes the TLS context from now on.
+        """
+        self._context = context
+        http, self._http = self._http, None
+        if http is not None:
+            task = spawn(_retire(http, {*self._running.values(), *self._reads}), f"retired: {self.address.name}")
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
     def running(self, kind: str) -> asyncio.Task[Outcome] | None:
         """Return the call of this kind that is on its way."""
@@ -138,6 +152,8 @@ class OverseerLane:
             await asyncio.wait(left, timeout=_LAST_S)
         await cancel(*left)
         self._running.clear()
+        if self._retiring:
+            await asyncio.wait(self._retiring)  # nothing of theirs is left on its way
         if self._http is not None:
             http, self._http = self._http, None
             await http.aclose()
@@ -197,6 +213,12 @@ class OverseerLane:
                 if attempt == 2:
                     raise
         raise AssertionError("unreachable")
+
+
+async def _retire(http: httpx.AsyncClient, left: set[asyncio.Task[Outcome]]) -> None:
+    if left:
+        await asyncio.wait(left)  # each has its time-out
+    await http.aclose()
 
 
 def _url(address: OverseerAddress, path: str) -> str:
