@@ -6,9 +6,10 @@ import asyncio
 from pathlib import Path
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import BadInput, Refused
+from fedhelm.errors import BadInput
 from fedhelm.v1 import fleet_pb2
 from fedhelm.wire.bulk import fetch_blob
+from fedhelm_client.admission import admit, check_signed, check_unpacked
 from fedhelm_client.folders import JobFolder, code_roots, protected_paths
 from fedhelm_client.job_process import JobPlan
 from fedhelm_client.links import Links
@@ -25,19 +26,14 @@ async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2
     ``door`` is the folder of the job's socket, the only one of those that its script reaches.
 
     Raises:
-        Refused: the job brings its own code and this site does not allow that.
+        NotAuthorised: who submitted the job did not sign this, or may not run it here; names the site and the rule.
         BadInput: the bundle is damaged or hostile, or has no such script.
         OSError: the disk refused.
     """
-    if assigned.custom_code and not kit.enable_byoc:
-        raise Refused(f"{kit.name} does not run jobs that bring their own code (enable_byoc is off)")
-    if not folder.bundle.is_dir():
-        from fedhelm.job.bundle import unpack
-
-        archive = folder.root / "bundle.tar"
-        await links.to_leader(f"bundle of job {assigned.job}", lambda stub: fetch_blob(stub, assigned.bundle, archive))
-        await asyncio.to_thread(unpack, archive, folder.bundle)
-        archive.unlink()
+    if folder.bundle.is_dir():  # admitted before, by this agent or an earlier one
+        await asyncio.to_thread(check_unpacked, kit, assigned, folder.bundle)
+    else:
+        await _take_in(kit, links, folder, assigned)
     app, script = folder.script(assigned.app, assigned.script)
     code = await asyncio.to_thread(code_roots)
     return JobPlan(
@@ -48,6 +44,19 @@ async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2
         read=(folder.bundle, folder.models, door, *code),
         write=(folder.work, folder.results),
     )
+
+
+async def _take_in(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob) -> None:
+    from fedhelm.job.bundle import unpack
+
+    submitter = await asyncio.to_thread(check_signed, kit, assigned)
+    archive = folder.root / "bundle.tar"
+    await links.to_leader(f"bundle of job {assigned.job}", lambda stub: fetch_blob(stub, assigned.bundle, archive))
+    try:
+        await asyncio.to_thread(admit, kit, assigned, archive, submitter)
+        await asyncio.to_thread(unpack, archive, folder.bundle)
+    finally:
+        archive.unlink()
 
 
 async def fetch_model(links: Links, folder: JobFolder, job: str, order: fleet_pb2.Task) -> Path | None:

@@ -16,6 +16,7 @@ from fedhelm.errors import NotPrimary
 from fedhelm.job.bundle import pack
 from fedhelm.persist.blobs import BlobRef, BlobWriter
 from fedhelm.persist.store import init_store, open_store
+from fedhelm.security.job_signing import sign_submission
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream_blob
@@ -39,6 +40,7 @@ class FakeLog:
     failures: list = field(default_factory=list)
     jobs: dict = field(default_factory=dict)  # job -> AssignedJob
     ephemeral: set = field(default_factory=set)  # jobs whose contributions stay out of the log
+    submitter: object = None  # the kit of who signs the jobs
     seq: int = 10
 
     def __post_init__(self):
@@ -51,6 +53,9 @@ class FakeLog:
         return ref_to_proto(writer.finish())
 
     def add_job(self, folder, job=JOB, **options):
+        config = {"name": "hello", "deploy": {"app": ["@ALL"]}, "options": options}
+        config["workflow"] = [{"type": "fedavg", "rounds": 3}]
+        (folder / "job.yaml").write_text(json.dumps(config))
         archive = folder.with_suffix(".tar")
         pack(folder, archive)
         self.jobs[job] = fleet.AssignedJob(
@@ -64,6 +69,7 @@ class FakeLog:
             custom_code=True,
             members=["site-1", "site-2"],
         )
+        self.jobs[job].submission = sign_submission(self.submitter, job, "hello", self.jobs[job].bundle.digest)
         return self.jobs[job]
 
     def task(self, number, job=JOB, model=None, rounds=3):
