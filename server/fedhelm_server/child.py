@@ -27,8 +27,9 @@ from fedhelm.process import die_with_parent, set_non_dumpable
 from fedhelm.security.kit import open_kit
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2, fleet_pb2
-from fedhelm.wire.chain import Call, ServiceHandlers, serve_options, server_credentials
+from fedhelm.wire.chain import ServiceHandlers, serve_options, server_credentials
 from fedhelm_server.admin_service import AdminService
+from fedhelm_server.callers import Callers
 from fedhelm_server.checkpoints import Checkpoints
 from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.job_control import JobControl
@@ -40,13 +41,6 @@ __all__ = ["main", "serve"]
 assert fedhelm.wire.TLS_1_3_ONLY
 
 _log = logging.getLogger("fedhelm.server")
-
-WRITES = frozenset({"SubmitJob", "AbortJob", "DeleteJob", "Operate"})
-
-
-def _audit(call: Call) -> None:
-    if call.method in WRITES:
-        _log.info("audit: %s %s", call.principal.name, call.method)
 
 
 def _listen(server: grpc.aio.Server, kit: Kit, port: int) -> None:
@@ -78,10 +72,18 @@ async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
 
 
 async def _serve(kit: Kit, incarnation: str, link: Channel) -> None:
+    callers = Callers.of(kit)
+    try:
+        await _serve_ports(kit, incarnation, link, callers)
+    finally:
+        await asyncio.to_thread(callers.close)
+
+
+async def _serve_ports(kit: Kit, incarnation: str, link: Channel, callers: Callers) -> None:
     assert kit.store is not None
     settings = read_settings(kit.local)
     store = open_store(kit.store, kit.cluster)
-    runtime = Runtime(kit, incarnation, store, SystemClock(), link, settings=settings)
+    runtime = Runtime(kit, incarnation, store, SystemClock(), link, settings=settings, callers=callers)
     control = JobControl(runtime)
     checkpoints = Checkpoints(runtime)
     services = {
@@ -91,8 +93,15 @@ async def _serve(kit: Kit, incarnation: str, link: Channel) -> None:
     servers = []
     for port, (service, implementation) in services.items():
         handlers = ServiceHandlers(
-            service, implementation, project=kit.project, epoch=lambda: runtime.epoch, audit=_audit
+            service,
+            implementation,
+            project=kit.project,
+            epoch=lambda: runtime.epoch,
+            policy=callers.policy,
+            trail=callers.trail,
+            revocations=callers.revocations,
         )
+        callers.services.append(handlers)
         server = grpc.aio.server(handlers=[handlers], options=serve_options())
         _listen(server, kit, port)
         servers.append(server)

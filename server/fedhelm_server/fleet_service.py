@@ -78,7 +78,7 @@ class FleetService:
         if first is None or first.WhichOneof("message") != "hello":
             raise ProtocolError("a stream does not begin with a hello")
         version = self._check_hello(first.hello)
-        stream = SiteStream(call.principal.name, first.hello.incarnation, version)
+        stream = SiteStream(call.principal.name, first.hello.incarnation, version, call.principal.org)
         stream.hold(list(first.hello.jobs))
         self._runtime.streams.open(stream)
         self._runtime.site_changed(stream.site, connected=True)

@@ -22,6 +22,7 @@ from fedhelm.persist.record import By, Record
 from fedhelm.persist.store import Store
 from fedhelm.tasks import spawn
 from fedhelm.v1 import common_pb2 as common
+from fedhelm_server.callers import Callers
 from fedhelm_server.holding import Holding
 from fedhelm_server.job_book import Fence, JobBook
 from fedhelm_server.ledger import Answer, Ledger
@@ -52,6 +53,7 @@ class Runtime:
         clock: boot time for deadlines.
         link: to the supervisor.
         settings: the server's own.
+        callers: what it asks about whoever calls; where none is given, the default policy.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Runtime:
         link: Channel,
         *,
         settings: LocalSettings | None = None,
+        callers: Callers | None = None,
     ) -> None:
         self.kit = kit
         self.incarnation = incarnation
@@ -71,6 +74,7 @@ class Runtime:
         self.role = Role.STANDBY
         self.ready = False
         self.stopping = asyncio.Event()
+        self.callers = callers or Callers()
         self.streams = Streams()
         self.holding = Holding()
         self.orders = Orders(clock)

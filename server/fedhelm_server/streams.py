@@ -20,8 +20,10 @@ MAX_STATUS = 32
 class SiteStream:
     """One connected site. `wake` makes its sender look at the book again; several wakes become one message."""
 
-    def __init__(self, site: str, incarnation: str, version: int = 1) -> None:
+    def __init__(self, site: str, incarnation: str, version: int = 1, org: str = "") -> None:
         self.site = site
+        self.org = org
+        """The site's organisation, as its certificate says it; empty where that is not known."""
         self.version = version
         """Of the wire, as agreed with this site."""
         self.incarnation = incarnation
@@ -59,6 +61,7 @@ class Streams:
 
     def __init__(self) -> None:
         self._streams: dict[str, SiteStream] = {}
+        self._orgs: dict[str, str] = {}
 
     def open(self, stream: SiteStream) -> None:
         """Add a stream; the site's older one ends."""
@@ -66,6 +69,11 @@ class Streams:
         if old is not None:
             old.end()
         self._streams[stream.site] = stream
+        self._orgs[stream.site] = stream.org
+
+    def org_of(self, site: str) -> str | None:
+        """Return a site's organisation, also of one that is away by now; None: it has never been connected."""
+        return self._orgs.get(site) or None
 
     def close(self, stream: SiteStream) -> bool:
         """Remove a stream; tell whether the site is disconnected now."""

@@ -16,6 +16,7 @@ from fedhelm.errors import NotPrimary
 from fedhelm.job.bundle import pack
 from fedhelm.persist.blobs import BlobRef, BlobWriter
 from fedhelm.persist.store import init_store, open_store
+from fedhelm.security.authorization import default_policy
 from fedhelm.security.job_signing import sign_submission
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
@@ -124,7 +125,7 @@ class FakeFleet:
     async def start(self):
         self._server = grpc.aio.server(options=serve_options())
         service = fleet.DESCRIPTOR.services_by_name["Fleet"]
-        handlers = ServiceHandlers(service, self, project="poc", epoch=lambda: self.epoch)
+        handlers = ServiceHandlers(service, self, project="poc", epoch=lambda: self.epoch, policy=default_policy())
         self._server.add_generic_rpc_handlers((handlers,))
         credentials = server_credentials(
             self.kit.ca.read_bytes(), self.kit.cert.read_bytes(), self.kit.key.read_bytes()

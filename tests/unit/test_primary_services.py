@@ -32,7 +32,6 @@ from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
-from fedhelm.wire.chain import Call
 from fedhelm_server import decisions
 from fedhelm_server.admin_service import RESTART_DELAY_S, AdminService
 from fedhelm_server.checkpoints import Checkpoints
@@ -61,6 +60,7 @@ from tests.fakes.server_log import (
     submitted,
 )
 from tests.fakes.wire_service import SERVER_STOPPED
+from tests.support.calls import called
 from tests.support.waiting import eventually
 
 REQUEST = "request99"
@@ -152,11 +152,11 @@ class Primary:
 
 
 def site_call(site):
-    return Call(Principal("poc", "site", site), "method", None)
+    return called(Principal("poc", "site", site), "Fleet.Contribute")
 
 
 def admin_call():
-    return Call(Principal("poc", "project_admin", "admin@nvidia.com"), "method", None)
+    return called(Principal("poc", "project_admin", "admin@nvidia.com"), "Admin.DeleteJob")
 
 
 @asynccontextmanager
