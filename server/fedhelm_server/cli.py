@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _foreground(args: argparse.Namespace) -> int:
-    kit = open_kit(args.kit, role="server", remember=True)
+    kit = open_kit(args.kit, role="server")
     settings = read_settings(kit.local)
     read_policy(kit.root)  # here and in the next line: a mistake is told now, rather than by one child after the other
     read_audit_settings(kit.local)
@@ -63,9 +63,9 @@ def _foreground(args: argparse.Namespace) -> int:
     lock.acquire()
     try:
         log.setup(kit.name, None if _stdout_is(kit.log_file) else kit.log_file)
-        apply_levels(kit)
         _check_ports(kit, settings)
-        _check_store(kit)
+        assert kit.store is not None
+        open_store(kit.store, kit.cluster)  # refused now, in words, rather than by one child after the other
         asyncio.run(_serve(kit, settings))
     finally:
         lock.release()
@@ -75,32 +75,8 @@ def _foreground(args: argparse.Namespace) -> int:
 async def _serve(kit: Kit, settings: LocalSettings) -> None:
     about = kv.About(tuple(sorted(READABLE_VERSIONS)), _software(), announcement_of(kit))
     kept = kv.Settings(kit.name, kit.timing, about, settings.stop_when_unleased)
-    trust = TrustWatch(kit)
-    async with OverseerClient(kit, announced=trust.announced, check=trust.revocations.check) as overseer:
-        supervisor = Supervisor(kit, overseer, settings=kept)
-        watch = spawn(
-            trust.run(overseer, lambda version: supervisor.tell_child("revocations", version=version)), "trust"
-        )
-        try:
-            await supervisor.run()
-        finally:
-            await cancel(watch)
-
-
-def _check_store(kit: Kit) -> None:
-    """Refuse a wrong store now, in words, rather than by one child after the other.
-
-    Raises:
-        WrongStore: no genesis, or another cluster's; the hint says how a federation's first start makes the store.
-    """
-    assert kit.store is not None
-    try:
-        open_store(kit.store, kit.cluster)
-    except WrongStore as error:
-        if error.found is None:
-            script = kit.startup / "start.sh"
-            error.hint = f"is it mounted? At the federation's very first start, once: {script} --found-store"
-        raise
+    async with OverseerClient(kit) as overseer:
+        await Supervisor(kit, overseer, settings=kept).run()
 
 
 def _software() -> str:
