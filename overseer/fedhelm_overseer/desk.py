@@ -6,11 +6,13 @@ in one order. Only beats and views pass without the store, so that a slow disk d
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from fedhelm.clock import Clock
 from fedhelm.config.kit import Kit
 from fedhelm.errors import KitError, NoPrimary, NotFound, Refused, StoreUnavailable
+from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.wire.overseer_api import (
     ActivateRequest,
     BeatRequest,
@@ -33,6 +35,7 @@ from fedhelm_overseer.events import Bell, EventFeed
 from fedhelm_overseer.lease import HANDOFF, Holder, LeaseRow, LeaseStore, ServerEntry
 from fedhelm_overseer.members import verified
 from fedhelm_overseer.metrics import Facts
+from fedhelm_overseer.revocation_desk import RevocationDesk
 from fedhelm_overseer.table import Table
 from fedhelm_overseer.views import history_entry, primary_view, server_view
 
@@ -40,16 +43,17 @@ __all__ = ["Desk"]
 
 
 class Desk:
-    """One overseer's service; ``admins`` has what admins ask for.
+    """One overseer's service; ``admins`` has what admins ask for, ``trust`` the list of revoked certificates.
 
     Args:
         kit: the overseer's kit: project, cluster, servers, times.
         store: the lease store.
         clock: boot time for every wait.
+        kept: the list of revoked certificates on this overseer's own disk; None: it takes none.
     """
 
-    def __init__(self, kit: Kit, store: LeaseStore, clock: Clock) -> None:
-        self._table = Table(kit, store, clock)
+    def __init__(self, kit: Kit, store: LeaseStore, clock: Clock, kept: KeptRevocations | None = None) -> None:
+        self._table = Table(kit, store, clock, kept)
         self._kit = kit
         self._store = store
         self._turn, self._lock = self._table.turn, self._table.lock
@@ -57,6 +61,8 @@ class Desk:
         self._told = self._table.told
         self._decider = Decider(self._table)
         self.admins = AdminDesk(self._table)
+        self.trust = RevocationDesk(self._table)
+        self.revocations = self._table.revocations
         self.changed: Bell = self._table.changed
         self.feed: EventFeed = self._table.feed
 
@@ -68,6 +74,11 @@ class Desk:
     @wake.setter
     def wake(self, wake: Callable[[], None]) -> None:
         self._table.wake = wake
+
+    def follow(self, kit: Kit) -> None:
+        """As :meth:`Table.follow`."""
+        self._kit = dataclasses.replace(kit, timing=self._kit.timing)
+        self._table.follow(kit)
 
     def register(self, name: str, request: RegisterRequest) -> RegisterReply:
         """Register an incarnation of the server ``name``.

@@ -12,12 +12,22 @@ from fedhelm.config.kit import SQLITE, Kit
 from fedhelm.errors import BadInput
 from fedhelm_overseer.lease_engines import Engines
 from fedhelm_overseer.lease_place import lease_engines, lease_file, lease_place
-from fedhelm_overseer.lease_tables import COUNTERS, HISTORY, LEASE, MEMBERS, OPERATIONS, SCHEMA, SERVERS, make_tables
+from fedhelm_overseer.lease_tables import (
+    COUNTERS,
+    HISTORY,
+    LEASE,
+    MEMBERS,
+    OPERATIONS,
+    REVOCATIONS,
+    SCHEMA,
+    SERVERS,
+    make_tables,
+)
 
 __all__ = ["check_copy", "copy_in", "copy_out", "known_end", "opened", "tell_end"]
 
 # Registrations are of processes that are gone when a backup is restored.
-_KEPT = (LEASE, HISTORY, OPERATIONS, SERVERS)
+_KEPT = (LEASE, HISTORY, OPERATIONS, SERVERS, REVOCATIONS)
 _MINE = (*_KEPT, MEMBERS, COUNTERS)
 _FREE: dict[str, Any] = {
     "holder": None,
@@ -133,6 +143,8 @@ def tell_end(engines: Engines, project: str, log_seq: int) -> None:
 def _rows(copy: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     try:
         schema, tables = copy["schema"], copy["tables"]
+        # A copy of before has no list of revoked certificates.
+        tables = {REVOCATIONS.name: (), **tables}
         rows = {table.name: [dict(row) for row in tables[table.name]] for table in _KEPT}
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"this is no copy of a lease store: {error!r}") from error
