@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -198,7 +198,8 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
                         if not way.told:
                             way.admitted()
                             self._note(way)  # not at its end: a site's stream lasts for days
-                        yield reply
+                        yield way.writing(reply)
+                        way.written()
                 way.admitted()
             except BaseException as error:  # noqa: BLE001 - whatever it is is raised again, told to caller and audit file
                 await self._fail(way, method, error)
@@ -213,7 +214,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         if self._revocations is not None:
             self._revocations.check(principal.serial)
         way.passage.enter()
-        way.live = self._calls.begin(principal.serial)
+        way.live = self._calls.begin(principal.serial, partial(self._abort, way.context))
         return Call(principal, method.name, way.context, way.passage)
 
     def _note(self, way: _Way, error: BaseException | None = None) -> None:
@@ -269,6 +270,17 @@ class _Way:
         """An answer is about to be given."""
         assert self.passage is not None
         self.passage.check_asked()
+
+    def writing(self, reply: Any) -> Any:
+        """Return the answer, which grpc writes now."""
+        assert self.live is not None
+        self.live.writing = True
+        return reply
+
+    def written(self) -> None:
+        """It is written."""
+        assert self.live is not None
+        self.live.writing = False
 
     def entry(self, error: BaseException | None) -> Entry | None:
         """Return what the audit file is to say; None: nothing."""

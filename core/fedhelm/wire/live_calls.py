@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import grpc
 
 from fedhelm.errors import FedhelmError
+from fedhelm.tasks import spawn
 
-__all__ = ["LiveCall", "LiveCalls"]
+__all__ = ["ABORT_S", "LiveCall", "LiveCalls"]
+
+ABORT_S: Final = 30.0
+"""How long a caller that does not read may take to learn that its call has ended."""
 
 
 class LiveCall:
     """One call that runs in the task which made this.
 
-    Attributes:
+    Args:
         serial: of the caller's certificate.
-        error: why somebody ended it; None while nobody did.
+        abort: ends the call with an error while grpc writes an answer, which the handler cannot be told of then.
+
+    Attributes:
+        error: Why somebody ended it; None while nobody did.
+        writing: Whether grpc writes an answer: it waits there for as long as nobody reads.
     """
 
-    def __init__(self, serial: str) -> None:
+    def __init__(self, serial: str, abort: Callable[[FedhelmError], Coroutine[Any, Any, object]]) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self.serial, self._task = serial, task
+        self.serial, self._task, self._abort = serial, task, abort
         self.error: FedhelmError | None = None
+        self.writing = False
 
     def end(self, error: FedhelmError) -> None:
-        """Have the call end with this error, wherever its handler waits."""
-        if self.error is None:
-            self.error = error
-            self._task.cancel()
+        """Have the call end with this error, wherever it waits."""
+        if self.error is not None:
+            return
+        self.error = error
+        if self.writing:
+            spawn(self._abort_now(error), "end of a call")
+        self._task.cancel()
+
+    async def _abort_now(self, error: FedhelmError) -> None:
+        # The caller is told behind what was written before, once it reads that.
+        with contextlib.suppress(TimeoutError, grpc.RpcError, grpc.aio.AbortError, grpc.aio.BaseError):
+            async with asyncio.timeout(ABORT_S):
+                await self._abort(error)
 
     def meant(self, error: BaseException) -> BaseException:
         """Return the reason of an end: what `end` was told, where the task was cancelled or dropped for that."""
@@ -49,9 +71,9 @@ class LiveCalls:
     def __len__(self) -> int:
         return sum(map(len, self._calls.values()))
 
-    def begin(self, serial: str) -> LiveCall:
-        """Take note of a call that runs in this task."""
-        call = LiveCall(serial)
+    def begin(self, serial: str, abort: Callable[[FedhelmError], Coroutine[Any, Any, object]]) -> LiveCall:
+        """Take note of a call that runs in this task; the arguments as of :class:`LiveCall`."""
+        call = LiveCall(serial, abort)
         self._calls[serial].add(call)
         return call
 
