@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import FedhelmError
+from fedhelm.errors import FedhelmError, KitError
 from fedhelm.security.audit import AUDIT_FILE, AuditTrail
 from fedhelm.security.audit_start import open_trail
 from fedhelm.security.authorization import Policy, default_policy
@@ -31,12 +32,14 @@ class Callers:
         revocations: the certificates that count no longer; None: there are none.
         trail: the audit file, whose only writer the server's child is; None: nothing is noted.
         services: what answers callers; each asks about every call.
+        on_kit: called with each kit that takes the place of the former one.
     """
 
     policy: Policy = dataclasses.field(default_factory=default_policy)
     revocations: KeptRevocations | None = None
     trail: AuditTrail | None = None
     services: list[ServiceHandlers] = dataclasses.field(default_factory=list)
+    on_kit: list[Callable[[Kit], None]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, kit: Kit) -> Callers:
@@ -58,18 +61,31 @@ class Callers:
         return cls(policy, revocations, trail)
 
     def take(self, kit: Kit) -> None:
-        """Go on with the policy and the roots of a kit that took the place of the former one.
+        """Go on with the policy, the certificate and the roots of a kit that took the place of the former one.
 
         Raises:
             BadInput: a mistake in a policy file; the policy in force stays.
             KitError: a file cannot be read.
         """
-        policy = read_policy(kit.root)
         if self.revocations is not None:
             self.revocations.trust(kit)
-        self.policy = policy
+        for listener in self.on_kit:
+            listener(kit)
+        self.policy = policy = read_policy(kit.root)
         for service in self.services:
             service.policy = policy
+
+    def read_revocations(self) -> None:
+        """Take the list of revoked certificates that the supervisor has put on disk, and end the calls of theirs."""
+        if self.revocations is None:
+            return
+        try:
+            added = self.revocations.read_again()
+        except KitError as error:
+            _log.error("the list of revoked certificates in force stays: %s", error)
+            return
+        ended = self.end_calls(added)
+        _log.info("certificates revoked now: %s; %d calls ended", ", ".join(added) or "none", ended)
 
     def end_calls(self, serials: tuple[str, ...]) -> int:
         """End the calls that run with certificates which were just revoked; return how many there were."""

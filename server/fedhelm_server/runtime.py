@@ -204,6 +204,8 @@ class Runtime:
                 self.tokens.told(frame["tokens"], frame.get("primary"))
             case "log_version":
                 self._log_version = int(frame["version"])
+            case "revocations":
+                self.callers.read_revocations()
             case "figures":
                 self.figures = {name: int(value) for name, value in frame.items() if name != "type"}
             case unknown:

@@ -77,6 +77,11 @@ class Supervisor:
         """Ask for the end: child, lease, then ``run`` returns."""
         self._feed(kv.StopRequested())
 
+    def tell_child(self, kind: str, **fields: Any) -> None:
+        """Send the child a frame; lost while there is none: one that starts reads for itself what it says."""
+        if self._link is not None:
+            self._link.send(kind, **fields)
+
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT (or `stop`); then nothing of it is left.
 

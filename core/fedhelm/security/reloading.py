@@ -148,6 +148,9 @@ class ReloadingKit:
         except FedhelmError as error:
             self.problem = error  # tried again at the next look: it may be on its way still
             return None
+        except OSError as error:  # NFS: between two renames the folder is not there
+            self.problem = KitError(f"{error.filename or self.kit.startup}: {error.strerror}")
+            return None
         self.problem, self._seen = None, stamp
         if not new:
             return None
