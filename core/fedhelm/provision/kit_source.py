@@ -12,6 +12,7 @@ from typing import IO, Any, Final, cast
 import pyzipper  # type: ignore[import-untyped]  # it has no type information
 
 from fedhelm.errors import KitError, NotFound
+from fedhelm.file_names import Spellings
 
 __all__ = ["MAX_BYTES", "MAX_FILES", "read_startup"]
 
@@ -112,10 +113,12 @@ def _startup_entries(source: Path, infos: list[Any]) -> list[Any]:
 
 def _collect(source: Path, entries: list[tuple[str, Callable[[str], IO[bytes]]]], mode: str) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    left = MAX_BYTES
+    left, spellings = MAX_BYTES, Spellings()
     for name, opened in entries:
         if name in files:
             raise KitError(f"{source}: {name} is there twice")
+        if (other := spellings.add(name)) is not None:
+            raise KitError(f"{source}: {other!r} and {name!r} are one name on some file systems, which no kit has")
         with opened(mode) as file:
             files[name] = file.read(left + 1)  # whatever size the archive says
         left -= len(files[name])
