@@ -111,13 +111,16 @@ def running(job_id: str, time: str) -> Decision:
     return decide
 
 
-def finish(job_id: str, status: str, reason: str, traceback: str, time: str) -> Decision:
-    """End a job."""
+def finish(
+    job_id: str, status: str, reason: str, traceback: str, time: str, *, provenance: Mapping[str, Any] | None = None
+) -> Decision:
+    """End a job; ``provenance``: the blob of the signed statement of where its models come from."""
 
     def decide(book: JobBook) -> Item | Answer:
         if finished(_find(book, job_id).status):
             return Answer(None)
-        return {"job": job_id, "status": status, "reason": reason, "traceback": traceback, "time": time}
+        said = {} if provenance is None else {"provenance": provenance}
+        return {"job": job_id, "status": status, "reason": reason, "traceback": traceback, "time": time, **said}
 
     return decide
 
