@@ -84,6 +84,7 @@ class Saved:
         metrics: names and numbers.
         lines: number of the last line that was logged before it: those go first.
         state: see :data:`State`.
+        filters: what others may know of the privacy filters that were applied, in their order.
     """
 
     id: ContributionId
@@ -93,6 +94,7 @@ class Saved:
     metrics: Mapping[str, float]
     lines: int
     state: State = "saved"
+    filters: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the meta file's content."""
@@ -105,6 +107,7 @@ class Saved:
             "metrics": dict(self.metrics),
             "lines": self.lines,
             "state": self.state,
+            **({"filters": list(self.filters)} if self.filters else {}),
         }
 
     @classmethod
@@ -129,7 +132,10 @@ class Saved:
             metrics = check_metrics(data["metrics"])
         except ProtocolError as error:
             raise ValueError(error.message) from error
-        return cls(named, file, owner, weight, metrics, lines, data["state"])
+        filters = data.get("filters", [])
+        if not isinstance(filters, list) or not all(isinstance(one, str) for one in filters):
+            raise ValueError("filters are no list of texts")
+        return cls(named, file, owner, weight, metrics, lines, data["state"], tuple(filters))
 
 
 def _id_from_json(data: Any) -> ContributionId:

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from fedhelm.errors import BadInput, NotSupportedYet
-from fedhelm.privacy.policy import LINE_KINDS, PRIVACY_SAMPLE, Clip, PrivacyPolicy, Weight, privacy_texts
+from fedhelm.privacy.files import privacy_texts
+from fedhelm.privacy.policy import LINE_KINDS, PRIVACY_SAMPLE, Clip, PrivacyPolicy, Weight
 
 EVERY = [
     {"type": "min_samples", "samples": 50},

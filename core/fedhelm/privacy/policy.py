@@ -17,7 +17,6 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import pydantic
@@ -28,7 +27,6 @@ from fedhelm.errors import BadInput, NotSupportedYet
 
 __all__ = [
     "LINE_KINDS",
-    "PRIVACY_FILE",
     "PRIVACY_SAMPLE",
     "Clip",
     "Exclude",
@@ -40,12 +38,8 @@ __all__ = [
     "MinSamples",
     "PrivacyPolicy",
     "Weight",
-    "privacy_texts",
     "told",
 ]
-
-PRIVACY_FILE: Final = "privacy.json"
-"""Name of the file in ``startup/`` and ``local/`` of a site."""
 
 LINE_KINDS: Final = ("scalar", "text", "image", "log")
 """Kinds of lines that a script streams; what it prints is ``log``."""
@@ -273,23 +267,6 @@ def told(type_: str, parameters: Mapping[str, Any], show: bool) -> str:
 
 def _short(value: Any) -> str:
     return "|".join(map(str, value)) if isinstance(value, tuple | list) else f"{value:.12g}"
-
-
-def privacy_texts(startup: Path, local: Path) -> list[tuple[str, str]]:
-    """Return path and content of the site's files, the project's defaults first; empty where there is none.
-
-    Raises:
-        BadInput: a file cannot be read.
-    """
-    found = []
-    for path in (startup / PRIVACY_FILE, local / PRIVACY_FILE):
-        try:
-            found.append((str(path), path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: cannot be read: {error}") from error
-    return found
 
 
 PRIVACY_SAMPLE: Final = """\
