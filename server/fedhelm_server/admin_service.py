@@ -8,7 +8,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
@@ -324,8 +324,11 @@ class AdminService:
         _check_request_id(request.request_id)
         self._require_version_2("this")
         connected = runtime.streams.connected()
-        sites = _named_sites(request, set(runtime.kit.sites) | connected)
-        self._admit_operation(request, sites, call)
+        known = sorted(set(runtime.kit.sites) | connected)
+        about = site_object(runtime.streams.org_of)
+        sites = _named_sites(request, known, [site for site in known if call.passage.may_view(about(site))])
+        for object_ in (*([Object()] if request.server else []), *map(about, sites)):  # one that is denied denies all
+            call.passage.admit(object_, action=request.action, target=_target(request))
         item = {
             "request_id": request.request_id,
             "action": request.action,
@@ -345,12 +348,6 @@ class AdminService:
         versions = runtime.streams.versions()
         told = [site for site in sites if versions.get(site, 0) >= ORDERS_WIRE]
         return admin.OperateReply(sites=told, disconnected=[site for site in sites if site not in told])
-
-    def _admit_operation(self, request: admin.OperateRequest, sites: list[str], call: Call) -> None:
-        """Ask about each site and the server, before anything is done: one that is denied denies all."""
-        targets = [*([Object()] if request.server else []), *map(site_object(self._runtime.streams.org_of), sites)]
-        for object_ in targets:
-            call.passage.admit(object_, action=request.action, target=_target(request))
 
     async def check_status(self, _: common.Empty, call: Call) -> admin.StatusReply:
         """Return this server's state and the sites connected to it."""
@@ -379,14 +376,14 @@ class AdminService:
         return reply
 
 
-def _named_sites(request: admin.OperateRequest, known: set[str]) -> list[str]:
+def _named_sites(request: admin.OperateRequest, known: Collection[str], shown: Collection[str]) -> list[str]:
     if request.action not in ("shutdown", "restart"):
         raise BadInput(f"{request.action!r:.40} is neither shutdown nor restart")
     if request.server and request.action != "restart":
         raise BadInput("a server is shut down by shutdown_system, not by its primary")
     sites = sorted(known if ALL in request.sites else set(request.sites))
     if strangers := [site for site in sites if site not in known]:
-        raise NotFound(f"no site {strangers[0]!r:.80} in this project", hint=" ".join(sorted(known)))
+        raise NotFound(f"no site {strangers[0]!r:.80} in this project", hint=" ".join(shown))
     if not sites and not request.server:
         raise BadInput("neither a site nor the server is named")
     return sites
