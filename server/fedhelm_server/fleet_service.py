@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -60,6 +60,8 @@ MAX_LINE_BYTES = 1024 * 1024
 MAX_LINES = 1000  # in one batch; a site sends at most 500
 MAX_METRICS_BYTES = 512 * 1024
 MAX_TRACEBACK = 16 * 1024
+MAX_FILTERS = 80
+MAX_FILTER = 200
 
 
 class FleetService:
@@ -251,7 +253,8 @@ class FleetService:
         if self._runtime.book.jobs[item["job"]].ephemeral:
             return self._hold(item)
         key = (item["job"], *(item[name] for name in decisions.CONTRIBUTION_KEY))
-        answer = await self._runtime.ledger.propose("contribution", decisions.contribute(item), key=key, size=1024)
+        size = 1024 + sum(map(len, request.filters))
+        answer = await self._runtime.ledger.propose("contribution", decisions.contribute(item), key=key, size=size)
         if isinstance(answer, Placement):
             return common.Receipt(seq=answer.seq, index=answer.index, epoch=answer.epoch)
         assert isinstance(answer, decisions.ContributionAnswer)
@@ -292,6 +295,7 @@ class FleetService:
             "weight": request.weight,
             "metrics": _json_object(request.metrics_json, "metrics"),
             "time": iso(self._runtime.clock.utcnow()),
+            **({"filters": _filters(request.filters)} if request.filters else {}),
         }
 
     async def _check_blob(self, request: fleet.Contribution) -> None:
@@ -342,6 +346,12 @@ class FleetService:
         if answer is None or finished(job.status):
             return common.Receipt(gone=True)
         return common.Receipt(seq=answer["seq"], epoch=answer["epoch"])
+
+
+def _filters(told: Sequence[str]) -> list[str]:
+    if len(told) > MAX_FILTERS or any(len(one) > MAX_FILTER or not one.isprintable() for one in told):
+        raise BadInput(f"privacy filters are told in at most {MAX_FILTERS} texts of {MAX_FILTER} characters")
+    return list(told)
 
 
 async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

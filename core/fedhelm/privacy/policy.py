@@ -262,6 +262,7 @@ def told(type_: str, parameters: Mapping[str, Any], show: bool) -> str:
     """Return a filter as ``type(name=value, ...)``, at most 200 characters; the type alone if ``show`` is false."""
     values = ", ".join(f"{name}={_short(value)}" for name, value in parameters.items())
     text = f"{type_}({values})" if show and values else type_
+    text = "".join(one if one.isprintable() else "?" for one in text)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

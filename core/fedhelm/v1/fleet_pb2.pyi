@@ -451,6 +451,7 @@ class Contribution(_message.Message):
     BLOB_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     METRICS_JSON_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     attempt: _builtins.int
     step: _builtins.int
@@ -466,6 +467,10 @@ class Contribution(_message.Message):
     def blob(self) -> _common_pb2.BlobRef:
         """absent for kinds that bring no tensors (evaluate)"""
 
+    @_builtins.property
+    def filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The site's privacy filters that were applied, in their order, as it wants to tell them, such as clip(norm=1)."""
+
     def __init__(
         self,
         *,
@@ -479,10 +484,11 @@ class Contribution(_message.Message):
         blob: _common_pb2.BlobRef | None = ...,
         weight: _builtins.float = ...,
         metrics_json: _builtins.str = ...,
+        filters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "blob", b"blob", "job", b"job", "kind", b"kind", "metrics_json", b"metrics_json", "round", b"round", "sequence", b"sequence", "site", b"site", "step", b"step", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "blob", b"blob", "filters", b"filters", "job", b"job", "kind", b"kind", "metrics_json", b"metrics_json", "round", b"round", "sequence", b"sequence", "site", b"site", "step", b"step", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
