@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from fedhelm.clock import SystemClock, iso
 from fedhelm.config.kit import Kit, OverseerAddress
 from fedhelm.errors import BadCertificate, FedhelmError, Unreachable
-from fedhelm.security.tls import client_context
+from fedhelm.security.tls import Check, client_context
 from fedhelm.wire.overseer_answers import (
     EVENTS,
     HISTORY,
@@ -98,6 +98,10 @@ class _Line(http.client.HTTPConnection):
             raise
         self.limit(self.sock, end - time.monotonic())
 
+    def is_of(self, context: ssl.SSLContext | None) -> bool:
+        """Tell whether this was connected with the context."""
+        return self._tls is context
+
     @staticmethod
     def limit(sock: socket.socket, seconds: float) -> None:
         """Let each operation of a socket take so long; zero would mean not to wait, and not to connect."""
@@ -122,10 +126,13 @@ class OverseerConsoleClient:
 
     Args:
         kit: an opened kit of any participant.
+        check: is asked about the serial of an overseer's certificate before anything is sent to it; raises
+            BadCertificate for one that was revoked.
     """
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, kit: Kit, *, check: Check | None = None) -> None:
         self._kit = kit
+        self._check = check
         self._order = list(kit.overseers)
         self._idle: dict[OverseerAddress, list[_Line]] = {}
         self._streams: dict[_Line, OverseerAddress] = {}
@@ -150,6 +157,34 @@ class OverseerConsoleClient:
             line.close()
         for line in streams:
             line.cut()
+
+    def reconnect(self) -> None:
+        """Let calls that begin now open new connections, with the kit that lies there now.
+
+        Those on their way end on the ones that they have. What else changed in the kit counts for a new client.
+        """
+        with self._lock:
+            lines = [line for idle in self._idle.values() for line in idle]
+            self._idle.clear()
+            self._tls = None
+        for line in lines:
+            line.close()
+
+    def revocations(self, after: int = 0, wait_s: float = 0.0, timeout: float | None = None) -> bytes:
+        """Return the list of revoked certificates as the root signed it; empty if there is none above ``after``.
+
+        Whoever gets it verifies it.
+
+        Args:
+            after: the version that is known here.
+            wait_s: how long an overseer may wait for a newer one, at most 30 s.
+            timeout: seconds for all of it.
+
+        Raises:
+            NotFound: an overseer of before.
+        """
+        asked = _Asked("GET", f"/revocations?after={after}&wait={wait_s:.3f}")
+        return self._call(asked, timeout, _WORK + wait_s)
 
     def primary(self, timeout: float | None = None) -> PrimaryView:
         """Return who leads.
@@ -334,7 +369,7 @@ class OverseerConsoleClient:
             line.close()
             raise
         with self._lock:
-            keep = not (reply.will_close or self._closed.is_set())
+            keep = not (reply.will_close or self._closed.is_set()) and line.is_of(self._tls)
             if keep:
                 self._idle.setdefault(address, []).append(line)
         if not keep:
@@ -351,7 +386,7 @@ class OverseerConsoleClient:
             if self._closed.is_set():
                 raise Unreachable("this client is closed")
             if self._tls is None:
-                self._tls = client_context(self._kit)
+                self._tls = client_context(self._kit, self._check)
             return _Line(address, self._tls, max(limit, 0.001))
 
     def _prefer(self, address: OverseerAddress) -> None:
