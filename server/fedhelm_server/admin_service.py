@@ -26,6 +26,7 @@ from fedhelm.ids import check_job_id
 from fedhelm.persist.blobs import BlobReader, BlobRef
 from fedhelm.security.authorization import Object
 from fedhelm.security.identity import Principal
+from fedhelm.security.job_signing import Submission
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
@@ -182,13 +183,14 @@ class AdminService:
         return admin.SubmitJobReply(job=job_id, receipt=common.Receipt(seq=seq, epoch=self._runtime.epoch))
 
     async def _verify(self, request: admin.SubmitJobRequest, config: dict[str, Any], caller: str) -> dict[str, str]:
-        runtime, job, digest = self._runtime, request.job, request.bundle.digest
-        ask = functools.partial(submissions.verify, runtime.kit, request.submission, job, config["name"], digest)
+        runtime, kit, data = self._runtime, self._runtime.kit, request.submission
+        expected = Submission(kit.project, kit.cluster, request.job, config["name"], request.bundle.digest)
+        ask = functools.partial(submissions.verify, kit, data, expected, runtime.callers.revocations)
         verified = await asyncio.to_thread(ask, caller=caller, now=runtime.clock.utcnow())
         known = set(runtime.kit.sites) | runtime.streams.connected()
         sites = submissions.named_sites(config, known)
         submissions.admit_at_sites(runtime.callers.policy, verified.submitter, sites, runtime.streams.org_of)
-        return submissions.signed_parts(request.submission, verified)
+        return submissions.signed_parts(data, verified)
 
     def _validate(self, bundle: BlobRef) -> dict[str, Any]:
         """Check a bundle as the console did: no client is trusted."""

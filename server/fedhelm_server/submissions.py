@@ -23,16 +23,15 @@ __all__ = ["admit_at_sites", "named_sites", "signed_parts", "verify"]
 
 
 def verify(
-    kit: Kit, data: bytes, job: str, name: str, digest: str, *, caller: str, now: datetime
+    kit: Kit, data: bytes, expected: Submission, revocations: KeptRevocations | None, *, caller: str, now: datetime
 ) -> VerifiedSubmission:
     """Verify what a submitter signed; blocking.
 
     Args:
         kit: this server's.
         data: what came with the request, from whomever.
-        job: the job's id.
-        name: its name, as the uploaded ``job.yaml`` says.
-        digest: of the uploaded bundle's manifest.
+        expected: what the server knows of the job: its id, and name and digest of the uploaded bundle.
+        revocations: the certificates that count no longer; None: there are none.
         caller: who submits.
         now: by this server's clock.
 
@@ -44,8 +43,8 @@ def verify(
         roots = kit.ca.read_bytes()
     except OSError as error:
         raise KitError(f"{kit.ca}: cannot be read: {error.strerror}") from error
-    trust = Trust(roots, kit.project, now=now, revoked=KeptRevocations(kit).current.revoked)
-    return verify_submission(data, Submission(kit.project, kit.cluster, job, name, digest), trust, submitter=caller)
+    trust = Trust(roots, kit.project, now, None if revocations is None else revocations.current.revoked)
+    return verify_submission(data, expected, trust, submitter=caller)
 
 
 def signed_parts(data: bytes, verified: VerifiedSubmission) -> dict[str, str]:

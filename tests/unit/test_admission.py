@@ -12,7 +12,7 @@ from fedhelm.clock import SystemClock
 from fedhelm.errors import BadInput, BadSignature, Corrupt, NotAuthorised
 from fedhelm.job.bundle import pack
 from fedhelm.security.authorization import Policy, default_policy
-from fedhelm.security.job_signing import MAX_AGE, sign_submission
+from fedhelm.security.job_signing import MAX_AGE, Submission, sign_submission
 from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.security.pki import CertificateAuthority, load_certificate
 from fedhelm.security.revocation import RevocationList, Revoked
@@ -254,7 +254,8 @@ def test_a_server_takes_what_its_caller_signed_just_now(kits, upload, submitter,
     now = SystemClock().utcnow()
 
     def verify(data, caller="bob@a.org", when=now, job=JOB, name="hello", digest=upload.manifest.digest):
-        return submissions.verify(server, data, job, name, digest, caller=caller, now=when)
+        expected = Submission("poc", CLUSTER, job, name, digest)
+        return submissions.verify(server, data, expected, KeptRevocations(server), caller=caller, now=when)
 
     signed = upload.signed_by(bob)
     verified = verify(signed)
@@ -284,7 +285,8 @@ def test_a_server_asks_its_policy_about_each_site_that_a_job_names(kits, upload,
     now = SystemClock().utcnow()
     signed = upload.signed_by(submitter())
     server, digest = kits["server1"], upload.manifest.digest
-    who = submissions.verify(server, signed, JOB, "hello", digest, caller="bob@a.org", now=now).submitter
+    expected = Submission("poc", CLUSTER, JOB, "hello", digest)
+    who = submissions.verify(server, signed, expected, None, caller="bob@a.org", now=now).submitter
     own_sites = Policy.parse(
         '{"format_version": "1.0", "permissions": {"lead": {"submit_job": "any", "byoc": "o:site"}}}', "p"
     )
