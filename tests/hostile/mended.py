@@ -44,10 +44,11 @@ def replaced(old: bytes, new: bytes) -> Change:
 
 
 def in_pem(change: Change) -> Change:
-    """Change what is inside a PEM block."""
+    """Change what is inside the first PEM block."""
 
     def outer(seed: bytes) -> bytes:
-        first, *lines, last = [*seed.split(b"-----END")[0].strip().split(b"\n"), b"-----END CERTIFICATE-----"]
+        first, *lines = seed.split(b"-----END")[0].strip().split(b"\n")
+        last = first.replace(b"BEGIN", b"END")
         der = change(base64.b64decode(b"".join(lines)))
         return first + b"\n" + base64.encodebytes(der) + last + b"\n"
 
@@ -68,6 +69,7 @@ def _off_the_curve(der: bytes) -> bytes:
 
 
 DEEP = these(b"[" * 100_000)
+VERSION = bytes.fromhex("a003020102")
 CURVE, POINT = bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("03420004")
 
 MENDED: tuple[Mended, ...] = (
@@ -101,6 +103,15 @@ MENDED: tuple[Mended, ...] = (
         replaced(bytes.fromhex("0603551d25"), bytes.fromhex("0603551d0f")),
     ),
     Mended(
+        "certificate: DER", "InvalidVersion in identity.principal_from_der", replaced(VERSION, VERSION[:-1] + b"\x08")
+    ),
+    Mended("kit: rootCA.pem", "InvalidVersion in pki.load_roots", in_pem(replaced(VERSION, VERSION[:-1] + b"\x08"))),
+    Mended(
+        "certificate request",
+        "InvalidVersion in requests.read_request",
+        in_pem(replaced(b"\x02\x01\x00\x30", b"\x02\x01\x08\x30")),
+    ),
+    Mended(
         "kit: manifest of a folder",
         "UnicodeEncodeError in signing._read",
         edited(lambda value: value["files"].update({"\ud800": "0" * 64})),
@@ -110,5 +121,8 @@ MENDED: tuple[Mended, ...] = (
     Mended("kit: rootCA.pem", "UnsupportedAlgorithm in pki._verify", in_pem(replaced(CURVE, CURVE[:-1] + b"\x63"))),
     Mended("kit: rootCA.pem", "ValueError in pki._verify", in_pem(_off_the_curve)),
     Mended("workspace marker", "RecursionError in workspace.open", DEEP),
+    Mended(
+        "state/project.json", "TypeError in provisioned.last_prod", edited(lambda value: value.update(last_prod=[]))
+    ),
     Mended("backup.json", "RecursionError in project_backup.read_backup", DEEP),
 )

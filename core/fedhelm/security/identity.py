@@ -105,6 +105,6 @@ def principal_from_der(der: bytes, project: str) -> Principal:
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise BadCertificate(f"not a certificate: {error}") from error
     return principal_from_certificate(certificate, project)

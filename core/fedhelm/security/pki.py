@@ -277,7 +277,7 @@ def load_certificate(pem: bytes, what: str) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise BadCertificate(f"{what}: not a certificate in PEM form") from error
 
 
@@ -289,7 +289,7 @@ def load_roots(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
     """
     try:
         roots = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise BadCertificate(f"{what}: not a certificate in PEM form") from error
     if len(roots) > 2:
         raise BadCertificate(f"{what}: {len(roots)} certificates, one or two are needed")
