@@ -47,8 +47,10 @@ def main(argv: list[str]) -> int:
 def _foreground(root: Path) -> int:
     from fedhelm.log import setup
     from fedhelm.security.kit import open_kit
+    from fedhelm_client.outgoing import check_privacy
 
     kit = open_kit(root, role="site")
+    check_privacy(kit)
     lock = ParticipantLock(kit.run)
     lock.acquire()
     try:

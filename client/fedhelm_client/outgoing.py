@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput
+from fedhelm.plain_json import parse_plain
 from fedhelm.privacy.files import privacy_texts
 from fedhelm.process import atomic_write
 from fedhelm_client.folders import JobFolder
@@ -53,16 +54,23 @@ def outgoing_of_job(kit: Kit, folder: JobFolder) -> Outgoing:
     """
     kept = folder.privacy
     try:
-        texts = [(str(where), str(text)) for where, text in json.loads(kept.read_bytes())]
+        texts = [_text_of(one) for one in parse_plain(kept.read_bytes())]
     except FileNotFoundError:
         texts = privacy_texts(kit.startup, kit.local)
         policy = _policy_of(texts)
         atomic_write(kept, json.dumps(texts).encode(), sync=bool(texts))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise BadInput(f"{kept}: the job's copy of privacy.json is damaged") from error
     else:
         policy = _policy_of(texts)
     return Outgoing(policy)
+
+
+def _text_of(kept: Any) -> tuple[str, str]:
+    where, text = kept
+    if not isinstance(where, str) or not isinstance(text, str):
+        raise TypeError("no path and text")
+    return where, text
 
 
 class Outgoing:

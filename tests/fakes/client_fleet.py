@@ -40,6 +40,7 @@ class FakeLog:
     lines: dict = field(default_factory=dict)  # job -> [line]
     failures: list = field(default_factory=list)
     jobs: dict = field(default_factory=dict)  # job -> AssignedJob
+    offers: list = field(default_factory=list)  # every contribution that was offered, also those that were there
     ephemeral: set = field(default_factory=set)  # jobs whose contributions stay out of the log
     submitter: object = None  # the kit of who signs the jobs
     seq: int = 10
@@ -225,6 +226,7 @@ class FakeFleet:
     async def contribute(self, request, call):
         self._check()
         self.offers += 1
+        self.log.offers.append(request)
         await self._hook("before_record")
         key = (request.job, request.attempt, request.step, request.round, request.kind, request.site, request.sequence)
         closed = any(one.round >= request.round for one in self.log.jobs[request.job].closed)
