@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, PortTaken
 from fedhelm.security.identity import principal_from_der
-from fedhelm.security.policy import authorise, check_permission
+from fedhelm.security.policy import check_permission, check_role
 from fedhelm.security.tls import refresh_server, server_context
 from fedhelm_server.callers import Callers
 from fedhelm_server.role import Role
@@ -161,7 +161,7 @@ class _Endpoint:
             principal = principal_from_der(tls.getpeercert(binary_form=True), self._kit.project)
             if self._callers.revocations is not None:
                 self._callers.revocations.check(principal.serial)
-            authorise(principal, PERMISSION)
+            check_role(principal, PERMISSION)
         except FedhelmError as error:
             return "403 Forbidden", plain, f"{error.message}\n".encode()
         method, path, *_ = (*head.split(b" ", 2), b"", b"")
