@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedhelm.config.kit import OverseerAddress
 from fedhelm.errors import BadCertificate, FedhelmError, NoPrimary, ProtocolError, Unreachable, error_class
-from fedhelm.wire.overseer_api import REVOCATIONS_HEADER, ErrorBody, Event, HistoryEntry, ServerView
+from fedhelm.wire.overseer_api import (
+    REVOCATIONS_HEADER,
+    ErrorBody,
+    Event,
+    HistoryEntry,
+    RevocationsView,
+    ServerView,
+)
 
 __all__ = [
     "EVENTS",
@@ -19,6 +27,7 @@ __all__ = [
     "SERVERS",
     "Answer",
     "Body",
+    "HandedOver",
     "checked",
     "content_of",
     "failure",
@@ -56,6 +65,15 @@ class Answer(Protocol):
     @property
     def content(self) -> bytes:
         """The whole body."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HandedOver:
+    """What one overseer said to the list of revoked certificates: exactly one of ``view`` and ``error`` is set."""
+
+    overseer: str
+    view: RevocationsView | None = None
+    error: FedhelmError | None = None
 
 
 def who(address: OverseerAddress) -> str:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote
 
-from pydantic import BaseModel
-
 from fedhelm.clock import SystemClock, iso
 from fedhelm.config.kit import Kit, OverseerAddress
 from fedhelm.errors import BadCertificate, FedhelmError, Unreachable
@@ -27,7 +25,10 @@ from fedhelm.wire.overseer_answers import (
     EVENTS,
     HISTORY,
     SERVERS,
+    Body,
+    HandedOver,
     checked,
+    content_of,
     failure,
     headers,
     parse,
@@ -45,6 +46,7 @@ from fedhelm.wire.overseer_api import (
     PrimaryView,
     PromoteReply,
     PromoteRequest,
+    RevocationsView,
     ServerView,
     SystemView,
 )
@@ -57,6 +59,8 @@ _LOOK = 2.0
 """Seconds that one overseer may take to say what it knows: one that is stopped must not hold up a person."""
 _WORK = 5.0
 """The same where it reads or writes its store."""
+_LIST = 20.0
+"""The same for the list of revoked certificates, which may be some megabytes."""
 _EVENT_SILENCE = 12.0
 """Longest silence on an event stream; the overseer pings every 5 s."""
 _RECONNECT = (0.1, 0.25, 0.5, 1.0, 2.0)
@@ -68,7 +72,7 @@ _LOST = (http.client.HTTPException, OSError)
 class _Asked:
     method: str
     path: str
-    body: BaseModel | None = None
+    body: Body = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,38 @@ class OverseerConsoleClient:
         """
         self._call(_Asked("POST", f"/servers/{quote(server, safe='')}/remove", request), timeout, _WORK)
 
+    def revoke(self, data: bytes, timeout: float | None = None) -> tuple[HandedOver, ...]:
+        """Hand the list, as the root signed it, to every overseer of the kit; return what each said, in its order."""
+        said: dict[OverseerAddress, HandedOver] = {}
+        limit = _LIST if timeout is None else min(timeout, _LIST)
+        asked = _Asked("POST", "/revocations", data)
+        threads = [
+            threading.Thread(target=self._hand_over, args=(address, asked, limit, said), name="overseer", daemon=True)
+            for address in self._kit.overseers
+        ]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + limit + _LOOK
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        late = Unreachable("no answer in time")
+        return tuple(said.get(one) or HandedOver(one.name, error=late) for one in self._kit.overseers)
+
+    def _hand_over(
+        self, address: OverseerAddress, asked: _Asked, limit: float, said: dict[OverseerAddress, HandedOver]
+    ) -> None:
+        try:
+            answer = self._exchange(address, asked, limit)
+            view = parse(RevocationsView, checked(answer, address))
+            said[address] = HandedOver(address.name, view)
+        except FedhelmError as error:
+            said[address] = HandedOver(address.name, error=error)
+        except Exception as error:  # noqa: BLE001 - whatever happened in this thread belongs to the caller's
+            try:
+                said[address] = HandedOver(address.name, error=Unreachable(failure(error, address)[1]))
+            except BadCertificate as ours:
+                said[address] = HandedOver(address.name, error=ours)
+
     def health(self, timeout: float | None = None) -> Health:
         """Return what ``/healthz`` says."""
         return parse(Health, self._call(_Asked("GET", "/healthz"), timeout))
@@ -361,8 +397,7 @@ class OverseerConsoleClient:
                 line.connect()
             else:
                 line.limit(line.sock, limit)
-            text = body.model_dump_json() if body is not None else None
-            line.request(asked.method, path_of(address, asked.path), text, headers(body))
+            line.request(asked.method, path_of(address, asked.path), content_of(body), headers(body))
             reply = line.getresponse()
             answer = _Answered(reply.status, reply.read())
         except BaseException:
