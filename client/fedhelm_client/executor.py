@@ -28,6 +28,7 @@ from fedhelm_client.journal import Journal, Throttle
 from fedhelm_client.links import Links
 from fedhelm_client.outbox import ContributionId, Outbox, Saved, id_of, is_closed
 from fedhelm_client.outgoing import Outgoing, outgoing_of_job
+from fedhelm_client.site_trail import SiteTrail
 from fedhelm_client.supplies import fetch_model, prepare
 
 __all__ = ["GRACE_COMPLETED", "GRACE_STOPPED", "JobExecution", "Site"]
@@ -41,17 +42,18 @@ GRACE_STOPPED = 1.0
 """Seconds between SIGTERM and SIGKILL for the script of a job that was aborted or failed."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """What every job of this site shares.
 
     Attributes:
-        kit: the site's.
+        kit: the site's; another one once that took its place.
         links: to the servers.
         runtime: folder for sockets.
         clock: boot time for the throttle, UTC for stamps.
         on_change: what this site holds has changed.
         on_stray: a nanny was killed: end what it left.
+        trail: the site's audit file.
     """
 
     kit: Kit
@@ -60,6 +62,7 @@ class Site:
     clock: Clock
     on_change: Callable[[], None]
     on_stray: Callable[[], None]
+    trail: SiteTrail
 
 
 class JobExecution:
@@ -248,7 +251,9 @@ class JobExecution:
             door = self._site.runtime / self.job  # a folder of its own: other jobs' scripts must not see it
             door.mkdir(mode=0o700, exist_ok=True)
             self._outgoing = await asyncio.to_thread(outgoing_of_job, self._site.kit, self._folder)
-            plan = await prepare(self._site.kit, self._site.links, self._folder, self._assigned, door)
+            plan = await prepare(
+                self._site.kit, self._site.links, self._folder, self._assigned, door, trail=self._site.trail
+            )
             self._door = Door(door / "door", self)
             self._door.open()
             self._process = JobProcess(self._site.kit.root, self.job, self._take_output, self._process_ended)

@@ -6,13 +6,14 @@ import asyncio
 from pathlib import Path
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import BadInput
+from fedhelm.errors import BadInput, FedhelmError
 from fedhelm.v1 import fleet_pb2
 from fedhelm.wire.bulk import fetch_blob
 from fedhelm_client.admission import admit, check_signed, check_unpacked
 from fedhelm_client.folders import JobFolder, code_roots, protected_paths
 from fedhelm_client.job_process import JobPlan
 from fedhelm_client.links import Links
+from fedhelm_client.site_trail import SiteTrail
 
 __all__ = ["MODELS_KEPT", "fetch_model", "prepare"]
 
@@ -20,10 +21,19 @@ MODELS_KEPT = 3
 """Models that stay on the site's disk; a script may still read the one before its task's."""
 
 
-async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob, door: Path) -> JobPlan:
+async def prepare(
+    kit: Kit,
+    links: Links,
+    folder: JobFolder,
+    assigned: fleet_pb2.AssignedJob,
+    door: Path,
+    *,
+    trail: SiteTrail,
+) -> JobPlan:
     """Fetch and unpack the bundle, unless it is here already; return what the job process is to run.
 
-    ``door`` is the folder of the job's socket, the only one of those that its script reaches.
+    ``door`` is the folder of the job's socket, the only one of those that its script reaches. ``trail`` is told
+    whether the job was taken in.
 
     Raises:
         NotAuthorised: who submitted the job did not sign this, or may not run it here; names the site and the rule.
@@ -33,7 +43,7 @@ async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2
     if folder.bundle.is_dir():  # admitted before, by this agent or an earlier one
         await asyncio.to_thread(check_unpacked, kit, assigned, folder.bundle)
     else:
-        await _take_in(kit, links, folder, assigned)
+        await _take_in(kit, links, folder, assigned, trail)
     app, script = folder.script(assigned.app, assigned.script)
     code = await asyncio.to_thread(code_roots)
     return JobPlan(
@@ -46,17 +56,26 @@ async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2
     )
 
 
-async def _take_in(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob) -> None:
+async def _take_in(
+    kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob, trail: SiteTrail
+) -> None:
     from fedhelm.job.bundle import unpack
 
-    submitter = await asyncio.to_thread(check_signed, kit, assigned)
-    archive = folder.root / "bundle.tar"
-    await links.to_leader(f"bundle of job {assigned.job}", lambda stub: fetch_blob(stub, assigned.bundle, archive))
+    submitter = None
     try:
-        await asyncio.to_thread(admit, kit, assigned, archive, submitter)
-        await asyncio.to_thread(unpack, archive, folder.bundle)
-    finally:
-        archive.unlink()
+        submitter = await asyncio.to_thread(check_signed, kit, assigned)
+        archive = folder.root / "bundle.tar"
+        what = f"bundle of job {assigned.job}"
+        await links.to_leader(what, lambda stub: fetch_blob(stub, assigned.bundle, archive))
+        try:
+            await asyncio.to_thread(admit, kit, assigned, archive, submitter)
+            await asyncio.to_thread(unpack, archive, folder.bundle)
+        finally:
+            archive.unlink()
+    except FedhelmError as error:
+        trail.job(assigned.job, submitter, error)
+        raise
+    trail.job(assigned.job, submitter)
 
 
 async def fetch_model(links: Links, folder: JobFolder, job: str, order: fleet_pb2.Task) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from datetime import timedelta
 
 import pytest
@@ -21,6 +22,7 @@ from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import manifest_of
 from fedhelm_client.admission import admit, check_signed
 from fedhelm_client.folders import JobFolder
+from fedhelm_client.site_trail import SiteTrail
 from fedhelm_client.supplies import prepare
 from fedhelm_server import submissions
 from tests.fakes.provision_clock import FixedClock
@@ -116,7 +118,17 @@ def upload(tmp_path):
 async def take(site, upload, assigned):
     folder = JobFolder.of(site, JOB)
     folder.make()
-    return await prepare(site, upload, folder, assigned, site.run)
+    trail = SiteTrail.open(site)
+    try:
+        return await prepare(site, upload, folder, assigned, site.run, trail=trail)
+    finally:
+        trail.close()
+
+
+def noted(site):
+    """What the site's audit file says of jobs."""
+    lines = [json.loads(line) for line in (site.root / "audit.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["action"] == "site.job"]
 
 
 def left(site):
@@ -132,6 +144,25 @@ def revoke(kit, authority, of):
 
 
 # -- a site -----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_audit_file_has_what_was_taken_in_and_what_was_refused(site, submitter, upload, authority):
+    lead = submitter()
+    for _ in range(2):  # unpacked once, and noted once
+        await take(site, upload, upload.assigned(upload.signed_by(lead)))
+    (taken,) = noted(site)
+    assert (taken["outcome"], taken["by"]["name"], taken["object"]) == (
+        "allowed",
+        "bob@a.org",
+        {"job": JOB, "site": "site-1"},
+    )
+    shutil.rmtree(site.run / "jobs")
+    revoke(site, authority, lead)
+    with pytest.raises(BadSignature):
+        await take(site, upload, upload.assigned(upload.signed_by(lead)))
+    refused = noted(site)[-1]
+    assert (refused["outcome"], refused.get("by")) == ("denied", None)
+    assert "certificate of lead bob@a.org was revoked" in refused["why"]
 
 
 async def test_a_job_that_its_submitter_signed_is_unpacked_once(site, upload, submitter):
