@@ -138,6 +138,15 @@ def test_a_policy_that_cannot_be_read(kits):
     assert "authorization.json:1" in find(look(kits["site-1"]), "policy", "fail").said
 
 
+def test_a_privacy_policy_is_told_or_what_is_wrong_with_it(kits):
+    path = kits["site-1"].local / "privacy.json"
+    assert not [one for one in look(kits["site-1"]) if one.what == "privacy"]
+    path.write_text('{"format_version": "1.0", "filters": [{"type": "clip", "norm": 1}], "show_parameters": false}')
+    assert find(look(kits["site-1"]), "privacy", "ok").said == "clip(norm=1)"
+    path.write_text('{"format_version": "1.0", "filters": [{"type": "clap"}]}')
+    assert "privacy.json:1:40: filters[0].type: unknown filter" in find(look(kits["site-1"]), "privacy", "fail").said
+
+
 def test_the_store_that_is_not_there_or_somebody_elses(kits):
     kit = kits["server1"]
     missing = find(look(kit), "store", "fail")

@@ -170,7 +170,7 @@ def _write_folder(participant: Participant, files: Mapping[str, bytes], folder: 
         (root / "transfer").mkdir(mode=0o700)
     for name, data in files.items():
         _write(startup / name, data)
-    for name, text in local_texts(participant).items():
+    for name, text in local_texts(participant.name, participant.role).items():
         _write(local / name, text.encode())
     return root
 
