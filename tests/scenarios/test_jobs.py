@@ -308,7 +308,7 @@ def test_a_job_folder_that_leads_out_or_is_none(standing, tmp_path):
 
 def test_the_same_submit_twice_is_one_job(standing, tmp_path):
     from fedhelm.admin import connect
-    from fedhelm.errors import Conflict
+    from fedhelm.errors import BadSignature, Conflict
     from fedhelm.ids import new_job_id, new_request_id
     from fedhelm.v1 import admin_pb2
 
@@ -316,10 +316,11 @@ def test_the_same_submit_twice_is_one_job(standing, tmp_path):
     with connect(standing.admin_kit) as session:
         stub = session._follower.connect(_deadline()).stub
         packed = tmp_path / "packed"
-        session._network.pack(folder, packed)
+        signed_as = session._network.pack(folder, packed)
         job, request_id = new_job_id(), new_request_id()
         ref = session._network.upload(stub, f"jobs/{job}/bundle", packed)
-        request = admin_pb2.SubmitJobRequest(request_id=request_id, job=job, bundle=ref)
+        signed = session._network.sign_job(job, *signed_as)
+        request = admin_pb2.SubmitJobRequest(request_id=request_id, job=job, bundle=ref, submission=signed)
         first = stub.submit_job(request, timeout=20)
         assert session.wait(job, timeout=40).status == "FINISHED:COMPLETED"
         second = stub.submit_job(request, timeout=20)  # also when it has long ended
@@ -328,8 +329,13 @@ def test_the_same_submit_twice_is_one_job(standing, tmp_path):
         assert calls(shared, "site-1") == ["train 1"]
         other = new_job_id()
         ref = session._network.upload(stub, f"jobs/{other}/bundle", packed)
+        request = admin_pb2.SubmitJobRequest(request_id=request_id, job=other, bundle=ref, submission=signed)
+        with pytest.raises(BadSignature, match=f"job is '{job}' there"):
+            stub.submit_job(request, timeout=20)
+        request.submission = session._network.sign_job(other, *signed_as)
         with pytest.raises(Conflict):
-            stub.submit_job(admin_pb2.SubmitJobRequest(request_id=request_id, job=other, bundle=ref), timeout=20)
+            stub.submit_job(request, timeout=20)
+        assert session.jobs(prefix=other) == []
 
 
 def _deadline():
