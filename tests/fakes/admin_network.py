@@ -76,6 +76,8 @@ class FakeCluster:
     sites_up: set = field(default_factory=lambda: {"site-1", "site-2"})
     deaf: set = field(default_factory=set)
     operations: list = field(default_factory=list)
+    handed_over: list = field(default_factory=list)
+    overseers_said: tuple = ()
     shut_down: bool = False
     paused: bool = False
     extra_servers: tuple = ()
@@ -313,6 +315,10 @@ class FakeOverseer:
 
     def remove(self, server, request, timeout=None):
         self._told("remove", request, timeout, server)
+
+    def revoke(self, data, timeout=None):
+        self.cluster.handed_over.append(data)
+        return self.cluster.overseers_said
 
     def shutdown(self, request, timeout=None):
         self._told("shutdown", request, timeout)

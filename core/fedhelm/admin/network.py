@@ -96,6 +96,9 @@ class OverseerCalls(Protocol):
     def remove(self, server: str, request: OperateRequest, timeout: float | None = None) -> None:
         """Forget a server that is down."""
 
+    def revoke(self, data: bytes, timeout: float | None = None) -> Iterable[Any]:
+        """Hand the list of revoked certificates to every overseer; a ``HandedOver`` of each."""
+
     def events(self, after: int | None = None) -> Iterator[Any]:
         """Yield each ``Event`` after this id (None: from now on), across lost connections, until ``close``."""
 
