@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import grpc.aio
 
 import fedhelm.wire
-from fedhelm.errors import NotPrimary
+from fedhelm.errors import BadCertificate, NotPrimary
 from fedhelm.job.bundle import pack
 from fedhelm.persist.blobs import BlobRef, BlobWriter
 from fedhelm.persist.store import init_store, open_store
@@ -21,7 +22,8 @@ from fedhelm.security.job_signing import sign_submission
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream_blob
-from fedhelm.wire.chain import ServiceHandlers, serve_options, server_credentials
+from fedhelm.wire.chain import ServiceHandlers, serve_options
+from fedhelm.wire.server_certificate import ServerCertificate
 
 assert fedhelm.wire
 
@@ -115,6 +117,9 @@ class FakeFleet:
         self.hooks = {}
         self.held = {}
         self.hellos = []
+        self.serials = []  # of the certificates with which streams were opened
+        self.revoked = set()
+        self.refusals = 0
         self.offers = 0
         self.wire = wire
         self.kept = {}
@@ -126,12 +131,18 @@ class FakeFleet:
     async def start(self):
         self._server = grpc.aio.server(options=serve_options())
         service = fleet.DESCRIPTOR.services_by_name["Fleet"]
-        handlers = ServiceHandlers(service, self, project="poc", epoch=lambda: self.epoch, policy=default_policy())
-        self._server.add_generic_rpc_handlers((handlers,))
-        credentials = server_credentials(
-            self.kit.ca.read_bytes(), self.kit.cert.read_bytes(), self.kit.key.read_bytes()
+        self._handlers = ServiceHandlers(
+            service,
+            self,
+            project="poc",
+            epoch=lambda: self.epoch,
+            policy=default_policy(),
+            revocations=SimpleNamespace(check=self._check_serial),
         )
-        self._server.add_secure_port(f"127.0.0.1:{self.kit.own_server.fed_learn_port}", credentials)
+        self._server.add_generic_rpc_handlers((self._handlers,))
+        self.certificate = ServerCertificate(self.kit)
+        address = f"127.0.0.1:{self.kit.own_server.fed_learn_port}"
+        self._server.add_secure_port(address, self.certificate.credentials())
         await self._server.start()
 
     async def stop(self):
@@ -140,6 +151,16 @@ class FakeFleet:
             self.leading = False
             server, self._server = self._server, None
             await server.stop(None)
+
+    def _check_serial(self, serial):
+        if serial in self.revoked:
+            self.refusals += 1
+            raise BadCertificate("the certificate of site site-1 was revoked on 2026-11-23: laptop stolen")
+
+    def revoke(self, serial):
+        """Refuse new calls with this certificate and end those that run, as a server does."""
+        self.revoked.add(serial)
+        self._handlers.end_calls([serial])
 
     async def lead(self, epoch):
         self.leading, self.epoch = True, epoch
@@ -162,6 +183,7 @@ class FakeFleet:
     async def connect(self, messages, call):
         hello = (await anext(aiter(messages))).hello
         self.hellos.append(hello)
+        self.serials.append(call.principal.serial)
         self.held = {held.job: held.status for held in hello.jobs}
         changed = asyncio.Event()
         changed.set()
