@@ -124,5 +124,8 @@ MENDED: tuple[Mended, ...] = (
     Mended(
         "state/project.json", "TypeError in provisioned.last_prod", edited(lambda value: value.update(last_prod=[]))
     ),
+    Mended("yaml: job.yaml", "ValueError in yaml_source.validate", these(b"app: 0x" + b"f" * 5000)),
+    Mended("project.yml", "ValueError in yaml_source.validate", these(b"api_version: 0x" + b"f" * 5000)),
+    Mended("project.yml: of FLARE", "ValueError in flare._short", these(b"builders:\n  - path: 0x" + b"f" * 5000)),
     Mended("backup.json", "RecursionError in project_backup.read_backup", DEEP),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedhelm.config.json_source import load_commented
 from fedhelm.config.kit import Kit, check_lease_store, find_config, kit_from_json
 from fedhelm.config.timing import PROFILES, Timing
 from fedhelm.ids import check_admin_name, check_host_name, check_job_id
+from fedhelm.privacy.policy import PRIVACY_SAMPLE, PrivacyPolicy
 from fedhelm.process import read_state
 from fedhelm.provision.project_file import read_project_file
 from fedhelm.provision.sample import SAMPLE
@@ -63,6 +65,9 @@ def decoders(place: Path) -> Iterator[Decoder]:
     policy = DEFAULT_AUTHORIZATION.encode()
     plain = dump(load_commented(DEFAULT_AUTHORIZATION, "it").value)
     yield Decoder("authorization.json", as_utf8(lambda text: Policy.parse(text, "it")), (policy, plain))
+    uncommented = re.sub(r"// ([{\"])", r"\1", PRIVACY_SAMPLE)
+    plain = dump(load_commented(uncommented, "it").value)
+    yield Decoder("privacy.json", as_utf8(lambda text: PrivacyPolicy.parse(text, "it")), (uncommented.encode(), plain))
     yield from _settings(kits)
     yield from _run_files(kits["site-1"], place)
 
