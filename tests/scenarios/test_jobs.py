@@ -357,18 +357,28 @@ ADDS_ONE = """
 """
 
 
-def test_the_initial_model_is_what_the_first_round_gets(standing, tmp_path):
+def test_the_initial_model_is_what_the_first_round_gets_and_a_site_filters_its_own_share(standing, tmp_path):
     yaml = GOOD.replace("rounds: 1", "rounds: 2") + "initial_model: start/model.safetensors\n"
     folder, _ = make_job(tmp_path / "initial", ADDS_ONE, yaml=yaml)
     (folder / "start").mkdir()
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.full((3,), 10.0)}
     save_file(arrays, folder / "start" / "model.safetensors")
-    job = standing.submit(folder)
-    assert standing.wait(job) == "FINISHED:COMPLETED", standing.show(job)
-    final = load_file(standing.download(job) / "models" / "final.safetensors")
-    assert {name: value.tolist() for name, value in final.items()} == {
-        name: (value + 2).tolist() for name, value in arrays.items()
-    }
+    decree = standing.kit("site-2") / "local" / "privacy.json"
+    filters = [{"type": "exclude", "tensors": ["b"]}, {"type": "clip", "norm": 6**0.5 / 2}]  # of a: half its change
+    decree.write_text(json.dumps({"format_version": "1.0", "filters": filters, "show_parameters": False}))
+    try:
+        job = standing.submit(folder)
+        assert standing.wait(job) == "FINISHED:COMPLETED", standing.show(job)
+    finally:
+        decree.unlink()
+    result = standing.download(job)
+    final = load_file(result / "models" / "final.safetensors")
+    assert final["a"].tolist() == (arrays["a"] + 1.5).tolist()
+    assert final["b"].tolist() == (arrays["b"] + 1.0).tolist()
+    given = [item for record in standing.records() if record.kind == "contribution" for item in record.body["items"]]
+    told = [(item["site"], item.get("filters")) for item in given if item["job"] == job]
+    assert sorted(told, key=str) == [("site-1", None)] * 2 + [("site-2", ["exclude", "clip"])] * 2
+    assert "privacy filters of this site: exclude, clip" in (result / "logs" / "site-2.log").read_text()
 
 
 TALKS = """
