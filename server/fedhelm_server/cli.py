@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -14,10 +15,10 @@ from pathlib import Path
 from fedhelm import log
 from fedhelm.config.kit import Kit
 from fedhelm.config.log_levels import apply_levels
-from fedhelm.errors import ExitStatus, PortTaken, WrongStore
+from fedhelm.errors import ExitStatus, PortTaken, StoreUnavailable, WrongStore
 from fedhelm.output import CommandParser, guarded
 from fedhelm.persist.record import READABLE_VERSIONS
-from fedhelm.persist.store import open_store
+from fedhelm.persist.store import open_store, probe
 from fedhelm.process import KIT_MARK, ParticipantLock, child_env
 from fedhelm.provision.launch import PROGRAM, background
 from fedhelm.provision.stop import wait_until
@@ -94,7 +95,8 @@ def _check_store(kit: Kit) -> None:
     """Refuse a wrong store now, in words, rather than by one child after the other.
 
     Raises:
-        WrongStore: no genesis, or another cluster's; the hint says how a federation's first start makes the store.
+        WrongStore: no genesis, or another cluster's; the hint says how a federation's first start makes the store. Or
+            it lets a name be created twice.
     """
     assert kit.store is not None
     try:
@@ -104,6 +106,8 @@ def _check_store(kit: Kit) -> None:
             script = kit.startup / "start.sh"
             error.hint = f"is it mounted? At the federation's very first start, and only then: {script} --found-store"
         raise
+    with contextlib.suppress(StoreUnavailable):  # full or read-only: the child waits until it takes writes
+        probe(kit.store)
 
 
 def _software() -> str:

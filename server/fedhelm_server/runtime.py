@@ -13,7 +13,7 @@ from typing import Any
 
 from fedhelm.clock import Clock
 from fedhelm.config.kit import Kit
-from fedhelm.errors import Conflict, FedhelmError, Fenced, NotPrimary, StoreUnavailable
+from fedhelm.errors import Conflict, FedhelmError, Fenced, NotPrimary, StoreUnavailable, WrongStore
 from fedhelm.local.channel import Channel
 from fedhelm.local.frames import Frame
 from fedhelm.persist.blobs import Manifest
@@ -72,7 +72,7 @@ class Runtime:
         self.store = store
         self.clock = clock
         self.role = Role.STANDBY
-        self.ready = False
+        self._read = False
         self.stopping = asyncio.Event()
         self.callers = callers or Callers()
         self.streams = Streams()
@@ -113,6 +113,11 @@ class Runtime:
     def epoch(self) -> int:
         """The last epoch seen in the log."""
         return self.book.fence.epoch if self.book.fence else 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether this server read the log once, and found the store able to hold it."""
+        return self._read and self.health.proven
 
     @property
     def leads(self) -> bool:
@@ -241,7 +246,7 @@ class Runtime:
         """Tell the supervisor every 0.1 s, from this loop, that the loop runs."""
         while True:
             self._mind_deadline()
-            self.health.look(ready=self.ready)
+            self.health.look(ready=self._read)
             self._mind_store()
             self._make_room()
             fence = self.book.fence
@@ -279,11 +284,13 @@ class Runtime:
         if self.health.trouble is not None:
             return self.health.trouble
         if not self.ready:
-            return "it reads the log"
+            return "it tries the store" if self._read else "it reads the log"
         return None if self.leads else self.tokens.problem
 
     def _mind_store(self) -> None:
         if self.leads and not self.health.ok:
+            if self.health.wrong is not None:
+                self.ledger.close(self.health.wrong)
             self._event(RoleEvent.STORE_LOST)
 
     async def watch_store(self) -> None:
@@ -291,7 +298,7 @@ class Runtime:
         while True:
             self._mind_store()
             await self.health.probe_if_due()
-            self.health.look(ready=self.ready)
+            self.health.look(ready=self._read)
             self._mind_store()
             if self.role is Role.READONLY and self.health.ok:
                 self._event(RoleEvent.STORE_BACK)
@@ -339,6 +346,8 @@ class Runtime:
             listener()
 
     def _check_forward(self, log_seq: int) -> None:
+        if self.health.wrong is not None:
+            raise WrongStore(self.health.wrong)
         if self.book.seq < log_seq:
             raise Conflict(f"the store went backwards: the log ends at {self.book.seq}, was at {log_seq}")
 
@@ -412,7 +421,7 @@ class Runtime:
             self._saw_fence()
         else:
             self._tailed = self.clock.boottime()
-            self.ready = True
+            self._read = True
 
     # -- small services of the store ----------------------------------------------------------------------------------
 
