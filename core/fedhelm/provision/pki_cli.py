@@ -174,7 +174,8 @@ def _revoke(args: argparse.Namespace, fmt: Format) -> int:
         "version": version,
     }
     said = "".join(f"{one.role} {one.name}: certificate {one.serial} is revoked\n" for one in gone)
-    return emit(data, fmt, f"{said}The signed list of all, version {version}: {path}")
+    hint = f"It counts once an administrator hands it over, in the console: revoke_certificates {path}"
+    return emit(data, fmt, f"{said}The signed list of all, version {version}: {path}\n{hint}")
 
 
 def _request(args: argparse.Namespace, fmt: Format) -> int:

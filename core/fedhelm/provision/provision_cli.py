@@ -192,7 +192,8 @@ def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace,
         lines += ["Next: hand over the kits that are new; the others' former kits go on as well."]
     if plan.revoke:
         names = ", ".join(dict.fromkeys(one.name for one, _ in plan.revoke))
-        lines += [f"Revoked: {names}. Hand {os.path.relpath(place / 'state' / 'revoked.json')} to an overseer."]
+        path = os.path.relpath(place / "state" / "revoked.json")
+        lines += [f"Revoked: {names}. Hand the list over, in the console: revoke_certificates {path}"]
     return "\n".join(lines)
 
 
