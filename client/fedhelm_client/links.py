@@ -341,6 +341,7 @@ class Links:
             incarnation=self._incarnation,
             highest_epoch=self._view.highest,
             jobs=self._held(),
+            enable_byoc=self._kit.enable_byoc,
         )
         yield fleet_pb2.SiteMessage(hello=hello)
         while True:

@@ -189,7 +189,7 @@ class AdminService:
         verified = await asyncio.to_thread(ask, caller=caller, now=runtime.clock.utcnow())
         known = set(runtime.kit.sites) | runtime.streams.connected()
         sites = submissions.named_sites(config, known)
-        submissions.admit_at_sites(runtime.callers.policy, verified.submitter, sites, runtime.streams.org_of)
+        submissions.admit_at_sites(runtime.callers.policy, verified.submitter, sites, runtime.streams)
         return submissions.signed_parts(data, verified)
 
     def _validate(self, bundle: BlobRef) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from fedhelm.errors import (
 )
 from fedhelm.ids import check_job_id
 from fedhelm.persist.blobs import Manifest
+from fedhelm.security.identity import Principal
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
@@ -80,8 +81,7 @@ class FleetService:
         if first is None or first.WhichOneof("message") != "hello":
             raise ProtocolError("a stream does not begin with a hello")
         version = self._check_hello(first.hello)
-        stream = SiteStream(call.principal.name, first.hello.incarnation, version, call.principal.org)
-        stream.hold(list(first.hello.jobs))
+        stream = _stream(first.hello, version, call.principal)
         self._runtime.streams.open(stream)
         self._runtime.site_changed(stream.site, connected=True)
         reader = spawn(self._read(stream, messages), f"stream of {stream.site}")
@@ -352,6 +352,13 @@ def _filters(told: Sequence[str]) -> list[str]:
     if len(told) > MAX_FILTERS or any(len(one) > MAX_FILTER or not one.isprintable() for one in told):
         raise BadInput(f"privacy filters are told in at most {MAX_FILTERS} texts of {MAX_FILTER} characters")
     return list(told)
+
+
+def _stream(hello: fleet.Hello, version: int, site: Principal) -> SiteStream:
+    takes_code = hello.enable_byoc if hello.HasField("enable_byoc") else True
+    stream = SiteStream(site.name, hello.incarnation, version, site.org, takes_code=takes_code)
+    stream.hold(list(hello.jobs))
+    return stream
 
 
 async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

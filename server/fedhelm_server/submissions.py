@@ -5,9 +5,9 @@ Every site decides again for itself. What is refused here is refused at once, be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from fedhelm.config.kit import Kit
 from fedhelm.errors import KitError
@@ -19,7 +19,7 @@ from fedhelm.security.job_signing import Submission, VerifiedSubmission, verify_
 from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.security.statements import Trust
 
-__all__ = ["admit_at_sites", "named_sites", "signed_parts", "verify"]
+__all__ = ["Sites", "admit_at_sites", "named_sites", "signed_parts", "verify"]
 
 
 def verify(
@@ -58,24 +58,32 @@ def named_sites(config: Mapping[str, Any], known: Collection[str]) -> list[str]:
     return sorted(known if ALL_SITES in named else named)
 
 
-def admit_at_sites(
-    policy: Policy, submitter: Principal, sites: Collection[str], org_of: Callable[[str], str | None]
-) -> None:
-    """Let a job pass that this server's policy lets go to each of its sites.
+class Sites(Protocol):
+    """What is known here of the sites."""
 
-    The scripts of a job always come with it, so it needs ``byoc`` as well; whether a site takes such jobs at all is in
+    def org_of(self, site: str) -> str | None:
+        """A site's organisation; None: not known."""
+
+    def takes_code(self, site: str) -> bool:
+        """Whether it takes jobs that bring their own code; True where that is not known."""
+
+
+def admit_at_sites(policy: Policy, submitter: Principal, named: Collection[str], sites: Sites) -> None:
+    """Let a job pass that this server's policy lets go to each of its sites, and that none of them is known to refuse.
+
+    The script of a job always comes with it, so it needs ``byoc`` as well; whether a site takes such jobs at all is in
     that site's kit, and the site's word. Where the organisation of a site is not known here, the most favourable one is
     taken: the site knows its own.
 
     Args:
         policy: this server's.
         submitter: who signed the job, with organisation.
-        sites: where it is to run.
-        org_of: site -> its organisation, None where nobody knows it.
+        named: where it is to run.
+        sites: what is known of them.
 
     Raises:
         NotAuthorised: names the site and the rule.
     """
-    for site in sites:
-        org = org_of(site) or submitter.org or None
-        admit_job(policy, submitter, site, org, custom_code=True, enable_byoc=True)
+    for site in named:
+        org = sites.org_of(site) or submitter.org or None
+        admit_job(policy, submitter, site, org, custom_code=True, enable_byoc=sites.takes_code(site))

@@ -208,6 +208,7 @@ async def test_custom_code_needs_byoc(fed):
     await fed.start_agent()
     (failure,) = await eventually(lambda: fed.log.failures, 20)
     assert failure.reason == ("site site-1 takes no job that brings its own code (enable_byoc is not set in its kit)")
+    assert (fed.one.hellos[0].HasField("enable_byoc"), fed.one.hellos[0].enable_byoc) == (True, False)
     assert not (fed.kit.run / "jobs" / JOB / "bundle").exists()
 
 

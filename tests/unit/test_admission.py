@@ -25,6 +25,7 @@ from fedhelm_client.folders import JobFolder
 from fedhelm_client.site_trail import SiteTrail
 from fedhelm_client.supplies import prepare
 from fedhelm_server import submissions
+from fedhelm_server.streams import SiteStream, Streams
 from tests.fakes.provision_clock import FixedClock
 from tests.support.kits import ADMIN, make_kits
 
@@ -321,12 +322,20 @@ def test_a_server_asks_its_policy_about_each_site_that_a_job_names(kits, upload,
     own_sites = Policy.parse(
         '{"format_version": "1.0", "permissions": {"lead": {"submit_job": "any", "byoc": "o:site"}}}', "p"
     )
-    orgs = {"site-1": "a", "site-2": "b"}
-    submissions.admit_at_sites(default_policy(), who, orgs, orgs.get)
-    submissions.admit_at_sites(own_sites, who, ["site-1"], orgs.get)
-    submissions.admit_at_sites(own_sites, who, ["site-9"], orgs.get)  # not known here: that site decides
+    sites = Streams()
+    sites.open(SiteStream("site-1", "i", 2, "a"))
+    sites.open(SiteStream("site-2", "i", 2, "b"))
+    submissions.admit_at_sites(default_policy(), who, ["site-1", "site-2"], sites)
+    submissions.admit_at_sites(own_sites, who, ["site-1"], sites)
+    submissions.admit_at_sites(own_sites, who, ["site-9"], sites)  # not known here: that site decides
     with pytest.raises(NotAuthorised, match=r"^site site-2, lead bob@a\.org: byoc needs o:site"):
-        submissions.admit_at_sites(own_sites, who, ["site-1", "site-2"], orgs.get)
+        submissions.admit_at_sites(own_sites, who, ["site-1", "site-2"], sites)
+    shut = SiteStream("site-3", "i", 2, "a", takes_code=False)
+    sites.open(shut)
+    with pytest.raises(NotAuthorised, match=r"^site site-3 takes no job that brings its own code"):
+        submissions.admit_at_sites(default_policy(), who, ["site-1", "site-3"], sites)
+    sites.close(shut)  # whoever is away may come back with another kit
+    submissions.admit_at_sites(default_policy(), who, ["site-1", "site-3"], sites)
 
 
 def test_all_sites_are_those_that_are_known():

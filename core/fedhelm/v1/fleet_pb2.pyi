@@ -58,12 +58,15 @@ class Hello(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     HIGHEST_EPOCH_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
+    ENABLE_BYOC_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """cluster id from the signed kit"""
     incarnation: _builtins.str
     """of the agent"""
     highest_epoch: _builtins.int
     """highest epoch a server proved to this site"""
+    enable_byoc: _builtins.bool
+    """whether the site takes jobs that bring their own code; absent: it did not say"""
     @_builtins.property
     def wire_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """what the site speaks; the server picks the highest it knows"""
@@ -78,12 +81,15 @@ class Hello(_message.Message):
         incarnation: _builtins.str = ...,
         highest_epoch: _builtins.int = ...,
         jobs: _abc.Iterable[Global___HeldJob] | None = ...,
+        enable_byoc: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc", "enable_byoc", b"enable_byoc"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "highest_epoch", b"highest_epoch", "incarnation", b"incarnation", "jobs", b"jobs", "wire_versions", b"wire_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc", "cluster", b"cluster", "enable_byoc", b"enable_byoc", "highest_epoch", b"highest_epoch", "incarnation", b"incarnation", "jobs", b"jobs", "wire_versions", b"wire_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__enable_byoc: _TypeAlias = _typing.Literal["enable_byoc"]  # noqa: Y015
+    _WhichOneofArgType__enable_byoc: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_byoc) -> _WhichOneofReturnType__enable_byoc | None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
