@@ -385,8 +385,10 @@ class JobExecution:
             )
         except Refused as error:
             _log.error("job %s: nothing leaves of %s of round %d: %s", self.job, task.kind, task.round, error.hint)
+            self._site.trail.result(self.job, task, self._outgoing.told, error)
             await self._fail(error.message, "")
             raise
+        self._site.trail.result(self.job, task, saved.filters)
         await self._courier.add_result(saved, source)
         self._in_hand = None
         _log.info("job %s: %s of round %d answered by the script", self.job, task.kind, task.round)

@@ -1,7 +1,8 @@
-"""A site's audit file: which jobs it took in, which it refused, which orders it obeyed. The agent alone writes."""
+"""A site's audit file: jobs taken in or refused, privacy filters applied, orders obeyed. The agent alone writes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from fedhelm.config.kit import Kit
@@ -9,6 +10,7 @@ from fedhelm.errors import FedhelmError
 from fedhelm.security.audit import AUDIT_FILE, AuditTrail
 from fedhelm.security.audit_start import entry_of, open_trail
 from fedhelm.security.identity import Principal
+from fedhelm_client.outbox import ContributionId
 
 __all__ = ["SiteTrail"]
 
@@ -50,6 +52,19 @@ class SiteTrail:
             error: why it was refused.
         """
         self._note("site.job", submitter, {"job": job, "site": self._site}, error)
+
+    def result(self, job: str, task: ContributionId, filters: Sequence[str], error: FedhelmError | None = None) -> None:
+        """Note which privacy filters a result passed before it was kept for sending, or why nothing of it leaves.
+
+        Args:
+            job: its id.
+            task: whose result it is.
+            filters: as others may know them; without any, and without an error, nothing is noted.
+            error: why it does not leave.
+        """
+        if filters or error is not None:
+            told = {"job": job, "site": self._site, "task": task.key, "filters": ", ".join(filters)}
+            self._note("site.result", None, told, error)
 
     def order(self, action: str, identifier: str, reason: str, server: str | None) -> None:
         """Note that an order to this agent is obeyed.

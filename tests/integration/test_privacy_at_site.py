@@ -64,6 +64,14 @@ def got(fed, number, tmp_path):
     return {name: value.tolist() for name, value in read_file(tmp_path / "back").items()}
 
 
+def audited(fed):
+    """What the site's audit file has of results: outcome, filters, reason."""
+    lines = map(json.loads, (fed.kit.root / "audit.jsonl").read_text().splitlines())
+    found = [line for line in lines if line["action"] == "site.result"]
+    assert {(line["object"]["job"], line["object"]["site"]) for line in found} <= {(JOB, "site-1")}
+    return [(line["outcome"], line["object"]["filters"], line["why"]) for line in found]
+
+
 def said(fed, tag):
     return [line["value"] for line in fed.log.lines.get(JOB, ()) if line["tag"] == tag]
 
@@ -98,6 +106,7 @@ async def test_what_leaves_is_filtered_and_says_so_and_a_job_keeps_its_policy(fe
     decree(fed)  # nothing more: for the next job
     fed.log.close_round(1)
     await fed.stop_agent()
+    assert audited(fed) == [("allowed", ", ".join(offer.filters), "")]
     fed.log.task(2, model=model_bytes(tmp_path))
     await fed.start_agent()
     await eventually(fed.recorded(2), 20)
@@ -130,6 +139,11 @@ async def test_what_cannot_be_filtered_fails_the_job_here_and_nothing_of_it_leav
     assert fed.log.offers == []
     assert list((fed.kit.run / "outbox" / JOB).glob("*.safetensors")) == []
     assert bool(fed.calls()) is has_model, "without a model nothing is trained"
+    await fed.stop_agent()
+    if has_model:
+        ((outcome, filters, why),) = audited(fed)
+        assert (outcome, filters.partition("(")[0]) == ("failed", policy["type"])
+        assert reason in why
 
 
 async def test_a_failed_scripts_words_stay_where_log_lines_do(fed, tmp_path):
