@@ -164,6 +164,15 @@ def test_restart_of_the_primary(run, session):
     assert sent(session, *WRITES) == [("restart_primary", ("lib",))]
 
 
+def test_the_primary_is_not_restarted_while_nobody_may_take_over(run, session):
+    run("pause_failover", yes=True)
+    assert error(run("restart server server1", yes=True))[1:] == (
+        "REFUSED",
+        "failover is paused: nobody would take over from server1",
+    )
+    assert "restart_primary" not in [name for name, _ in sent(session, *WRITES)]
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [
