@@ -24,7 +24,7 @@ from fedhelm.config.timing import PROFILES
 from fedhelm.persist.store import init_store
 from fedhelm.process import marked_processes
 from fedhelm.provision.kits import write_kits
-from fedhelm.provision.launch import start_all
+from fedhelm.provision.launch import Launched, is_ready, spawn
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import Home, live_processes, stop_all
 from fedhelm.security.kit import open_kit
@@ -76,7 +76,7 @@ class Organisations:
     """Started by :meth:`start`; ``kits`` are by name."""
 
     def __init__(self, folder):
-        port = free_base_port(5)
+        port = free_base_port(7)
         self.folder, self.store = folder, folder / "store"
         self.authority = CertificateAuthority.create("poc")
         project = Project(
@@ -91,22 +91,46 @@ class Organisations:
             timing=PROFILES["default"],
             store="../store",
         )
-        self.kits = {name: open_kit(root) for name, root in write_kits(project, self.authority, folder).items()}
+        self.kits = self._write(project, folder)
+        self.metrics = {"server1": port + 5, "server2": port + 6}
+        for name, number in self.metrics.items():
+            (self.kits[name].local / "server.json").write_text(json.dumps({"metrics_port": number}))
+        self._project = project
         self.primary = self.standby = ""
         self._open = contextlib.ExitStack()
         self._channels: dict[tuple[str, str, int], grpc.Channel] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._sessions: dict[str, Session] = {}
+        self._launched: list[Launched] = []
+
+    def _write(self, project, folder):
+        return {name: open_kit(root) for name, root in write_kits(project, self.authority, folder).items()}
+
+    def second_kits(self):
+        """Everybody's once more: the same names and roles, other keys and certificates. Known as ``NAME again``."""
+        folder = self.folder / "again"
+        folder.mkdir()
+        made = {f"{name} again": kit for name, kit in self._write(self._project, folder).items()}
+        self.kits |= made
+        return made
 
     def start(self):
         kit = self.kits["server1"]
         init_store(self.store, kit.cluster, kit.project)
-        start_all([self.kits[name] for name in ("overseer", "server1", "server2")], 90)
+        for name in ("overseer", "server1", "server2"):
+            self.launch(name)
         self.primary = eventually_sync(self._leader, 60, self.tails())
         self.standby = "server2" if self.primary == "server1" else "server1"
         for site in ("site-a", "site-b"):
             self._open.enter_context(self.playing(site))
         return self
+
+    def launch(self, name):
+        """Start a participant's process."""
+        launched = spawn(self.kits[name])
+        self._launched.append(launched)
+        eventually_sync(lambda: launched.exited or is_ready(launched.kit.run) or name != "overseer", 60, name)
+        assert not launched.exited, launched.death()
 
     def _leader(self):
         answer = self.ask("root@alpha.org", "GET", "/api/v1/primary")
@@ -120,6 +144,8 @@ class Organisations:
         for channel in self._channels.values():
             channel.close()
         stop_all(homes)
+        for launched in self._launched:
+            launched.process.wait(30)
         assert not any(live_processes(home) for home in homes)
 
     def tails(self):
