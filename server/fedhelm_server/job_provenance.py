@@ -13,7 +13,7 @@ from fedhelm.config.kit import Kit
 from fedhelm.errors import Corrupt, FedhelmError, StoreUnavailable
 from fedhelm.persist.base import BlobStore
 from fedhelm.persist.blobs import BlobWriter
-from fedhelm.security.provenance import Provenance, TrainedRound, sign_provenance, software_versions
+from fedhelm.security.provenance import MAX_BYTES, Provenance, TrainedRound, sign_provenance, software_versions
 from fedhelm_server.job_state import JobState
 from fedhelm_server.places import provenance_owner
 from fedhelm_server.segments import read_rounds
@@ -104,6 +104,11 @@ class Statement:
     def _sign(self, job: JobState) -> dict[str, Any]:
         rounds = {entry["seq"]: entry for entry in (*job.closed, *read_rounds(self._blobs, job.segments))}
         whole = [rounds[slot] for slot in sorted(rounds)]
+        data = sign_provenance(self._kit, job_provenance(self._kit, job, whole, software_versions()))
+        if len(data) > MAX_BYTES:
+            raise FedhelmError(
+                f"{len(data)} bytes for {len(whole)} rounds are more than anybody would read ({MAX_BYTES})"
+            )
         writer = BlobWriter(self._blobs, provenance_owner(job.job))
-        writer.write(sign_provenance(self._kit, job_provenance(self._kit, job, whole, software_versions())))
+        writer.write(data)
         return writer.finish().to_json()
