@@ -166,6 +166,7 @@ class JobExecution:
     async def shut_down(self) -> None:
         """End everything that runs for this job; what is on disk stays."""
         self._stopping = True
+        self._outgoing.close()
         await cancel(self._starter, None if self._fetching is None else self._fetching[1])
         if self._patience_timer is not None:
             self._patience_timer.cancel()
@@ -384,6 +385,8 @@ class JobExecution:
                 self._outgoing.result, saved, source, model=self._model, folder=self._outbox_folder
             )
         except Refused as error:
+            if self._stopping:
+                raise  # given up with the agent, not refused: the next one runs the task again
             _log.error("job %s: nothing leaves of %s of round %d: %s", self.job, task.kind, task.round, error.hint)
             self._site.trail.result(self.job, task, self._outgoing.told, error)
             await self._fail(error.message, "")

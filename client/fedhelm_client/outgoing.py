@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import BadInput
+from fedhelm.errors import BadInput, Refused
 from fedhelm.plain_json import parse_plain
 from fedhelm.privacy.files import privacy_texts
 from fedhelm.process import atomic_write
@@ -82,6 +83,7 @@ class Outgoing:
 
     def __init__(self, policy: PrivacyPolicy | None = None) -> None:
         self._policy = policy
+        self._closed = threading.Event()
         self.told: tuple[str, ...] = () if policy is None else policy.describe()
         """What others may know of the filters that are applied."""
 
@@ -117,11 +119,21 @@ class Outgoing:
         from fedhelm.privacy.results import Result, filter_result
 
         given = Result(source, saved.weight, saved.metrics)
-        passed, did = filter_result(self._policy, given, model=model, folder=folder, key=saved.id.key)
+        passed, did = filter_result(
+            self._policy, given, model=model, folder=folder, key=saved.id.key, go_on=self._go_on
+        )
         for one in did:
             _log.info("%s of round %d: %s", saved.id.kind, saved.id.round, one)
         filtered = dataclasses.replace(saved, weight=passed.weight, metrics=passed.metrics, filters=self.told)
         return filtered, passed.file
+
+    def close(self) -> None:
+        """The job ends here: give up what is being filtered."""
+        self._closed.set()
+
+    def _go_on(self) -> None:
+        if self._closed.is_set():
+            raise Refused("the job ended at this site while its result was being filtered")
 
     def lines(self, lines: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         """Return those of a script's lines that may leave, as they may leave."""

@@ -63,7 +63,7 @@ class SiteTrail:
             error: why it does not leave.
         """
         if filters or error is not None:
-            told = {"job": job, "site": self._site, "task": task.key, "filters": ", ".join(filters)}
+            told: dict[str, object] = {"job": job, "site": self._site, "task": task.key, "filters": ", ".join(filters)}
             self._note("site.result", None, told, error)
 
     def order(self, action: str, identifier: str, reason: str, server: str | None) -> None:

@@ -146,6 +146,23 @@ async def test_what_cannot_be_filtered_fails_the_job_here_and_nothing_of_it_leav
         assert reason in why
 
 
+async def test_an_agent_that_is_stopped_while_it_filters_fails_nothing_and_does_it_again(fed, tmp_path):
+    decree(fed, filters=[{"type": "gaussian_noise", "norm": 1, "multiplier": 1}, {"type": "keep_largest", "share": 1}])
+    fed.add_job(SCRIPT)
+    write_file(tmp_path / "large", {"w": np.zeros(4_000_000, np.float32)})
+    fed.log.task(1, model=(tmp_path / "large").read_bytes())
+    await fed.one.lead(1)
+    await fed.start_agent()
+    outbox = fed.kit.run / "outbox" / JOB
+    await eventually(lambda: list(outbox.glob("step-1*")), 20)
+    await fed.stop_agent()
+    assert not (fed.kit.run / "jobs" / JOB / "failed.json").exists()
+    assert fed.log.failures == []
+    await fed.start_agent()
+    await eventually(fed.recorded(1), 20)
+    assert set(fed.calls()) == {"site-1 train 1"}  # twice, but for a test that slept through the filter
+
+
 async def test_a_failed_scripts_words_stay_where_log_lines_do(fed, tmp_path):
     decree(fed, lines=["scalar"])
     fed.add_job(SCRIPT, raises=True)

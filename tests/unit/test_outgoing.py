@@ -132,6 +132,17 @@ def test_the_words_of_a_failed_script_stay_with_log_lines(kit, folder):
     assert gate.failure(Ended(None, 9, tail="patient 7"))[0].startswith("the script was killed by SIGKILL; ")
 
 
+def test_a_job_that_has_ended_here_filters_nothing_more(kit, folder):
+    decree(kit, CLIP)
+    gate = outgoing_of_job(kit, folder)
+    source, rest = files(folder)
+    Outbox(rest["folder"])
+    gate.close()
+    with pytest.raises(Refused, match="the job ended at this site"):
+        gate.result(SAVED, source, **rest)
+    assert list(rest["folder"].iterdir()) == []
+
+
 def test_an_evaluation_needs_no_model_and_too_few_samples_keep_it_here(kit, folder):
     decree(kit, {"format_version": "1.0", "filters": [*CLIP["filters"], {"type": "min_samples", "samples": 8}]})
     gate = outgoing_of_job(kit, folder)

@@ -465,6 +465,32 @@ def test_the_generator_is_the_systems_and_each_draw_takes_fresh_bytes():
     assert asked == [5 * BYTES_EACH]
 
 
+# -- a job that ends while its result is filtered ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 5, 7])
+def test_a_call_that_is_not_wanted_any_more_ends_at_the_next_block_and_leaves_nothing(tmp_path, blocks):
+    """Three tensors of a block each: one pass copies, one measures two of them, one writes."""
+
+    class Ended(Exception):
+        pass
+
+    left = iter(range(blocks))
+
+    def go_on():
+        if next(left, None) is None:
+            raise Ended
+
+    folder, source, model = tmp_path / "outbox", tmp_path / "script", tmp_path / "model"
+    folder.mkdir()
+    write_file(source, UPDATE)
+    write_file(model, MODEL)
+    policy = PrivacyPolicy((Clip(type="clip", norm=1.0),))
+    with pytest.raises(Ended):
+        filter_result(policy, Result(source, 1, {}), model=model, folder=folder, key="1", go_on=go_on)
+    assert list(folder.iterdir()) == []
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 PEAK = """

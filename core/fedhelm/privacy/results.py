@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +55,7 @@ def filter_result(
     folder: Path,
     key: str,
     random: Random = os.urandom,
+    go_on: Callable[[], None] = lambda: None,
 ) -> tuple[Result, tuple[str, ...]]:
     """Apply a policy to a result; blocking, with memory that does not grow with the model.
 
@@ -65,6 +66,7 @@ def filter_result(
         folder: a private one, for files that end in ``.safetensors``.
         key: of the task, unique in ``folder``.
         random: where noise comes from.
+        go_on: called every few MiB; what it raises ends the call, and its files are deleted.
 
     Returns:
         What may leave, and what each filter did, for the site's own log alone.
@@ -80,7 +82,7 @@ def filter_result(
     if file is not None and any(isinstance(one, _ON_TENSORS) for one in policy.filters):
         files = _Files(folder, key)
         try:
-            file = _Passes(model, files, random, did).take(policy, file)
+            file = _Passes(model, files, random, go_on, did).take(policy, file)
         except BadInput as error:
             raise _named(
                 None, Refused("the update, or the round's model, cannot be read", hint=error.message)
@@ -143,6 +145,7 @@ class _Passes:
     model: Path | None
     files: _Files
     random: Random
+    go_on: Callable[[], None]
     did: list[str]
 
     def take(self, policy: PrivacyPolicy, source: Path) -> Path:
@@ -167,6 +170,7 @@ class _Passes:
                 tensors=min((one.tensors for one in limits if one.tensors is not None), default=None),
                 size=min((one.bytes for one in limits if one.bytes is not None), default=None),
                 like=self.model if changing else None,
+                go_on=self.go_on,
             )
         except Refused as error:
             raise _named(None, error) from None
@@ -182,7 +186,7 @@ class _Passes:
             for number, one in enumerate(filters, start=1):
                 target = self.files.new(f"step-{number}")
                 with TensorFile(current, "the update") as own:
-                    update = Update(own, base, held)
+                    update = Update(own, base, held, self.go_on)
                     try:
                         self.did.append(f"{one.type}: {change_update(one, update, target, self.random)}")
                     except Refused as error:

@@ -24,7 +24,7 @@ from fedhelm.learning.sources import FileSource
 from fedhelm.tensors.dtypes import DTYPES, item_size
 from fedhelm.tensors.header import Entry, Header
 
-__all__ = ["BLOCK_ELEMENTS", "FLOATS", "Change", "TensorFile", "Update", "check_plain", "copy_in"]
+__all__ = ["BLOCK_ELEMENTS", "FLOATS", "Change", "GoOn", "TensorFile", "Update", "check_plain", "copy_in"]
 
 BLOCK_ELEMENTS: Final = 128 * 1024
 """Elements that are looked at together: a few MiB of memory, whatever the size of a tensor."""
@@ -35,6 +35,10 @@ FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 Raw = npt.NDArray[Any]
 Change = Callable[[Entry, Raw, Raw], Raw]
 """From a tensor's entry, and a block of the update and of the model as in their files, to the block to write."""
+
+
+GoOn = Callable[[], None]
+"""Called before each block; raises to end the work."""
 
 
 class TensorFile:
@@ -78,20 +82,27 @@ class TensorFile:
         return (raw != 0).view("u1") if entry.dtype == "BOOL" else raw
 
 
-def _blocks(entry: Entry) -> Iterator[tuple[int, int]]:
+def _blocks(entry: Entry, go_on: GoOn) -> Iterator[tuple[int, int]]:
     for first in range(0, entry.elements, BLOCK_ELEMENTS):
+        go_on()
         yield first, min(BLOCK_ELEMENTS, entry.elements - first)
 
 
 class Update:
     """A copy of an update, and its model, open; both have the same names, types and shapes.
 
+    Args:
+        own: the copy.
+        model: that of the round.
+        held: see below; what earlier filters held.
+        go_on: called for each block; it raises where the work is not wanted any more.
+
     Attributes:
         held: names of tensors that leave as the model has them: no filter looks at them any more.
     """
 
-    def __init__(self, own: TensorFile, model: TensorFile, held: Iterable[str] = ()) -> None:
-        self._own, self._model = own, model
+    def __init__(self, own: TensorFile, model: TensorFile, held: Iterable[str], go_on: GoOn) -> None:
+        self._own, self._model, self._go_on = own, model, go_on
         self.held = set(held)
 
     @property
@@ -116,7 +127,7 @@ class Update:
         Raises:
             Refused: a change is not finite.
         """
-        for first, count in _blocks(entry):
+        for first, count in _blocks(entry, self._go_on):
             own = widen(self._own.read(entry.name, first, count), entry.dtype)
             with np.errstate(over="ignore", invalid="ignore"):
                 own -= widen(self._model.read(entry.name, first, count), entry.dtype)
@@ -133,7 +144,7 @@ class Update:
         with target.open("xb") as out:
             out.write(self._own.header.encode())
             for entry in self._own.header:
-                for first, count in _blocks(entry):
+                for first, count in _blocks(entry, self._go_on):
                     model = self._model.read(entry.name, first, count)
                     if entry.name in self.held:
                         block = model
@@ -142,7 +153,9 @@ class Update:
                     out.write(np.ascontiguousarray(block).view(np.uint8).data)
 
 
-def copy_in(source: Path, target: Path, *, tensors: int | None, size: int | None, like: Path | None) -> None:
+def copy_in(
+    source: Path, target: Path, *, tensors: int | None, size: int | None, like: Path | None, go_on: GoOn
+) -> None:
     """Copy a script's file to one that it cannot reach, in the one layout that its tensors have.
 
     Args:
@@ -151,6 +164,7 @@ def copy_in(source: Path, target: Path, *, tensors: int | None, size: int | None
         tensors: the largest number of tensors that is taken.
         size: the largest number of bytes of elements that is taken.
         like: the round's model, whose names, types and shapes it must have.
+        go_on: called for each block.
 
     Raises:
         Refused: too many tensors, too many bytes, or not those of the model; says nothing that the script chose.
@@ -173,7 +187,7 @@ def copy_in(source: Path, target: Path, *, tensors: int | None, size: int | None
         with target.open("xb") as out:
             out.write(layout.encode())
             for entry in layout:
-                for first, count in _blocks(entry):
+                for first, count in _blocks(entry, go_on):
                     out.write(own.read(entry.name, first, count).view(np.uint8).data)
 
 
