@@ -226,6 +226,7 @@ async def lease(
 @_api.post("/servers/register")
 async def register(request: Request, caller: Holder, body: RegisterRequest) -> RegisterReply:
     """Register an incarnation of the calling server."""
+    _desk(request).came(caller.name, body.incarnation, caller.serial)
     return await _off_loop(request, _desk(request).register, caller.name, body)
 
 
@@ -238,6 +239,7 @@ async def beat(request: Request, caller: Holder, body: BeatRequest) -> LeaseView
 @_api.post("/lease/renew")
 async def renew(request: Request, caller: Holder, body: RenewRequest) -> RenewReply:
     """Renew the calling server's lease."""
+    _desk(request).came(caller.name, body.incarnation, caller.serial)
     return await _off_loop(request, _desk(request).renew, caller.name, body)
 
 

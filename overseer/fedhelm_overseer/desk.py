@@ -60,6 +60,7 @@ class Desk:
         self._board = self._table.board
         self._told = self._table.told
         self._decider = Decider(self._table)
+        self._bearers: dict[str, tuple[str, str]] = {}
         self.admins = AdminDesk(self._table)
         self.trust = RevocationDesk(self._table)
         self.revocations = self._table.revocations
@@ -302,9 +303,29 @@ class Desk:
             )
         return self._table.metrics.render(facts)
 
+    def came(self, name: str, incarnation: str, serial: str) -> None:
+        """Take note with which certificate the incarnation of a server calls."""
+        self._bearers[name] = (incarnation, serial)
+
     def observe(self) -> Action:
-        """As :meth:`Decider.observe`."""
+        """As :meth:`Decider.observe`; a holder whose certificate was revoked holds nothing any more."""
+        self._release_revoked()
         return self._decider.observe()
+
+    def _release_revoked(self) -> None:
+        """Nobody takes a call of such a holder, so nobody waits until its lease has run out; the log fences it."""
+        with self._lock:
+            holder = self._board.row.holder
+        incarnation, serial = self._bearers.get(holder.name, ("", "")) if holder else ("", "")
+        if holder is None or incarnation != holder.incarnation or self.revocations.counts(serial):
+            return
+        with self._turn:
+            row = self._table.read()
+            if row.holder != holder or row.state not in {"granted", "active"}:
+                return
+            new = self._store.release(row.epoch, holder, "its certificate was revoked", refused=False)
+            if new is not None:
+                self._note_release(new, holder, refused=False, gone=True)
 
     def _adopt_claim(self, holder: Holder, request: RenewRequest) -> LeaseRow | None:
         """A renewal of an epoch above the row: adopt the caller if ``decide`` agrees."""

@@ -66,6 +66,7 @@ class RevocationDesk:
                 ) from error
             finally:
                 self._table.changed.ring()
+                self._table.wake()  # who holds the lease may be among them
         return self.view(taken=taken)
 
     def _look(self) -> None:

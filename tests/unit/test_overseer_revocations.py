@@ -18,7 +18,9 @@ from fedhelm.security.audit import AuditFile, AuditTrail
 from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.tasks import spawn
+from fedhelm.wire.overseer_api import ActivateRequest, RegisterRequest
 from fedhelm_overseer.app import create_app
+from fedhelm_overseer.decide import Wait
 from fedhelm_overseer.desk import Desk
 from tests.fakes.overseer_clock import FakeClock
 from tests.fakes.overseer_store import MemoryLeaseStore
@@ -151,6 +153,39 @@ def test_an_overseer_that_lost_everything_takes_the_list_from_a_server(office):
     assert office.desk.revocations.signed == signed
 
 
+def lead(desk, office):
+    """server1 leads epoch 1, server2 stands by; each calls with the certificate of its kit."""
+    for name, incarnation in (("server1", "aa"), ("server2", "bb")):
+        desk.came(name, incarnation, serial_of(office.kits[name]))
+        desk.register(name, RegisterRequest(incarnation=incarnation, cluster="c1", log_seq=0, ready=True))
+    while not isinstance(desk.observe(), Wait):
+        pass
+    desk.activate("server1", ActivateRequest(epoch=1, incarnation="aa", log_seq=1))
+    assert desk.primary().name == "server1"
+
+
+def test_a_primary_that_is_revoked_is_replaced_at_once(office):
+    lead(office.desk, office)
+    office.desk.trust.hand_over(ADMIN, office.signed(1, "server1"))
+    while not isinstance(office.desk.observe(), Wait):
+        pass
+    row = office.store.read()
+    assert (row.epoch, row.holder.name, row.state, row.cause) == (
+        2,
+        "server2",
+        "granted",
+        "its certificate was revoked",
+    )
+
+
+def test_a_primary_whose_former_certificate_is_revoked_leads_on(office):
+    lead(office.desk, office)
+    office.desk.came("server1", "aa", "1234")
+    office.desk.trust.hand_over(ADMIN, office.signed(1, "server1", "server2"))
+    assert isinstance(office.desk.observe(), Wait)
+    assert (office.store.read().epoch, office.store.read().state) == (1, "active")
+
+
 @pytest.fixture
 async def edge(office, tmp_path):
     """(call, office, trail): requests of participants, as the TLS protocol puts them."""
@@ -227,6 +262,17 @@ async def test_a_wait_for_a_newer_list_and_one_on_the_lease_end_with_it(edge):
     assert json.loads((await waiting).content)["version"] == 1
     assert (await polling).json()["version"] > version
     assert (await revoked).status_code == 401
+
+
+async def test_the_certificate_that_a_holder_calls_with_is_the_one_that_counts(edge):
+    call, office, _ = edge
+    body = {"incarnation": "aa", "cluster": "c1", "log_seq": 0, "ready": True}
+    assert (await call("server1", "POST", "/api/v1/servers/register", json=body)).json()["accepted"]
+    await asyncio.to_thread(office.desk.observe)
+    assert office.store.read().state == "granted"
+    assert (await call(ADMIN, "POST", PATH, content=office.signed(1, "server1"))).status_code == 200
+    await asyncio.to_thread(office.desk.observe)
+    assert (office.store.read().state, office.store.read().cause) == ("released", "its certificate was revoked")
 
 
 async def test_an_event_stream_of_somebody_revoked_ends(edge):
