@@ -21,7 +21,7 @@ from tests.support.federation import FEDHELM, free_base_port
 from tests.support.jobs import calls, make_job
 from tests.support.waiting import eventually_sync
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("provisioned")]
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("provisioned"), pytest.mark.timeout(300)]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ADMIN, LEAD = "admin@nvidia.com", "lea@hospital-a.org"
@@ -162,6 +162,7 @@ def test_part_b_as_typed(operators):
     _first_job(operators)
     _one_more_admin(operators)
     _primary_killed(operators)
+    _one_admin_less(operators)
     _ended(operators)
 
 
@@ -239,24 +240,24 @@ def _one_more_admin(operators):
 def _primary_killed(operators):
     """In the middle of round 2: the standby is promoted, sites and console follow, the job goes on in that round."""
     before = operators.asked("get_active_sp")
-    folder, shared = make_job(operators.kit(ADMIN) / "transfer" / "counting")
+    _, shared = make_job(operators.kit(LEAD) / "transfer" / "counting")
     (shared / "hold-site-2-2").touch()
-    job = operators.asked("submit_job counting")["job_id"]
+    job = operators.asked("submit_job counting", admin=LEAD)["job_id"]
     eventually_sync(lambda: calls(shared, "site-2") == ["train 1", "train 2"], 40, operators.tails())
     for pid in operators.processes()[before["name"]]:
         os.kill(pid, signal.SIGKILL)
     eventually_sync(lambda: _epoch(operators) > before["epoch"], 40, operators.tails())
     (shared / "gate-site-2-2").touch()
-    assert operators.asked(f"wait {job}", "--timeout", "60")["status"] == "FINISHED:COMPLETED"
+    assert operators.asked(f"wait {job}", "--timeout", "60", admin=LEAD)["status"] == "FINISHED:COMPLETED"
     for site in ("site-1", "site-2"):
         assert calls(shared, site) == ["train 1", "train 2", "train 3"], operators.tails()
-    result = Path(operators.asked(f"download_job {job}")["path"])
+    result = Path(operators.asked(f"download_job {job}", admin=LEAD)["path"])
     summary = json.loads((result / "summary.json").read_text())
     assert [one["epoch"] for one in summary["rounds"]] == [before["epoch"]] + 2 * [before["epoch"] + 1]
     np.testing.assert_allclose(
         load_file(result / "models" / "final.safetensors")["w"], _undisturbed(3), rtol=1e-5, atol=1e-6
     )
-    assert folder.is_dir()
+    assert "lea@hospital-a.org" in operators.ok("fedhelm", "audit", "provenance", result, "--kit", operators.kit(LEAD))
     shown = operators.ok(*operators.script(ADMIN, "fl_admin.sh"), "-c", "list_sp", "-c", "history")
     assert before["name"] in shown
 
@@ -275,6 +276,22 @@ def _undisturbed(rounds):
     return model
 
 
+def _one_admin_less(operators):
+    """Her certificate is revoked: the list goes from the office to an admin, and from there to all."""
+    office = operators.office / "workspace" / "hospitals"
+    operators.ok("fedhelm", "pki", "revoke", LEAD, "--reason", "laptop stolen", "-w", office)
+    operators.asked(f"revoke_certificates {office / 'state' / 'revoked.json'}", "--yes")
+    refused = operators.console("list_jobs", admin=LEAD)
+    assert refused.returncode == 4, refused.stdout
+    error = json.loads(refused.stdout)["error"]
+    assert error["code"] == "BAD_CERTIFICATE"
+    assert f"{LEAD} was revoked" in error["message"]
+    assert len(operators.asked("list_jobs")) == 2
+
+
 def _ended(operators):
     operators.all_ok([operators.script(name, "stop_fl.sh") for name in RUNNING])
     assert not any(operators.processes().values())
+    operators.all_ok(
+        [("fedhelm", "audit", "verify", operators.kit(name)) for name in ("overseer", "server1", "site-1")]
+    )
