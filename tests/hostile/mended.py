@@ -127,5 +127,8 @@ MENDED: tuple[Mended, ...] = (
     Mended("yaml: job.yaml", "ValueError in yaml_source.validate", these(b"app: 0x" + b"f" * 5000)),
     Mended("project.yml", "ValueError in yaml_source.validate", these(b"api_version: 0x" + b"f" * 5000)),
     Mended("project.yml: of FLARE", "ValueError in flare._short", these(b"builders:\n  - path: 0x" + b"f" * 5000)),
+    Mended("download: list of files", "ValueError in transfer.receive", replaced(b"6437b3ac", b"6437\0\0ac")),
+    Mended("console: metrics", "OverflowError in render._metrics", these(b'{"a":1' + b"0" * 400 + b"}")),
+    Mended("console: metrics", "RecursionError in render._metrics", DEEP),
     Mended("backup.json", "RecursionError in project_backup.read_backup", DEEP),
 )

@@ -13,6 +13,7 @@ from cryptography import x509
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import Kit, read_kit
 from fedhelm.errors import BadCertificate, KitError
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write
 from fedhelm.security.identity import principal_from_certificate
 from fedhelm.security.pki import load_certificate, load_key, load_roots
@@ -75,12 +76,12 @@ def remembered_version(kit: Kit) -> int:
     """
     path = kit.run / VERSION_FILE
     try:
-        body: Any = json.loads(path.read_bytes())
+        body: Any = parse_plain(path.read_bytes())
     except FileNotFoundError:
         return 0
     except OSError as error:
         raise KitError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         body = None
     version = body.get("version") if isinstance(body, dict) else None
     if type(version) is not int:
