@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from datetime import timedelta
 
 import grpc
 import grpc.aio
@@ -156,6 +157,24 @@ async def test_a_stream_that_nobody_reads_ends_too_when_its_certificate_is_revok
         assert "revoked" in caught.value.details()
 
 
+async def test_a_stream_may_be_ended_at_any_moment(kits):
+    """While its first answer is written or a later one, or between two: the caller always learns why."""
+    desk, revoked = SlowDesk(), Revoked()
+    handlers = desk_at(desk, FLEET, revocations=revoked)
+    async with (
+        serving(kits["server1"], FLEET, desk, handlers=handlers) as port,
+        aio_channel(kits["site-1"], "127.0.0.1", port, "server1") as channel,
+    ):
+        for moment in range(0, 150, 5):
+            reader = asyncio.ensure_future(read_all(channel.unary_stream("/fedhelm.v1.Fleet/GetBlob")(b"")))
+            for _ in range(moment):
+                await asyncio.sleep(0)
+            await eventually(lambda: handlers.end_calls([serial(kits["site-1"])]))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await asyncio.wait_for(reader, T)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def read_all(call):
     while await call.read() is not grpc.aio.EOF:
         pass
@@ -167,6 +186,50 @@ async def stands_still(value):
     while value() != last:
         last = value()
         await asyncio.sleep(0.2)
+
+
+async def to_its_end(stream):
+    async for _ in stream:
+        pass
+
+
+class Late:
+    """A clock near the certificate's end: says so many seconds before it, one after the other, the last for ever."""
+
+    def __init__(self, kit, *left):
+        self.end = load_certificate(kit.cert.read_bytes(), "certificate").not_valid_after_utc
+        self.left = list(left)
+
+    def utcnow(self):
+        return self.end - timedelta(seconds=self.left.pop(0) if len(self.left) > 1 else self.left[0])
+
+
+async def test_a_connection_that_outlives_its_certificate_makes_no_calls(kits):
+    desk, trail, clock = FleetDesk(), Noted(), Late(kits["site-1"], 60, -1)
+    async with (
+        serving(kits["server1"], FLEET, desk, trail=trail, clock=clock) as port,
+        fleet_at(kits["site-1"], port) as stub,
+    ):
+        await stub.contribute(fleet.Contribution(), T)
+        with pytest.raises(BadCertificate, match="the certificate of site site-1 expired on") as late:
+            await stub.contribute(fleet.Contribution(), T)
+    assert "new kit" in late.value.hint
+    assert len(desk.calls) == 1
+    assert told(trail) == [("Fleet.Contribute", "denied", "site-1")]
+
+
+async def test_a_stream_ends_with_its_certificate(kits):
+    desk, forever = FleetDesk(), asyncio.Event()
+
+    async def hello():
+        yield fleet.SiteMessage(hello=fleet.Hello())
+        await forever.wait()
+
+    clock = Late(kits["site-1"], 60, 0.3)  # when the call begins, and then how long it may last
+    async with serving(kits["server1"], FLEET, desk, clock=clock) as port, fleet_at(kits["site-1"], port) as stub:
+        stream = stub.connect(hello())
+        with pytest.raises(BadCertificate, match="the certificate of site site-1 expired on"):
+            await asyncio.wait_for(to_its_end(stream), T)
 
 
 # -- the second gate ------------------------------------------------------------------------------------------------------

@@ -9,19 +9,23 @@ refuses to start.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any, NoReturn, Protocol
 
 import grpc
+from cryptography import x509
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 import fedhelm.wire
+from fedhelm.clock import Clock, SystemClock, iso
 from fedhelm.errors import BadCertificate, FedhelmError, NotAuthorised, Unreachable
 from fedhelm.security.audit_lines import Entry
 from fedhelm.security.audit_start import entry_of
@@ -31,6 +35,7 @@ from fedhelm.security.identity import Principal, principal_from_certificate
 from fedhelm.security.passage import Passage
 from fedhelm.security.pki import load_certificate
 from fedhelm.security.policy import PERMISSIONS
+from fedhelm.security.trust import NEW_KIT, check_validity
 from fedhelm.v1 import common_pb2
 from fedhelm.wire.alive import keep_alive
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, encode_error, status_of
@@ -85,16 +90,17 @@ def _permission(method: MethodDescriptor) -> str:
 
 
 @lru_cache(maxsize=256)
-def _principal(pem: bytes, project: str) -> Principal:
-    return principal_from_certificate(load_certificate(pem, "the client certificate"), project)
+def _read(pem: bytes, project: str) -> tuple[Principal, x509.Certificate]:
+    certificate = load_certificate(pem, "the client certificate")
+    return principal_from_certificate(certificate, project), certificate
 
 
-def _identity(context: Any, project: str) -> Principal:
+def _identity(context: Any, project: str) -> tuple[Principal, x509.Certificate]:
     auth: Mapping[str, Sequence[bytes]] = context.auth_context()
     certificates = auth.get("x509_pem_cert", ())
     if not certificates:
         raise BadCertificate("the call came without a client certificate")
-    return _principal(certificates[0], project)
+    return _read(certificates[0], project)
 
 
 class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in the stubs alone
@@ -108,6 +114,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         policy: who may do what; the second gate.
         trail: where it is noted what became of each call that is worth a line; None: nowhere.
         revocations: asked about the certificate of every call; None: none was revoked.
+        clock: for the certificates' validity: a connection may outlive its certificate, a call may not.
 
     Attributes:
         policy: The policy for calls from now on.
@@ -126,8 +133,9 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         policy: Policy,
         trail: Trail | None = None,
         revocations: Revocations | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        self.policy = policy
+        self.policy, self._clock = policy, clock or SystemClock()
         self._project, self._epoch = project, epoch
         self._trail, self._revocations = trail, revocations
         self._calls = LiveCalls()
@@ -193,11 +201,14 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
             way = _Way(name, context)
             try:
-                async with contextlib.aclosing(handler(request, self._enter(way, method))) as replies:
+                call = self._enter(way, method)
+                way.end_with_certificate(self._clock.utcnow())
+                async with contextlib.aclosing(handler(request, call)) as replies:
                     async for reply in replies:
                         if not way.told:
                             way.admitted()
                             self._note(way)  # not at its end: a site's stream lasts for days
+                            await way.open()
                         yield way.writing(reply)
                         way.written()
                 way.admitted()
@@ -209,8 +220,9 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         return answer
 
     def _enter(self, way: _Way, method: MethodDescriptor) -> Call:
-        principal = _identity(way.context, self._project)
+        principal, way.certificate = _identity(way.context, self._project)
         way.passage = Passage(way.name, principal, self.policy)
+        check_validity(way.certificate, way.whose, self._clock.utcnow())
         if self._revocations is not None:
             self._revocations.check(principal.serial)
         way.passage.enter()
@@ -227,6 +239,8 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
             self._note(way, error)
         if way.live is not None:
             self._calls.over(way.live)
+        if way.expiry is not None:
+            way.expiry.cancel()
 
     async def _fail(self, way: _Way, method: MethodDescriptor, raised: BaseException) -> NoReturn:
         error = way.live.meant(raised) if way.live is not None else raised
@@ -262,14 +276,36 @@ class _Way:
     def __init__(self, name: str, context: Any) -> None:
         self.name, self.context = name, context
         self.passage: Passage | None = None
+        self.certificate: x509.Certificate | None = None
         self.live: LiveCall | None = None
+        self.expiry: asyncio.TimerHandle | None = None
         self.told = False
         """Whether the audit file was told how it went."""
+
+    @property
+    def whose(self) -> str:
+        """What messages call the caller's certificate."""
+        return "the client certificate" if self.passage is None else f"the certificate of {self.passage.principal}"
+
+    def end_with_certificate(self, now: datetime) -> None:
+        """Have the call, which may last for days, end when its certificate does."""
+        assert self.certificate is not None
+        assert self.live is not None
+        end = self.certificate.not_valid_after_utc
+        error = BadCertificate(f"{self.whose} expired on {iso(end)}", hint=NEW_KIT)
+        delay = max(0.0, (end - now).total_seconds())
+        self.expiry = asyncio.get_running_loop().call_later(delay, self.live.end, error)
 
     def admitted(self) -> None:
         """An answer is about to be given."""
         assert self.passage is not None
         self.passage.check_asked()
+
+    async def open(self) -> None:
+        """Send what goes before the first answer, alone: a call may have to end while nobody reads that answer."""
+        self.writing(None)
+        await self.context.send_initial_metadata(())
+        self.written()
 
     def writing(self, reply: Any) -> Any:
         """Return the answer, which grpc writes now."""
@@ -278,9 +314,9 @@ class _Way:
         return reply
 
     def written(self) -> None:
-        """It is written."""
+        """It is written; raises why the call was ended meanwhile."""
         assert self.live is not None
-        self.live.writing = False
+        self.live.written()
 
     def entry(self, error: BaseException | None) -> Entry | None:
         """Return what the audit file is to say; None: nothing."""

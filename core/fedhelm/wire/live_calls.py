@@ -13,7 +13,10 @@ import grpc
 from fedhelm.errors import FedhelmError
 from fedhelm.tasks import spawn
 
-__all__ = ["ABORT_S", "LiveCall", "LiveCalls"]
+__all__ = ["ABORT_S", "WRITE_S", "LiveCall", "LiveCalls"]
+
+WRITE_S: Final = 0.5
+"""How long an answer that is being written when its call has to end may take."""
 
 ABORT_S: Final = 30.0
 """How long a caller that does not read may take to learn that its call has ended."""
@@ -43,9 +46,25 @@ class LiveCall:
         if self.error is not None:
             return
         self.error = error
-        if self.writing:
+        if self.writing:  # it ends behind this answer; two writes at once would get in each other's way
+            asyncio.get_running_loop().call_later(WRITE_S, self._force, error)
+        else:
+            self._task.cancel()
+
+    def written(self) -> None:
+        """The answer is written.
+
+        Raises:
+            FedhelmError: the call was ended meanwhile.
+        """
+        self.writing = False
+        if self.error is not None:
+            raise self.error
+
+    def _force(self, error: FedhelmError) -> None:
+        if self.writing and not self._task.done():
             spawn(self._abort_now(error), "end of a call")
-        self._task.cancel()
+            self._task.cancel()
 
     async def _abort_now(self, error: FedhelmError) -> None:
         # The caller is told behind what was written before, once it reads that.
