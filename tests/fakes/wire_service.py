@@ -53,10 +53,12 @@ class FleetDesk:
             yield fleet.ServerMessage(announce=fleet.Announce(epoch=message.hello.highest_epoch))
 
     async def missing_chunks(self, request, call):
+        call.passage.admit(Object())
         manifest = Manifest(request.manifest.size, request.manifest.chunk_size, tuple(request.manifest.chunks))
         return common.MissingChunksReply(indices=self.blobs.missing(request.owner, manifest))
 
     async def put_blob(self, messages, call):
+        call.passage.admit(Object())
         if self.raises is not None:
             raise self.raises
         self.received = 0
