@@ -266,13 +266,15 @@ async def test_a_wait_for_a_newer_list_and_one_on_the_lease_end_with_it(edge):
 
 async def test_the_certificate_that_a_holder_calls_with_is_the_one_that_counts(edge):
     call, office, _ = edge
-    body = {"incarnation": "aa", "cluster": "c1", "log_seq": 0, "ready": True}
-    assert (await call("server1", "POST", "/api/v1/servers/register", json=body)).json()["accepted"]
+    for name in ("server1", "server2"):
+        body = {"incarnation": f"of-{name}", "cluster": "c1", "log_seq": 0, "ready": True}
+        assert (await call(name, "POST", "/api/v1/servers/register", json=body)).json()["accepted"]
     await asyncio.to_thread(office.desk.observe)
-    assert office.store.read().state == "granted"
+    assert (office.store.read().state, office.store.read().holder.name) == ("granted", "server1")
     assert (await call(ADMIN, "POST", PATH, content=office.signed(1, "server1"))).status_code == 200
     await asyncio.to_thread(office.desk.observe)
-    assert (office.store.read().state, office.store.read().cause) == ("released", "its certificate was revoked")
+    row = office.store.read()
+    assert (row.epoch, row.holder.name, row.cause) == (2, "server2", "its certificate was revoked")
 
 
 async def test_an_event_stream_of_somebody_revoked_ends(edge):
