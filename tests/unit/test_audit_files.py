@@ -122,7 +122,13 @@ def test_what_was_done_to_older_files_is_named(path, run, change):
     assert status == 1
     blamed = {"taken out": third, "swapped": second, "edited": first, "cut": third}[change]
     assert told["data"]["file"] == str(blamed)
-    assert "due" in told["data"]["problem"] or "was changed" in told["data"]["problem"]
+    told = told["data"]["problem"]
+    assert {
+        "taken out": "is due: a file before it is missing",
+        "swapped": "is due: a file before it is missing",
+        "edited": "was changed",
+        "cut": "is due: a file before it is missing",
+    }[change] in told
 
 
 def test_show_and_export_read_all_of_them(path, run, tmp_path, capsys):

@@ -115,7 +115,8 @@ def _verify(args: argparse.Namespace, fmt: Format) -> ExitStatus:
 
 
 def _told(names: list[str], report: Report) -> str:
-    more = f" and {len(names) - 1} older files" if len(names) > 1 else ""
+    older = len(names) - 1
+    more = f" and {older} older file{'s' if older > 1 else ''}" if older else ""
     sound = f"{names[-1]}{more}: every line fits"
     lines = [f"{report.file}: {report.problem}" if report.problem else sound]
     if report.first > 1:

@@ -246,7 +246,8 @@ class Report:
             self.first = line.number
             return None
         if line.number != number + 1:
-            return f"has number {line.number}, and {number + 1} is due"
+            missing = ": a file before it is missing" if line.body["action"] == CONTINUED else ""
+            return f"has number {line.number}, and {number + 1} is due{missing}"
         return None if line.body["prev"] == digest else f"(number {line.number}) does not follow the line before it"
 
 
