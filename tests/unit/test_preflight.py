@@ -278,3 +278,15 @@ def test_the_command(kits, capsys):
     assert "do: at the federation's very first start" in capsys.readouterr().out
     assert worst([]) == "ok"
     assert worst([Finding("ok", "a", "b"), Finding("warn", "a", "b")]) == "warn"
+
+
+def test_the_command_says_of_one_that_runs_that_it_does(kits, capsys):
+    kit = kits["site-1"]
+    kit.run.mkdir()
+    lock = ParticipantLock(kit.run)
+    lock.acquire()
+    try:
+        assert main([str(kit.root), "--offline"]) == 0
+    finally:
+        lock.release()
+    assert capsys.readouterr().out.splitlines()[-1] == f"{kit.root}: it runs, pid {os.getpid()}; nothing is amiss"
