@@ -16,6 +16,7 @@ from fedhelm.clock import Clock, iso
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, Refused
 from fedhelm.local.script_protocol import Result, TaskOrder, Welcome
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
@@ -300,7 +301,7 @@ class JobExecution:
 
     def _earlier_failure(self) -> Failure | None:
         try:
-            data = json.loads(self._folder.failure.read_bytes())
+            data = parse_plain(self._folder.failure.read_bytes())
             return Failure(**data)
         except (FileNotFoundError, ValueError, TypeError):
             return None

@@ -21,8 +21,9 @@ from fedhelm.wire.bulk import manifest_of
 from fedhelm.wire.overseer_answers import revocations_of
 from fedhelm.wire.overseer_api import REVOCATIONS_HEADER
 from fedhelm_client.admission import admit, check_signed, check_unpacked
-from fedhelm_client.outgoing import check_privacy
-from tests.hostile.decoder import Decoder, as_text
+from fedhelm_client.folders import JobFolder
+from fedhelm_client.outgoing import check_privacy, outgoing_of_job
+from tests.hostile.decoder import Decoder, as_text, dump
 from tests.hostile.jobs_and_models import JOB_YAML, _with_checksums, good_bundle
 from tests.hostile.participants import in_file
 from tests.support.kits import ADMIN, make_kits
@@ -47,6 +48,9 @@ def decoders(place: Path) -> Iterator[Decoder]:
     site = kits["site-1"]
     privacy = in_file(site.local / PRIVACY_FILE, lambda: check_privacy(site))
     yield Decoder("local/privacy.json", privacy, (POLICY, PRIVACY_SAMPLE.encode()))
+    folder = JobFolder.of(site, JOB)
+    kept = in_file(folder.privacy, lambda: outgoing_of_job(site, folder))
+    yield Decoder("run/jobs: privacy.json", kept, (dump([["startup/privacy.json", POLICY.decode()]]),))
     yield Decoder(
         "overseer: version of revocations", as_text(lambda text: revocations_of({REVOCATIONS_HEADER: text})), (b"17",)
     )
