@@ -85,7 +85,7 @@ class Outgoing:
         self._policy = policy
         self._closed = threading.Event()
         self.told: tuple[str, ...] = () if policy is None else policy.describe()
-        """What others may know of the filters that are applied."""
+        """What others may know of all that is done here."""
 
     def check_task(self, kind: str, *, has_model: bool) -> None:
         """Refuse a task whose result could not leave, before anything is trained.
@@ -124,7 +124,8 @@ class Outgoing:
         )
         for one in did:
             _log.info("%s of round %d: %s", saved.id.kind, saved.id.round, one)
-        filtered = dataclasses.replace(saved, weight=passed.weight, metrics=passed.metrics, filters=self.told)
+        filters = self._policy.describe_result(tensors=source is not None)
+        filtered = dataclasses.replace(saved, weight=passed.weight, metrics=passed.metrics, filters=filters)
         return filtered, passed.file
 
     def close(self) -> None:

@@ -98,9 +98,9 @@ async def test_what_leaves_is_filtered_and_says_so_and_a_job_keeps_its_policy(fe
     (offer,) = fed.log.offers
     assert offer.weight == 1.0
     told = ["weight(value=1)", "exclude(tensors=head*)", "clip(norm=0.5)"]
-    assert list(offer.filters) == [*told, "metrics(only=loss, digits=2)", "lines(only=scalar)"]
+    assert list(offer.filters) == [*told, "metrics(only=loss, digits=2)"]
     assert said(fed, "loss") == [0.12]
-    assert said(fed, "privacy") == [f"privacy filters of this site: {', '.join(offer.filters)}"]
+    assert said(fed, "privacy") == [f"privacy filters of this site: {', '.join(offer.filters)}, lines(only=scalar)"]
     assert "patient" not in json.dumps(fed.log.lines)
 
     decree(fed)  # nothing more: for the next job

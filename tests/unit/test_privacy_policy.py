@@ -54,6 +54,12 @@ def test_others_see_types_and_numbers_or_types_alone():
     assert PrivacyPolicy().describe() == ()
 
 
+def test_of_a_result_without_tensors_others_see_what_was_applied_to_it():
+    policy = parse(filters=EVERY, metrics={"digits": 3}, lines=["scalar"], show_parameters=False)
+    assert policy.describe_result(tensors=False) == ("min_samples", "weight", "metrics")
+    assert policy.describe_result(tensors=True) == (*(one["type"] for one in EVERY), "metrics")
+
+
 def test_of_two_files_both_apply_and_nothing_comes_back():
     project = parse(filters=[{"type": "clip", "norm": 1}], metrics={"only": ["loss"]}, lines=["scalar", "log"])
     site = parse(filters=[{"type": "weight", "value": 1}], metrics={"only": ["*"]}, lines=["scalar", "text"])

@@ -228,15 +228,23 @@ class PrivacyPolicy:
         )
 
     def describe(self) -> tuple[str, ...]:
-        """Return the filters as others may see them, in their order; rules for metrics and lines last."""
-        rules = [told("metrics", rule.model_dump(exclude_none=True), self.show_parameters) for rule in self.metrics]
-        if self.lines != frozenset(LINE_KINDS):
-            rules.append(told("lines", {"only": sorted(self.lines)}, self.show_parameters))
-        filters = (
-            told(one.type, one.model_dump(exclude={"type"}, exclude_none=True), self.show_parameters)
-            for one in self.filters
+        """Return all that is done as others may see it: filters in their order, rules for metrics and lines last."""
+        lines = {"only": sorted(self.lines)}
+        rule = () if self.lines == frozenset(LINE_KINDS) else (told("lines", lines, self.show_parameters),)
+        return (*self.describe_result(tensors=True), *rule)
+
+    def describe_result(self, *, tensors: bool) -> tuple[str, ...]:
+        """Return what is done to one result, as others may see it.
+
+        Args:
+            tensors: whether it has any; those of an evaluation are metrics alone.
+        """
+        show = self.show_parameters
+        filters = (one for one in self.filters if tensors or isinstance(one, MinSamples | Weight))
+        return (
+            *(told(one.type, one.model_dump(exclude={"type"}, exclude_none=True), show) for one in filters),
+            *(told("metrics", rule.model_dump(exclude_none=True), show) for rule in self.metrics),
         )
-        return (*filters, *rules)
 
     def outgoing_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the metrics of a result that may leave, as they may leave."""
