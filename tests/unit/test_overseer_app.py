@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,13 +10,13 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedhelm.errors import StoreUnavailable
 from fedhelm_overseer.app import Allowed, check_routes, create_app
 from fedhelm_overseer.desk import Desk
-from fedhelm_overseer.edge import MAX_BODY, MAX_REGISTRATION
+from fedhelm_overseer.edge import MAX_BODY, MAX_REGISTRATION, BodyLimit
 from tests.fakes.overseer_clock import FakeClock
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.support.kits import ADMIN, make_kits
@@ -263,6 +264,43 @@ def test_an_app_with_a_route_that_declares_no_permission_is_not_built():
 
     with pytest.raises(RuntimeError, match="/open"):
         check_routes(app.routes)
+
+
+@pytest.mark.parametrize(
+    ("path", "permission", "said"),
+    [
+        ("/open", "overseer.view", "GET /open is not in the table"),
+        ("/healthz", "overseer.view", "GET /healthz declares 'overseer.view'"),
+    ],
+)
+def test_an_app_with_a_route_that_the_table_does_not_have_so_is_not_built(path, permission, said):
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.get(path, dependencies=[Depends(Allowed(permission))])
+    async def open_to_some():
+        return {}
+
+    with pytest.raises(ValueError, match=said):
+        check_routes(app.routes)
+
+
+async def test_a_body_that_does_not_come_is_given_up():
+    never, sent = asyncio.Event(), []
+
+    async def receive():
+        await never.wait()
+
+    async def send(message):
+        sent.append(message)
+
+    async def within(_scope, _receive, _send):
+        raise AssertionError("nothing gets there without its body")
+
+    scope = {"type": "http", "method": "POST", "path": "/api/v1/servers/beat", "headers": []}
+    await BodyLimit(within, seconds=0.01)(scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["message"] == "the body did not come within 0.01 s"
 
 
 def test_an_unknown_permission_cannot_be_declared():
