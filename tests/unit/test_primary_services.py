@@ -121,7 +121,7 @@ class Primary:
     async def offer(self, site, data=b"result", number=1, **extra):
         blob = await self.upload(site, data)
         request = fleet.Contribution(
-            job=JOB, attempt=1, step=0, round=number, kind="train", site=site, blob=blob, weight=1, metrics_json="{}"
+            job=JOB, attempt=1, step=0, round=number, kind="train", site=site, blob=blob, weight=1, **extra
         )
         return await self.fleet.contribute(request, site_call(site))
 
@@ -265,6 +265,18 @@ async def test_a_contribution_whose_blob_was_collected_with_its_round_gets_the_a
         request.site = "site-1"
         again = await primary.fleet.contribute(request, site_call("site-1"))
         assert (again.seq, again.superseded) == (receipt.seq, True)
+
+
+async def test_the_record_of_a_contribution_names_the_sites_privacy_filters_where_it_has_any(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        for wrong in (["x"] * 81, ["x" * 201], ["\x1b[2J"]):
+            with pytest.raises(BadInput, match="privacy filters are told in"):
+                await primary.offer("site-1", filters=wrong)
+        await primary.offer("site-1", filters=["exclude(tensors=head.*)", "clip(norm=1)"])
+        await primary.offer("site-2")
+        given = {site: one.item for site, one in primary.book.jobs[JOB].open.contributions.items()}
+        assert given["site-1"]["filters"] == ["exclude(tensors=head.*)", "clip(norm=1)"]
+        assert "filters" not in given["site-2"]
 
 
 # -- ephemeral jobs ---------------------------------------------------------------------------------------------------
