@@ -93,12 +93,7 @@ class SiteTrust:
     @property
     def trouble(self) -> str | None:
         """Why nobody accepts this site's certificate, as far as it knows itself; None if nothing is known."""
-        if self._revoked is not None:
-            return self._revoked
-        expiry = self._reloading.expiry()
-        if expiry is None or not expiry.startswith("expired"):
-            return None
-        return f"the certificate of {self._reloading.kit.name} {expiry}: install a new kit"
+        return self._revoked or self._reloading.expired()
 
     async def run(
         self,

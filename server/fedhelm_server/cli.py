@@ -82,9 +82,11 @@ async def _serve(kit: Kit, settings: LocalSettings) -> None:
     trust = TrustWatch(kit)
     async with OverseerClient(kit, announced=trust.announced, check=trust.revocations.check) as overseer:
         supervisor = Supervisor(kit, overseer, settings=kept)
-        watch = spawn(
-            trust.run(overseer, lambda version: supervisor.tell_child("revocations", version=version)), "trust"
-        )
+
+        def tell(version: int) -> None:
+            supervisor.tell_child("revocations", version=version)
+
+        watch = spawn(trust.run(overseer, tell, supervisor.warn), "trust")
         try:
             await supervisor.run()
         finally:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import BadCertificate, FedhelmError, Refused
+from fedhelm.errors import BadCertificate, FedhelmError, KitError, Refused
 from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.security.pki import load_certificate, serial_of
 from fedhelm.security.reloading import ReloadingKit, watch_kit
@@ -22,6 +22,9 @@ from fedhelm.security.tls import read_credentials
 __all__ = ["RevocationCalls", "TrustWatch"]
 
 _log = logging.getLogger("fedhelm.supervisor")
+
+_CLOCK_S: Final = 30.0
+"""Between two looks whether this server's certificate has expired."""
 
 _PAUSE_S: Final = 1.0
 """Between two tries to get a list, or to hand it over; and the least time between two lists."""
@@ -67,27 +70,34 @@ class TrustWatch:
         self._reloading = ReloadingKit(kit)
         self._news = asyncio.Event()
         self._said = ""
+        self._trouble: str | None = None
+        self._warn: Callable[[str | None], None] = lambda _trouble: None
 
     def announced(self, _version: int) -> None:
         """An overseer's answer named another version than its answer before."""
         self._news.set()
 
-    async def run(self, calls: RevocationCalls, tell: Callable[[int], None]) -> None:
+    async def run(
+        self, calls: RevocationCalls, tell: Callable[[int], None], warn: Callable[[str | None], None]
+    ) -> None:
         """Follow kit and list for ever; cancel to stop.
 
         Args:
             calls: to the overseers.
             tell: lets the child know that a list of this version is on disk.
+            warn: is told why nobody accepts this server's certificate; None when that is over.
         """
-        self._warn_if_revoked(self._reloading.kit)
+        self._warn = warn
+        self._check_own()
 
         def taken(kit: Kit) -> None:
             self.revocations.trust(kit)
             calls.reconnect(kit)
-            self._warn_if_revoked(kit)
+            self._check_own()
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(watch_kit(self._reloading, taken))
+            tasks.create_task(self._look_at_the_clock())
             tasks.create_task(self._follow(calls, tell))
 
     async def _follow(self, calls: RevocationCalls, tell: Callable[[int], None]) -> None:
@@ -129,10 +139,23 @@ class TrustWatch:
         _log.info("version %d of the list of revoked certificates is in force: %d new", self._version, len(added))
         if any(entry.serial in added and entry.role == "overseer" for entry in self.revocations.current.entries):
             calls.reconnect()  # so that an overseer that was revoked has to show its certificate again
-        self._warn_if_revoked(self._reloading.kit)
+        self._check_own()
 
-    def _warn_if_revoked(self, kit: Kit) -> None:
+    async def _look_at_the_clock(self) -> None:
+        while True:
+            await asyncio.sleep(_CLOCK_S)
+            self._check_own()
+
+    def _check_own(self) -> None:
+        kit, trouble = self._reloading.kit, self._reloading.expired()
         try:
             self.revocations.check(serial_of(load_certificate(read_credentials(kit).cert, str(kit.cert))))
         except BadCertificate as error:
-            _log.error("%s: nobody talks to %s until a new kit is installed", error, kit.name)
+            trouble = f"{error}: install a new kit"
+        except KitError:
+            return  # the next kit is on its way
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._warn(trouble)
+            if trouble is not None:
+                _log.error("%s", trouble)

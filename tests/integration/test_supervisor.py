@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from fedhelm.config.kit import OverseerAddress
 from fedhelm.config.timing import PROFILES
-from fedhelm.errors import AlreadyRunning
+from fedhelm.errors import AlreadyRunning, BadCertificate
 from fedhelm.process import ParticipantLock, marked_processes, read_state
 from fedhelm.tasks import cancel, spawn
 from fedhelm.wire import overseer_api as api
@@ -156,6 +157,21 @@ async def test_an_overseer_that_goes_away_makes_it_unleased_and_its_return_heals
     await eventually(lambda: len(server.heard("lease")) > count)
     assert len(server.children) == 1
     assert server.overseer.of("release") == []
+
+
+async def test_a_server_that_overseers_refuse_says_why_in_its_state_until_they_do_not(start, caplog):
+    caplog.set_level(logging.INFO, "fedhelm.supervisor")
+    server = start()
+    await server.leading()
+    why = "the certificate of server server1 was revoked on 2026-11-23: stolen"
+    server.overseer.away = BadCertificate(why)
+    await eventually(lambda: (s := read_state(server.kit.run))["reason"] == why and not s["ready"])
+    await eventually(lambda: server.heard("unleased"))
+    server.overseer.away = False
+    await eventually(lambda: (s := read_state(server.kit.run))["reason"] is None and s["ready"])
+    assert [one.getMessage() for one in caplog.records if why in one.getMessage()] == [
+        f"server1: no answer from the overseer: {why}"
+    ]
 
 
 async def test_another_holder_in_the_row_demotes_at_once(start):

@@ -37,6 +37,7 @@ class Overseers:
         self.fetched = []
         self.given = []
         self.reconnected = []
+        self.warned = []
         self.watch = None
 
     def _versions(self):
@@ -80,7 +81,7 @@ async def world(kit, monkeypatch):
     monkeypatch.setattr(trust_watch, "_PAUSE_S", 0.01)
     watch, overseers, told = TrustWatch(kit), Overseers(b""), []
     overseers.watch = watch
-    running = spawn(watch.run(overseers, told.append), "trust")
+    running = spawn(watch.run(overseers, told.append, overseers.warned.append), "trust")
     yield watch, overseers, told
     await cancel(running)
 
@@ -133,13 +134,14 @@ async def test_a_list_that_cannot_be_had_or_is_forged_changes_nothing_and_is_ask
 async def test_a_server_that_was_revoked_itself_says_so_and_a_new_kit_is_taken(world, authority, kit, tmp_path, caplog):
     watch, overseers, told = world
     own = serial_of(load_certificate(kit.cert.read_bytes(), "x"))
+    trouble = f"the certificate of server server-{own} was revoked on 2026-11-22: stolen: install a new kit"
     overseers.say(signed(authority, 2, own, role="server"))
     await eventually(lambda: told)
-    assert "was revoked on 2026-11-22: stolen: nobody talks to server1 until a new kit is installed" in caplog.text
-    caplog.clear()
+    await eventually(lambda: overseers.warned == [trouble])
+    assert [one.getMessage() for one in caplog.records].count(trouble) == 1
     newer_kit(kit, authority, tmp_path / "new", 2)
     await asyncio.to_thread(install, kit.root, tmp_path / "new")
     await eventually(lambda: overseers.reconnected == [kit])
-    assert "revoked" not in caplog.text
+    await eventually(lambda: overseers.warned == [trouble, None])
     with pytest.raises(KitError):
         watch.revocations.offer(b"")
