@@ -14,7 +14,8 @@ from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream_blob
-from fedhelm.wire.chain import ServiceHandlers, serve_options, server_credentials
+from fedhelm.wire.chain import ServiceHandlers, serve_options
+from fedhelm.wire.server_certificate import ServerCertificate
 
 assert fedhelm.wire
 
@@ -156,7 +157,7 @@ async def serving(kit, service, implementation, *, project="poc", epoch=lambda: 
         gates = {"policy": default_policy(), **gates}
         handlers = ServiceHandlers(service, implementation, project=project, epoch=epoch, **gates)
     server = grpc.aio.server(handlers=[handlers], options=serve_options())
-    credentials = server_credentials(kit.ca.read_bytes(), kit.cert.read_bytes(), kit.key.read_bytes())
+    credentials = ServerCertificate(kit).credentials()
     port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:

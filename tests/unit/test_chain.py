@@ -535,8 +535,9 @@ def test_a_server_refuses_to_start_where_grpc_came_first(kits):
     program = (
         "import grpc\n"
         "from pathlib import Path\n"
-        "from fedhelm.wire.chain import server_credentials\n"
-        f"server_credentials(*(Path(p).read_bytes() for p in {[str(p) for p in (kit.ca, kit.cert, kit.key)]}))\n"
+        "from fedhelm.config.kit import read_kit\n"
+        "from fedhelm.wire.server_certificate import ServerCertificate\n"
+        f"ServerCertificate(read_kit(Path({str(kit.root)!r})))\n"
     )
     env = {key: value for key, value in os.environ.items() if not key.startswith("GRPC_")}
     env["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)

@@ -24,7 +24,6 @@ from cryptography import x509
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-import fedhelm.wire
 from fedhelm.clock import Clock, SystemClock, iso
 from fedhelm.errors import BadCertificate, FedhelmError, NotAuthorised, Unreachable
 from fedhelm.security.audit_lines import Entry
@@ -41,7 +40,7 @@ from fedhelm.wire.alive import keep_alive
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, encode_error, status_of
 from fedhelm.wire.live_calls import LiveCall, LiveCalls
 
-__all__ = ["Call", "Revocations", "ServiceHandlers", "Trail", "is_stop", "serve_options", "server_credentials"]
+__all__ = ["Call", "Revocations", "ServiceHandlers", "Trail", "is_stop", "serve_options"]
 
 _log = logging.getLogger("fedhelm.wire")
 
@@ -355,14 +354,3 @@ def serve_options() -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", 16_384),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
     ]
-
-
-def server_credentials(ca: bytes, cert: bytes, key: bytes) -> grpc.ServerCredentials:
-    """Return credentials that demand TLS 1.3 and a client certificate of the project's CA.
-
-    Raises:
-        RuntimeError: this process imported grpc before :mod:`fedhelm.wire`, so that it would speak TLS 1.2 too.
-    """
-    if not fedhelm.wire.TLS_1_3_ONLY:
-        raise RuntimeError("grpc was imported before fedhelm.wire: it would accept TLS 1.2")
-    return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
