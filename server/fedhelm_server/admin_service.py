@@ -327,7 +327,7 @@ class AdminService:
         self._require_version_2("this")
         connected = runtime.streams.connected()
         known = sorted(set(runtime.kit.sites) | connected)
-        about = site_object(runtime.streams.org_of)
+        about = site_object(runtime.org_of)
         sites = _named_sites(request, known, [site for site in known if call.passage.may_view(about(site))])
         for object_ in (*([Object()] if request.server else []), *map(about, sites)):  # one that is denied denies all
             call.passage.admit(object_, action=request.action, target=_target(request))
@@ -371,7 +371,7 @@ class AdminService:
         )
         connected = runtime.streams.connected()
         known = sorted(set(runtime.kit.sites) | connected)
-        for site in call.passage.keep(known, site_object(runtime.streams.org_of)):
+        for site in call.passage.keep(known, site_object(runtime.org_of)):
             stream = runtime.streams.get(site)
             jobs = visible_jobs(runtime.book, stream.held, call.passage) if stream else []
             reply.sites.add(name=site, connected=site in connected, jobs=jobs)

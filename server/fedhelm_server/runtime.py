@@ -124,6 +124,10 @@ class Runtime:
         """Whether this server serves as the primary (also while the store is away, and without a lease)."""
         return self.role in WRITERS or self.role is Role.READONLY
 
+    def org_of(self, site: str) -> str | None:
+        """Return a site's organisation: as its certificate said when it connected last, else as the kit says it."""
+        return self.streams.org_of(site) or self.kit.site_orgs.get(site)
+
     def seconds_as(self, role: Role) -> float:
         """Return how long this child has been in ``role``."""
         now = self.clock.boottime()

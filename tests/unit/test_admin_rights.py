@@ -241,6 +241,17 @@ async def test_a_site_that_is_away_is_still_its_organisations(desk):
     assert await status(desk, OLGA) == {"site-a": []}
 
 
+async def test_of_a_site_that_never_connected_the_kit_tells_the_organisation_and_its_certificate_has_the_last_word(
+    desk,
+):
+    desk.runtime.kit = dataclasses.replace(desk.runtime.kit, site_orgs={"site-a": "b", "site-c": "a"})
+    await desk.operate(OLGA, "site-a", "site-c")
+    assert desk.orders == [["site-a", "site-c"]]
+    assert set(await status(desk, OLGA)) == {"site-a", "site-c"}
+    with pytest.raises(NotAuthorised):
+        await desk.operate(BOB, "site-a")
+
+
 async def test_a_site_that_nobody_knows_is_told_without_naming_those_of_others(desk):
     with pytest.raises(NotFound, match="no site 'site-x'") as unknown:
         await desk.operate(OLGA, "site-x")

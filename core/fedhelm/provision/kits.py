@@ -66,6 +66,7 @@ def _kit_of(project: Project, participant: Participant, root: Path) -> Kit:
         lease_store=project.lease_store if participant.role == "overseer" else None,
         resources=participant.resources,
         docker_image=project.docker_image,
+        site_orgs={one.name: one.org for one in project.of("site")} if participant.role == "server" else {},
     )
 
 
