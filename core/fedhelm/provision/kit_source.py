@@ -20,6 +20,8 @@ MAX_FILES: Final = 1000
 MAX_BYTES: Final = 32 * 1024 * 1024
 """Largest kit that is read: the files of ``startup/`` together."""
 
+_METHODS: Final = (pyzipper.ZIP_STORED, pyzipper.ZIP_DEFLATED)
+
 _BROKEN: Final = (
     pyzipper.BadZipFile,
     OSError,
@@ -84,6 +86,9 @@ def _from_archive(source: Path, archive: Any, password: str | None) -> dict[str,
     if len(infos) > MAX_FILES:
         raise KitError(f"{source}: {len(infos)} entries, a kit has at most {MAX_FILES}")
     wanted = _startup_entries(source, infos)
+    for info in wanted:
+        if info.compress_type not in _METHODS:  # LZMA would take as much memory as the archive asks for
+            raise KitError(f"{source}: {info.filename!r} is packed in a way that no kit is")
     if any(info.flag_bits & 1 for info in wanted) and not password:
         raise KitError(f"{source} is encrypted", hint="give its password")
     secret = password.encode() if password else None
