@@ -217,6 +217,18 @@ def test_an_overseer_without_its_store_is_passed_over_and_an_election_is_an_answ
         away.close()
 
 
+def test_after_a_refused_certificate_the_next_call_connects_anew(connect, overseer):
+    client = connect(overseer.socket)
+    good, overseer.answers["/api/v1/primary"] = (
+        overseer.answers["/api/v1/primary"],
+        (401, {"code": "BAD_CERTIFICATE", "message": "it was revoked"}),
+    )
+    with pytest.raises(BadCertificate, match="it was revoked"):
+        client.primary()
+    overseer.answers["/api/v1/primary"] = good
+    assert (client.primary().epoch, overseer.connections) == (3, 2)
+
+
 def test_certificate_trouble_is_named_as_such(connect, overseer, strangers):
     with pytest.raises(BadCertificate, match=r"TLS with overseer at 127\.0\.0\.1:"):
         connect(overseer.socket, kit=strangers[ADMIN]).primary()

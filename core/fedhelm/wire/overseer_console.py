@@ -362,7 +362,11 @@ class OverseerConsoleClient:
             race.wait()
         if race.winner is not None:
             self._prefer(order[race.winner])
-        return race.result()
+        try:
+            return race.result()
+        except BadCertificate:
+            self.reconnect()  # the next call shows the certificate that lies in the kit by then
+            raise
 
     def _ask(self, race: Race, place: int, address: OverseerAddress, asked: _Asked) -> None:
         """Ask one overseer, in a thread of its own: one that hangs holds up nobody."""
