@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedhelm.errors import Refused, StoreUnavailable
+from fedhelm.security.revocation import RevocationList
 from fedhelm.wire.overseer_api import RevocationsView
 from fedhelm_overseer.table import Table
 
@@ -40,22 +41,14 @@ class RevocationDesk:
         new = self._revocations.parse(data)
         with self._table.turn:
             self._look()
-            now = self._revocations.current
-            if new.version < now.version:
-                raise Refused(
-                    f"version {now.version} of the list of revoked certificates is in force, this is version "
-                    f"{new.version}",
-                    hint="take state/revoked.json of the newest project folder",
-                )
-            if new.version == now.version and new.entries != now.entries:
-                raise Refused(
-                    f"another list of revoked certificates of version {now.version} is in force",
-                    hint="fedhelm pki revoke in the project's one folder makes a newer one",
-                )
-            taken = new.version > now.version
+        now = self._revocations.current
+        _check(new, now)
+        # Not in the turn: verifying a long list takes a while, and renewals must not wait for it.
+        added = self._revocations.offer(data) if new.newer_than(now) else ()
+        taken = new.newer_than(now) and self._revocations.current.version == new.version
+        with self._table.turn:
             if taken:
-                added = self._revocations.offer(data)
-                self._table.told.revoked(self._revocations.current, added, by)
+                self._table.told.revoked(new, added, by)
             try:
                 self._table.synchronise()
             except StoreUnavailable as error:
@@ -75,3 +68,21 @@ class RevocationDesk:
             self._table.synchronise()
         except StoreUnavailable:
             return
+
+
+def _check(new: RevocationList, now: RevocationList) -> None:
+    """Let a list pass that is newer than the one in force, or the same.
+
+    Raises:
+        Refused: it is neither.
+    """
+    if new.version < now.version:
+        raise Refused(
+            f"version {now.version} of the list of revoked certificates is in force, this is version {new.version}",
+            hint="take state/revoked.json of the newest project folder",
+        )
+    if new.version == now.version and new.entries != now.entries:
+        raise Refused(
+            f"another list of revoked certificates of version {now.version} is in force",
+            hint="fedhelm pki revoke in the project's one folder makes a newer one",
+        )
