@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as some
 
 from fedhelm.errors import ProtocolError, Refused
+from fedhelm.learning.rounding import nearest, widen
 from fedhelm.privacy import updates
 from fedhelm.privacy.noise import BYTES_EACH, gaussian
 from fedhelm.privacy.policy import (
@@ -401,6 +402,24 @@ def test_a_clipped_change_has_the_direction_and_at_most_the_norm(tmp_path_factor
     want = asked * min(1.0, norm / size) if size else asked
     assert np.allclose(left, want, rtol=1e-9, atol=1e-12)
     assert np.linalg.norm(left) <= norm * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("dtype", sorted(updates.FLOATS))
+@pytest.mark.parametrize("norm", [1e-3, 0.1, 3.0])
+def test_the_bound_holds_for_what_leaves_in_every_type(tmp_path, dtype, norm):
+    """Rounded to nearest, the coarse types would go beyond it: the model is large, and the change as large as a step."""
+    rng = np.random.default_rng(5)
+    model = rng.normal(size=1000) * 10.0 ** rng.integers(-3, 3, 1000)
+    update = model + rng.normal(size=1000) * 10.0 ** rng.integers(-5, 1, 1000)
+    files = ({"w": Bits(dtype, nearest(values, dtype))} for values in (model, update))
+    base, own = files
+    _, got, _ = run(tmp_path, Clip(type="clip", norm=norm), update=own, model=base)
+    have = widen(base["w"].data, dtype)
+    assert 0 < np.linalg.norm(got["w"].astype(float) - have) <= norm * (1 + 1e-12)
+    limit = KeepLargest(type="keep_largest", share=1.0, limit=norm)
+    _, got, _ = run(tmp_path, limit, update=own, model=base)
+    assert 0 < np.abs(got["w"].astype(float) - have).max() <= norm
+    assert (np.sign(got["w"].astype(float) - have) * np.sign(widen(own["w"].data, dtype) - have) >= 0).all()
 
 
 @SMALL

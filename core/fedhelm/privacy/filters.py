@@ -9,7 +9,8 @@ The sources of the methods:
 
 Every filter counts and changes float tensors alone. It does not let through what it cannot bound: integer and boolean
 tensors leave as the round's model has them. Numbers are taken and computed in float64, and rounded once to the
-tensor's type, to nearest even; an element whose change a filter leaves alone keeps its bits.
+tensor's type: noisy ones to nearest even, the others not away from the model, so that a bound holds for what leaves.
+An element whose change a filter leaves alone keeps its bits.
 """
 
 from __future__ import annotations
@@ -92,13 +93,27 @@ def _norm(update: Update) -> float:
     return math.sqrt(total)
 
 
-def _moved(entry: Entry, model: Raw, change: npt.NDArray[np.float64]) -> Raw:
-    """Return the model's block with a change, in the tensor's own type."""
-    with np.errstate(over="ignore"):
-        moved = nearest(widen(model, entry.dtype) + change, entry.dtype)
+def _moved(entry: Entry, model: Raw, change: npt.NDArray[np.float64], *, bounded: bool = True) -> Raw:
+    """Return the model's block with a change, in the tensor's own type; ``bounded``: changed by no more than that."""
+    base = widen(model, entry.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = nearest(base + change, entry.dtype)
+        if bounded:
+            done = widen(moved, entry.dtype) - base
+            moved = np.where(np.abs(done) > np.abs(change), _next_to(moved, up=done < 0), moved)
     if not np.isfinite(widen(moved, entry.dtype)).all():
         raise Refused(f"what would leave of tensor {entry.name!r} is beyond {entry.dtype}")
     return moved
+
+
+def _next_to(values: Raw, *, up: npt.NDArray[np.bool_]) -> Raw:
+    """Return the next number of the same type above each value, or below it."""
+    # Without the sign, the bits of floats as whole numbers have the floats' order.
+    bits = values.view(f"<i{values.itemsize}").astype(np.int64)
+    sign = np.int64(-1) << np.int64(8 * values.itemsize - 1)
+    ordered = np.where(bits < 0, sign - bits, bits) + np.where(up, 1, -1)
+    back = np.where(ordered < 0, sign - ordered, ordered)
+    return back.astype(f"<i{values.itemsize}").view(values.dtype)
 
 
 def _change_of(entry: Entry, own: Raw, model: Raw) -> npt.NDArray[np.float64]:
@@ -124,7 +139,7 @@ def _add_noise(filter_: GaussianNoise, update: Update, target: Path, random: Ran
 
     def blur(entry: Entry, own: Raw, model: Raw) -> Raw:
         change = _change_of(entry, own, model) * scale
-        return _moved(entry, model, change + deviation * gaussian(len(change), random))
+        return _moved(entry, model, change + deviation * gaussian(len(change), random), bounded=False)
 
     update.rewrite(target, blur)
     return f"the norm of the change is {found:.6g}, scaled by {scale:.6g}; noise of deviation {deviation:.6g}{held}"
