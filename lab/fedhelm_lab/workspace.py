@@ -19,7 +19,7 @@ from fedhelm.errors import BadInput, FedhelmError, NotFound, PortTaken, Refused,
 from fedhelm.plain_json import parse_plain
 from fedhelm.process import ParticipantLock, marked_processes
 from fedhelm.provision.kits import write_kits
-from fedhelm.provision.launch import is_ready, start_all
+from fedhelm.provision.launch import is_ready, obstacle, start_all
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import Home, stop_all
 from fedhelm.security.pki import CertificateAuthority
@@ -309,4 +309,5 @@ def _status(home: Home) -> dict[str, Any]:
         "alive": pid is not None,
         "ready": is_ready(home.run),
         "children": {mark: sorted(pids) for mark, pids in children.items()},
+        "reason": obstacle(home.run),
     }

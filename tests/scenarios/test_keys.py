@@ -139,6 +139,7 @@ def test_a_revoked_certificate_is_refused_by_every_server_and_its_stream_ends(st
     eventually_sync(lambda: "site-1 disconnected" in standing.log(leader), 20, standing.tails())
     state = eventually_sync(lambda: (s := read_state(kit.run))["ready"] is False and s, 20, standing.tails())
     assert "was revoked on 2026-11-23: laptop stolen" in state["reason"]
+    assert standing.status("site-1")["reason"] == state["reason"]
     print(f"refused everywhere {took:.2f} s after the console was started")  # noqa: T201 - for whoever measures
 
     install(standing, authority, "site-1", 3)

@@ -271,7 +271,7 @@ def test_every_command_answers_in_the_contracts_shape(standing, tmp_path):
     assert isinstance(ask("help"), list | dict | str)
 
     for row in standing.status():
-        assert set(row) == {"name", "role", "pid", "alive", "ready", "children"}
+        assert set(row) == {"name", "role", "pid", "alive", "ready", "children", "reason"}
         assert row["alive"] is row["ready"] is True
         assert isinstance(row["pid"], int)
         assert set(row["children"]) == {"child", "runner", "nanny", "job"}
