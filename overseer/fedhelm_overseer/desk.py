@@ -300,6 +300,7 @@ class Desk:
                 refused=sum(server.refused is not None for server in servers),
                 unleased_s=board.unleased_s,
                 fenced=board.fenced,
+                revocations=self.revocations.current.version,
             )
         return self._table.metrics.render(facts)
 

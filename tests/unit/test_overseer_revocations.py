@@ -123,6 +123,16 @@ def test_an_emptied_store_gets_the_list_back_and_a_restored_one_the_newest(offic
     assert old.revocations() == (2, desk.revocations.signed)
 
 
+def test_a_damaged_copy_on_disk_is_said_and_made_good_from_the_store(office, caplog):
+    office.desk.trust.hand_over(ADMIN, office.signed(2, "site-1"))
+    (office.folder / "overseer" / "run" / "revoked.json").write_bytes(b"{}")
+    again = office.open()
+    assert "not a list of revoked certificates" in caplog.text
+    assert again.revocations.current.version == 2
+    assert b"fedhelm_overseer_revocations_version 2.0" in again.metrics()
+    assert KeptRevocations(office.kits["overseer"]).problem is None
+
+
 def test_what_cannot_be_verified_in_the_store_is_left_alone_until_something_newer_comes(office):
     desk = office.desk
     desk.trust.hand_over(ADMIN, office.signed(1, "site-1"))
