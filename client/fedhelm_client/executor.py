@@ -30,7 +30,7 @@ from fedhelm_client.links import Links
 from fedhelm_client.outbox import ContributionId, Outbox, Saved, id_of, is_closed
 from fedhelm_client.outgoing import Outgoing, outgoing_of_job
 from fedhelm_client.site_trail import SiteTrail
-from fedhelm_client.supplies import fetch_model, prepare
+from fedhelm_client.supplies import fetch_model, let_go, prepare
 
 __all__ = ["GRACE_COMPLETED", "GRACE_STOPPED", "JobExecution", "Site"]
 
@@ -161,6 +161,7 @@ class JobExecution:
             await self._courier.settled()
         finally:
             await self.shut_down()
+        await asyncio.to_thread(let_go, self._folder)
         shutil.rmtree(outbox_dir(self._site.kit) / self.job, ignore_errors=True)
         shutil.rmtree(self._site.runtime / self.job, ignore_errors=True)
 

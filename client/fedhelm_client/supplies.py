@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 from pathlib import Path
 
 from fedhelm.config.kit import Kit
@@ -15,7 +17,7 @@ from fedhelm_client.job_process import JobPlan
 from fedhelm_client.links import Links
 from fedhelm_client.site_trail import SiteTrail
 
-__all__ = ["MODELS_KEPT", "fetch_model", "prepare"]
+__all__ = ["MODELS_KEPT", "fetch_model", "let_go", "prepare"]
 
 MODELS_KEPT = 3
 """Models that stay on the site's disk; a script may still read the one before its task's."""
@@ -76,6 +78,15 @@ async def _take_in(
         trail.job(assigned.job, submitter, error)
         raise
     trail.job(assigned.job, submitter)
+
+
+def let_go(folder: JobFolder) -> None:
+    """Delete the unpacked bundle of a job that is over: whoever wants it to run again has to have it admitted again."""
+    over = folder.root / "bundle.over"
+    shutil.rmtree(over, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.bundle.rename(over)  # at once: what is half deleted must not look like one that was admitted
+    shutil.rmtree(over, ignore_errors=True)
 
 
 async def fetch_model(links: Links, folder: JobFolder, job: str, order: fleet_pb2.Task) -> Path | None:

@@ -57,6 +57,7 @@ async def test_a_job_of_two_rounds(fed, tmp_path):
     losses = [line["value"] for line in fed.log.lines[JOB] if line["tag"] == "loss"]
     assert losses == [1.0, 0.5]
     assert not (fed.kit.run / "outbox" / JOB).exists()
+    assert not (fed.kit.run / "jobs" / JOB / "bundle").exists(), "whoever starts it again has it admitted again"
 
 
 async def test_lines_are_in_the_log_before_the_contribution(fed):

@@ -23,7 +23,7 @@ from fedhelm.wire.bulk import manifest_of
 from fedhelm_client.admission import admit, check_signed
 from fedhelm_client.folders import JobFolder
 from fedhelm_client.site_trail import SiteTrail
-from fedhelm_client.supplies import prepare
+from fedhelm_client.supplies import let_go, prepare
 from fedhelm_server import submissions
 from fedhelm_server.streams import SiteStream, Streams
 from tests.fakes.provision_clock import FixedClock
@@ -182,6 +182,21 @@ async def test_a_job_that_was_unpacked_before_jobs_were_signed_goes_on_and_a_new
     assert (left(site), upload.fetched) == (set(), 0)
     await take(site, upload, upload.assigned(upload.signed_by(submitter())))
     assert await take(site, upload, upload.assigned(b""))
+
+
+async def test_a_job_that_is_over_has_to_be_admitted_again(site, upload, submitter, authority):
+    bob = submitter()
+    assigned = upload.assigned(upload.signed_by(bob))
+    await take(site, upload, assigned)
+    let_go(JobFolder.of(site, JOB))
+    assert left(site) == set()
+    await take(site, upload, assigned)
+    let_go(JobFolder.of(site, JOB))
+    revoke(site, authority, bob)
+    with pytest.raises(BadSignature, match="was revoked"):
+        await take(site, upload, assigned)
+    let_go(JobFolder.of(site, JOB))  # nothing is there
+    assert (left(site), upload.fetched) == (set(), 2)
 
 
 async def test_bytes_that_were_changed_on_the_way_are_not_unpacked(site, upload, submitter):
