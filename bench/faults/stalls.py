@@ -14,13 +14,18 @@ from typing import Self
 
 from bench.federation import now
 
-__all__ = ["STARVED", "Stalls"]
+__all__ = ["STARVED", "Stalls", "is_excused"]
 
 STARVED = 1.0
 """Seconds late at which a machine counts as starved: a server's child that is silent for 1.5 s is replaced."""
 
 _EVERY = 0.1
 _SYNC_EVERY = 10
+
+
+def is_excused(starved: float, *, quick: bool) -> bool:
+    """Whether a failover that no fault called for is the machine's: it stood still for ``starved`` seconds meanwhile."""
+    return quick and starved >= STARVED
 
 
 class Stalls:

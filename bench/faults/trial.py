@@ -18,7 +18,7 @@ from bench.faults.kinds import BOUNDS, JobRun, Kind, NotPossibleError, Scene
 from bench.faults.laboratory import PROBE, Laboratory
 from bench.faults.phases import Aim, phase_at, rounds_of, wait_for_phase
 from bench.faults.probe import first_under, longest_silence
-from bench.faults.stalls import STARVED
+from bench.faults.stalls import STARVED, is_excused
 from bench.faults.work import JobPlan, expected_models, read_calls, write_job
 from bench.federation import now, until
 from fedhelm.errors import FedhelmError
@@ -90,7 +90,8 @@ def run_trial(lab: Laboratory, spec: Spec) -> Outcome:
     try:
         _strike(lab, spec, scene, first)
         _settle(lab, spec, scene)
-        _shorten(lab, scene, first, began)
+        if not spec.quick:
+            _shorten(lab, scene, first, began)
     except NotPossibleError:
         raise
     except (TimeoutError, FedhelmError, AssertionError, OSError) as error:
@@ -229,10 +230,8 @@ def _figures(lab: Laboratory, spec: Spec, scene: Scene) -> dict[str, float | Non
 def _needless(lab: Laboratory, spec: Spec, scene: Scene, text: str) -> None:
     """Note a failover that no fault called for; in a quick trial only if the machine had not starved."""
     starved = lab.stalls.longest((scene.moment or 0.0) - STARVED)
-    scene.params["starved_s"] = round(starved, 2)
-    if spec.quick and starved >= STARVED:
-        scene.params["needless"] = text
-    else:
+    scene.params |= {"needless": text, "starved_s": round(starved, 2)}
+    if not is_excused(starved, quick=spec.quick):
         scene.findings.append(f"{text}; the longest that the machine stood still was {starved:.2f} s")
 
 
@@ -245,7 +244,7 @@ def _outcome(lab: Laboratory, spec: Spec, scene: Scene, first: int, began: float
     figures = _figures(lab, spec, scene)
     checkpoints, compactions = _checkpoints(seen), lab.compactions - scene.compactions
     seconds = now() - began
-    if seconds > _LONG_SECONDS and not scene.findings:
+    if seconds > _LONG_SECONDS and not spec.quick and not scene.findings:
         scene.expect(checkpoints and compactions, f"no checkpoint and compaction in a trial of {seconds:.0f} s")
     bound = spec.kind.bound or BOUNDS.get(spec.kind.klass)
     lab.broken = lab.broken or bool(scene.findings)

@@ -10,7 +10,7 @@ import pytest
 
 from bench.faults.check import Evidence, JobEvidence, Receipt, check_history, check_job, check_models
 from bench.faults.history import read_history
-from bench.faults.stalls import Stalls
+from bench.faults.stalls import STARVED, Stalls, is_excused
 from bench.faults.work import Call, JobPlan, expected_models, safetensors
 from fedhelm.persist.record import NO_RECORD, By, Draft, seal
 from tests.support.waiting import eventually_sync
@@ -275,6 +275,12 @@ def test_a_job_that_was_aborted_ends_so_and_never_runs_again():
     assert check_job(tell().history, story.job(aborted=True)) == [f"aborted job {JOB} is FINISHED:COMPLETED"]
     story.add("round_open", {"job": JOB, "step": 0, "round": 3, "members": []}, epoch=2, by=OTHER)
     assert any("runs again: round_open" in one for one in check_job(story.history, aborted))
+
+
+def test_only_a_machine_that_starved_excuses_a_needless_failover_and_only_in_a_quick_trial():
+    assert is_excused(STARVED, quick=True)
+    assert not is_excused(STARVED - 0.01, quick=True)
+    assert not is_excused(60.0, quick=False)
 
 
 def test_a_machine_that_stood_still_is_noticed(tmp_path):
