@@ -24,7 +24,7 @@ _SYNC_EVERY = 10
 
 
 def is_excused(starved: float, *, quick: bool) -> bool:
-    """Whether a failover that no fault called for is the machine's: it stood still for ``starved`` seconds meanwhile."""
+    """Whether the machine is to blame for a failover that no fault called for: it stood still for so many seconds."""
     return quick and starved >= STARVED
 
 
