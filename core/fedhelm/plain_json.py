@@ -15,8 +15,8 @@ __all__ = ["MAX_DEPTH", "MAX_SIZE", "NotPlainJson", "parse_plain"]
 MAX_SIZE: Final = 64 * 1024 * 1024
 """Bytes, or characters of a text, that are read unless the caller says how much it expects."""
 
-MAX_DEPTH: Final = 64
-"""Objects and lists inside one another; the log's records may be as deep."""
+MAX_DEPTH: Final = 100
+"""Objects and lists inside one another; more than the bodies of the log's records may have."""
 
 
 class NotPlainJson(ValueError):

@@ -59,6 +59,10 @@ def _position_version(value: Any) -> None:
     value["version"] = []
 
 
+def _deep_fence(value: Any) -> None:
+    value["fence"] = "[" * 100_000
+
+
 def _state_position_version(value: Any) -> None:
     value["position"]["version"] = []
 
@@ -74,6 +78,7 @@ CURVE, POINT = bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("03420004")
 
 MENDED: tuple[Mended, ...] = (
     Mended("checkpoint: position", "TypeError in chain.from_json", edited(_position_version)),
+    Mended("checkpoint: position", "RecursionError in chain.from_json", edited(_deep_fence)),
     Mended("checkpoint: blob", "TypeError in chain.from_json", edited(_state_position_version)),
     Mended("segment of lines and rounds", "RecursionError in segments._read", these(b"[" * 100_000 + b"\n")),
     Mended("error on the wire", "RecursionError in faults._from_metadata", DEEP),

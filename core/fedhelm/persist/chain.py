@@ -6,13 +6,13 @@ rules, checked against what was read, hold for the log itself, however long the 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from fedhelm.errors import BadInput, Corrupt
 from fedhelm.persist.blobs import BlobRef
 from fedhelm.persist.record import NO_RECORD, READABLE_VERSIONS, VERSION, By, Draft, Record, decode, encode
+from fedhelm.plain_json import parse_plain
 
 __all__ = ["CHECKPOINT", "CONFIG", "EPOCH_RAISING", "GENESIS", "KEPT", "Checkpoint", "Tip", "checkpoint_owner"]
 
@@ -200,7 +200,7 @@ class Tip:
             fence = None
             if value["fence"] is not None:
                 text = value["fence"].encode()
-                fence = decode(text, json.loads(text)["seq"])
+                fence = decode(text, parse_plain(text)["seq"])
             checkpoints = tuple(Checkpoint.from_json(one) for one in value["checkpoints"])
             version = value["version"]
         except (KeyError, TypeError, AttributeError, ValueError, BadInput) as error:
