@@ -58,7 +58,10 @@ async def serving(kits, tmp_path):
     runtime, link = None, Link()
     clock = Clock()
     runtime = Runtime(kit, "i1", store, clock, link)
-    tasks = [spawn(loop, "loop") for loop in (runtime.serve_link(), runtime.ledger.run(), runtime.follow_log())]
+    for folder in ("log", "tmp"):  # where the store is tried
+        (store.root / folder).mkdir(parents=True)
+    loops = (runtime.serve_link(), runtime.ledger.run(), runtime.follow_log(), runtime.watch_store())
+    tasks = [spawn(loop, "loop") for loop in loops]
     try:
         async with serve_metrics(runtime, 0) as port:
             yield runtime, link, clock, port
