@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, PortTaken
+from fedhelm.security.audit_start import entry_of
 from fedhelm.security.identity import principal_from_der
 from fedhelm.security.policy import check_permission, check_role
 from fedhelm.security.tls import refresh_server, server_context
@@ -157,12 +158,15 @@ class _Endpoint:
     def _respond(self, head: bytes, writer: asyncio.StreamWriter) -> tuple[str, str, bytes]:
         plain = "text/plain; charset=utf-8"
         tls = writer.get_extra_info("ssl_object")
+        principal = None
         try:
             principal = principal_from_der(tls.getpeercert(binary_form=True), self._kit.project)
             if self._callers.revocations is not None:
                 self._callers.revocations.check(principal.serial)
             check_role(principal, PERMISSION)
         except FedhelmError as error:
+            if self._callers.trail is not None:
+                self._callers.trail.note(entry_of("GET /metrics", principal, {}, error))
             return "403 Forbidden", plain, f"{error.message}\n".encode()
         method, path, *_ = (*head.split(b" ", 2), b"", b"")
         if (method, path.partition(b"?")[0]) != (b"GET", b"/metrics"):
