@@ -111,6 +111,7 @@ class Calls:
         """A file of a job that has ended, as its own people would be told of it."""
         job = self.ended(case)
         told = self.world.call(ROOT, "Admin.PrepareDownload", [admin.JobRequest(job=job).SerializeToString()])
+        assert told.code == "OK", told
         manifest = admin.DownloadManifest.FromString(told.data[0])
         return admin.DownloadFileRequest(job=job, seq=manifest.seq, path="summary.json")
 
@@ -149,7 +150,13 @@ def _contribution(calls: Calls, case: Case) -> fleet.Contribution:
 
 
 def _operate(_: Calls, case: Case) -> admin.OperateRequest:
-    targets = {"ours": ["site-a"], "theirs": ["site-b"], "both": ["site-a", "site-b"], "everything": ["@ALL"]}
+    targets = {
+        "ours": ["site-a"],
+        "theirs": ["site-b"],
+        "both": ["site-a", "site-b"],
+        "absent": ["site-c"],
+        "everything": ["@ALL"],
+    }
     return admin.OperateRequest(
         request_id=new_request_id(), action="restart", sites=targets.get(case.about, []), server=case.about == "server"
     )

@@ -66,16 +66,16 @@ def told_by(error: grpc.RpcError) -> str:
 
 @dataclasses.dataclass
 class Answer:
-    """``code`` is OK, or that of the error; ``data`` the reply's messages (bytes), or the decoded body."""
+    """``code`` is OK, or that of the error; ``data`` the reply's messages (bytes) or the decoded body, or the error's."""
 
     code: str
     data: Any = None
 
 
 class Organisations:
-    """Started by :meth:`start`; ``kits`` are by name."""
+    """Started by :meth:`start`; ``kits`` are by name. ``closed`` are sites that take no job with code of its own."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, closed=()):
         port = free_base_port(7)
         self.folder, self.store = folder, folder / "store"
         self.authority = CertificateAuthority.create("poc")
@@ -85,7 +85,7 @@ class Organisations:
                 Participant("overseer", "overseer", ALPHA, "127.0.0.1", (port,)),
                 Participant("server1", "server", ALPHA, "127.0.0.1", (port + 1, port + 2)),
                 Participant("server2", "server", ALPHA, "127.0.0.1", (port + 3, port + 4)),
-                *(Participant(name, "site", org, enable_byoc=True) for name, org in SITES.items()),
+                *(Participant(name, "site", org, enable_byoc=name not in closed) for name, org in SITES.items()),
                 *(Participant(name, role, org) for name, (role, org) in PEOPLE.items()),
             ),
             timing=PROFILES["default"],
@@ -114,30 +114,37 @@ class Organisations:
         self.kits |= made
         return made
 
-    def start(self):
+    def start(self, played=("site-a", "site-b")):
+        """Start overseer and servers; hold open the streams of the sites that are only played."""
         kit = self.kits["server1"]
         init_store(self.store, kit.cluster, kit.project)
-        for name in ("overseer", "server1", "server2"):
-            self.launch(name)
+        self.launch("overseer", "server1", "server2")
         self.primary = eventually_sync(self._leader, 60, self.tails())
         self.standby = "server2" if self.primary == "server1" else "server1"
-        for site in ("site-a", "site-b"):
+        for site in played:
             self._open.enter_context(self.playing(site))
         return self
 
-    def launch(self, name):
-        """Start a participant's process."""
-        launched = spawn(self.kits[name])
-        self._launched.append(launched)
-        eventually_sync(lambda: launched.exited or is_ready(launched.kit.run) or name != "overseer", 60, name)
-        assert not launched.exited, launched.death()
+    def launch(self, *names):
+        """Start these participants' processes and wait until they are ready; what one died of is raised."""
+        launched = [spawn(self.kits[name]) for name in names]
+        self._launched += launched
+
+        def settled():
+            return any(one.exited for one in launched) or all(is_ready(one.kit.run) for one in launched)
+
+        eventually_sync(settled, 90, f"{names} are ready: {self.tails()}")
+        for one in launched:
+            if one.exited:
+                raise one.death()
 
     def _leader(self):
         answer = self.ask("root@alpha.org", "GET", "/api/v1/primary")
         return answer.data["name"] if answer.code == "OK" else None
 
     def close(self):
-        homes = [Home(self.kits[name].root, self.kits[name].role, name) for name in ("server1", "server2", "overseer")]
+        kits = [launched.kit for launched in self._launched]
+        homes = [Home(kit.root, kit.role, kit.name) for kit in sorted(kits, key=lambda kit: kit.role, reverse=True)]
         for session in self._sessions.values():
             session.close()
         self._open.close()
@@ -149,7 +156,7 @@ class Organisations:
         assert not any(live_processes(home) for home in homes)
 
     def tails(self):
-        logs = [(name, self.kits[name].log_file) for name in ("overseer", "server1", "server2")]
+        logs = [(launched.kit.name, launched.kit.log_file) for launched in self._launched]
         return "\n".join(f"--- {name}\n{path.read_text()[-2000:]}" for name, path in logs if path.exists())
 
     # -- sites that are only played ---------------------------------------------------------------------------------
@@ -208,7 +215,7 @@ class Organisations:
                 return Answer("OK", replies)
             return Answer("OK", [channel.unary_unary(path)(messages[0], timeout=30)])
         except grpc.RpcError as error:
-            return Answer(told_by(error))
+            return Answer(told_by(error), error.trailing_metadata())
 
     @staticmethod
     def _talk(method, messages):
