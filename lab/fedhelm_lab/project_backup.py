@@ -186,7 +186,7 @@ def restore_project(source: Path, parts: Parts, *, replace: bool = False) -> dic
     if (facts["project"], facts["cluster"]) != (first.project, first.cluster):
         raise BadInput(f"{source} is of project {facts['project']}, cluster {facts['cluster']}; {first.root} is not")
     check_stopped(parts)
-    lease = json.loads((source / "lease.json").read_bytes()) if "lease" in facts["parts"] else None
+    lease = _lease_in(source) if "lease" in facts["parts"] else None
     done: dict[str, Any] = {"project": first.project, "made": facts["made"], "moved": {}}
     seen = _lease_epoch(lease)
     if parts.overseer is not None and lease is not None:
@@ -297,6 +297,13 @@ def _one_project(parts: Parts) -> Kit:
         if (kit.project, kit.cluster) != (first.project, first.cluster):
             raise BadInput(f"{kit.root} is of another project than {first.root}")
     return first
+
+
+def _lease_in(source: Path) -> Any:
+    try:
+        return parse_plain((source / "lease.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise Corrupt(f"{source / 'lease.json'} cannot be read: {error}") from error
 
 
 def _lease_epoch(lease: Any) -> int:
