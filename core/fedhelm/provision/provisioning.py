@@ -148,24 +148,36 @@ def _change(basis: _Basis, participant: Participant, issued: Iterable[IssuedCert
     if not mine:
         return Change(name, role, Happens.NEW)
     if not valid:
-        last = mine[-1]
-        if last.reason not in (_REMOVED, _CHANGED):  # by name: it does not come back because it is in the file still
-            why = f"on {(last.revoked_at or '')[:10]}: {last.reason}; fedhelm pki renew gives it a new certificate"
-            return Change(name, role, Happens.REVOKED, why)
-        return Change(name, role, Happens.CERTIFICATE, "the former one was revoked")
+        return _after_revocation(mine[-1], role)
     newest = valid[-1]
-    for what, before, after in (("role", newest.role, role), ("organisation", newest.org, participant.org)):
-        if before != after:
-            return Change(name, role, Happens.CERTIFICATE, f"{what} was {before}, is {after}")
-    if newest.expired(basis.now):
-        return Change(name, role, Happens.CERTIFICATE, f"the former one expired on {newest.not_after[:10]}")
-    if not _issued_by(newest.cert_pem.encode(), basis.roots):
-        return Change(name, role, Happens.CERTIFICATE, "the former one is of a root that is trusted no more")
+    if why := _outdated(newest, basis, participant):
+        return Change(name, role, Happens.CERTIFICATE, why)
     same = digest == digest_of(basis.project, participant, basis.roots, newest.cert_pem.encode())
     happens = Happens.SAME if same else Happens.KIT
     soon = newest.expired(basis.now + SOON)
     why = f"its certificate expires on {newest.not_after[:10]}" if soon else ""
     return Change(name, role, happens, why, newest.cert_pem)
+
+
+def _after_revocation(last: IssuedCertificate, role: str) -> Change:
+    if last.reason in (_REMOVED, _CHANGED):
+        return Change(last.name, role, Happens.CERTIFICATE, "the former one was revoked")
+    # By name, by somebody: it does not come back because it is in the file still.
+    why = f"on {(last.revoked_at or '')[:10]}: {last.reason}; fedhelm pki renew gives it a new certificate"
+    return Change(last.name, role, Happens.REVOKED, why)
+
+
+def _outdated(newest: IssuedCertificate, basis: _Basis, participant: Participant) -> str | None:
+    """Return why a participant needs another certificate than its newest one; None: it keeps that."""
+    told = (("role", newest.role, participant.role), ("organisation", newest.org, participant.org))
+    for what, before, after in told:
+        if before != after:
+            return f"{what} was {before}, is {after}"
+    if newest.expired(basis.now):
+        return f"the former one expired on {newest.not_after[:10]}"
+    if not _issued_by(newest.cert_pem.encode(), basis.roots):
+        return "the former one is of a root that is trusted no more"
+    return None
 
 
 def _issued_by(cert: bytes, roots: bytes) -> bool:
