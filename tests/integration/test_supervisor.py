@@ -422,6 +422,24 @@ def test_a_kit_of_another_role_is_refused(kit):
     assert "not of a server" in done.stderr
 
 
+def test_where_there_is_no_store_yet_the_way_to_make_it_is_told(kit):
+    store = kit.parent / "store"
+    store.rename(kit.parent / "elsewhere")
+    done = fedhelm("server", "--kit", str(kit), cwd=kit)
+    assert done.returncode == 1
+    assert f"error[WRONG_STORE]: {store} is not a store" in done.stderr
+    assert f"{kit}/startup/start.sh --found-store" in done.stderr
+    (kit.parent / "elsewhere").rename(store)
+
+
+def test_a_mistake_in_the_servers_own_log_levels_is_named(kit):
+    (kit / "local" / "log.config").write_text("[levels]\nfedhelm = LOUD\n")
+    done = fedhelm("server", "--kit", str(kit), cwd=kit)
+    assert done.returncode == 2
+    assert "local/log.config: fedhelm: 'LOUD' is not one of DEBUG, INFO, WARNING, ERROR" in done.stderr
+    assert marked_processes(kit) == []
+
+
 def test_a_running_server_is_not_started_twice(kit):
     lock = ParticipantLock(kit / "run")
     lock.acquire()
