@@ -329,8 +329,9 @@ class AdminService:
         known = sorted(set(runtime.kit.sites) | connected)
         about = site_object(runtime.org_of)
         sites = _named_sites(request, known, [site for site in known if call.passage.may_view(about(site))])
+        asked_for = {"action": request.action, "target": _target(request), "order": request.request_id}
         for object_ in (*([Object()] if request.server else []), *map(about, sites)):  # one that is denied denies all
-            call.passage.admit(object_, action=request.action, target=_target(request))
+            call.passage.admit(object_, **asked_for)
         item = {
             "request_id": request.request_id,
             "action": request.action,
