@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncGenerator
@@ -19,7 +20,9 @@ from fedhelm.security.policy import PERMISSIONS
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
+from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm_server.admin_service import AdminService
+from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.job_control import JobControl
 from fedhelm_server.places import bundle_owner
 from fedhelm_server.role import Role
@@ -232,6 +235,19 @@ async def test_an_organisations_admin_operates_its_own_sites_and_nothing_else(de
     assert desk.orders == [["site-a"]]
     await desk.operate(PAUL, "@ALL", request_id=f"{REQUEST}all")
     assert desk.orders[1:] == [["site-a", "site-b", "site-c"]]
+
+
+async def test_a_site_is_of_the_organisation_in_the_certificate_that_it_connects_with(desk):
+    async def hello():
+        yield fleet.SiteMessage(hello=fleet.Hello(cluster=desk.runtime.kit.cluster, wire_versions=[2]))
+        await asyncio.Event().wait()
+
+    assert desk.runtime.org_of("site-c") is None
+    call = called(Principal("poc", "site", "site-c", "a", "5f"), "Fleet.Connect")
+    async with contextlib.aclosing(FleetService(desk.runtime).connect(hello(), call)) as stream:
+        assert (await anext(stream)).welcome.server == "server1"
+        assert set(await status(desk, OLGA)) == {"site-a", "site-c"}
+    assert desk.runtime.org_of("site-c") == "a"
 
 
 async def test_a_site_that_is_away_is_still_its_organisations(desk):
