@@ -286,10 +286,11 @@ class Links:
             finally:
                 if not renew.is_set():
                     await self._set_view(self._view.gone(server.name))
-            self._take_refusal(server.name, reason if pause is _REFUSED_PAUSE else None)
-            if reason != said:
-                _log.info("no stream to %s: %s", server.name, reason)
-                said = reason
+            refused = pause is _REFUSED_PAUSE
+            if reason != said and not (refused and reason in self._refusals.values()):  # one server's word is enough
+                _log.log(logging.WARNING if refused else logging.INFO, "no stream to %s: %s", server.name, reason)
+            said = reason
+            self._take_refusal(server.name, reason if refused else None)
             await self._until_renewed(renew, asyncio.sleep(random.uniform(*pause)))
 
     @staticmethod

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import FedhelmError
+from fedhelm.errors import BadCertificate, FedhelmError
 from fedhelm.wire.roster import learn_servers
 from fedhelm_client.links import Links
 from fedhelm_client.site_trust import in_daemon
@@ -60,7 +60,9 @@ class ServerWatch:
             except FedhelmError as error:
                 if str(error) != self._said:
                     self._said = str(error)
-                    _log.info("the servers known so far are kept: %s", error)
+                    # A refused certificate is what the servers refuse, too, and those say it.
+                    level = logging.DEBUG if isinstance(error, BadCertificate) else logging.INFO
+                    _log.log(level, "the servers known so far are kept: %s", error)
             await self._until_due()
 
     async def _until_due(self) -> None:

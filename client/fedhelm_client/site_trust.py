@@ -136,10 +136,12 @@ class SiteTrust:
                     self._in_force(calls, added)
                     changed()
                 self._said = ""
-            except FedhelmError as error:
+            except (FedhelmError, OSError, RuntimeError) as error:  # the last one: no more threads
                 if str(error) != self._said:
                     self._said = str(error)
-                    _log.info("version %d of the list of revoked certificates is kept: %s", version, error)
+                    # A refused certificate is what the servers refuse, too, and those say it.
+                    level = logging.DEBUG if isinstance(error, BadCertificate) else logging.INFO
+                    _log.log(level, "version %d of the list of revoked certificates is kept: %s", version, error)
             if self.revocations.current.version == version:
                 changed()  # the certificate may have expired meanwhile
                 await asyncio.sleep(random.uniform(*(_PAUSE if self._said else _FIRST)))
@@ -156,12 +158,9 @@ class SiteTrust:
         self._check_own()
 
     def _check_own(self) -> None:
-        before = self._revoked
         try:
             self.revocations.check(self._serial)
-        except BadCertificate as error:
+        except BadCertificate as error:  # the servers say it, too, and that is in the log
             self._revoked = f"{error}: install a new kit"
-            if self._revoked != before:
-                _log.error("%s", self._revoked)
         else:
             self._revoked = None

@@ -106,7 +106,7 @@ class TrustWatch:
             self._news.clear()
             try:
                 again = await self._compare(calls, tell)
-            except FedhelmError as error:
+            except (FedhelmError, OSError, RuntimeError) as error:  # the last one: no more threads
                 again = True
                 if str(error) != self._said:
                     self._said = str(error)

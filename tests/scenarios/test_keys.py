@@ -143,6 +143,8 @@ def test_a_revoked_certificate_is_refused_by_every_server_and_its_stream_ends(st
     state = eventually_sync(lambda: (s := read_state(kit.run))["ready"] is False and s, 20, standing.tails())
     assert "was revoked on 2026-11-23: laptop stolen" in state["reason"]
     assert standing.status("site-1")["reason"] == state["reason"]
+    eventually_sync(lambda: "was revoked" in standing.log("site-1"), 20, standing.tails())
+    assert standing.log("site-1").count("was revoked") == 1, standing.log("site-1")
     told = f"handed over after {handed_over - begun:.2f} s, refused everywhere {seen - handed_over:.2f} s later"
     print(told)  # noqa: T201 - for whoever measures
 
