@@ -146,11 +146,11 @@ def test_what_is_denied_is_refused_and_has_no_effect(world, calls, method):
         told = world.call(case.caller, method, messages)
         if told.code not in refusals(method, case):
             got_through[role, case.about] = told.code
-        if world.quick_state() != quick:
-            changed.append((role, case.about))
+        if new := world.new_since(quick):
+            changed.append((role, case.about, new))
             quick = world.quick_state()
     assert (got_through, changed) == ({}, [])
-    assert world.state() == before
+    assert world.new_since(before) == {}
 
 
 def refusals(method, case):
@@ -179,7 +179,7 @@ def test_a_standby_refuses_the_same_roles_and_does_nothing_for_the_others(world,
             assert told == "NOT_AUTHORISED", (method, role, case.about)
         else:
             assert told == ("OK" if method == "Fleet.Connect" else "NOT_PRIMARY"), (method, role, case.about)
-    assert world.state() == before
+    assert world.new_since(before) == {}
 
 
 # -- rows of answers --------------------------------------------------------------------------------------------------
@@ -257,12 +257,12 @@ def test_who_may_not_is_refused_at_the_overseer_without_effect(world, route):
     told, changed = {}, []
     for role in denied:
         told[role] = world.ask(CALLERS[role], *request_to(world, route)).code
-        if world.quick_state() != quick:
-            changed.append(role)
+        if new := world.new_since(quick):
+            changed.append((role, new))
             quick = world.quick_state()
     assert told == dict.fromkeys(denied, "NOT_AUTHORISED")
     assert changed == []
-    assert world.state() == before
+    assert world.new_since(before) == {}
 
 
 SAID = {
@@ -297,7 +297,7 @@ def test_a_server_speaks_for_itself_alone(world):
         method, path, body = request_to(world, f"POST /api/v1/servers/{route}")
         answer = world.ask(world.standby, method, path, body | stolen)
         assert answer.code == "NOT_FOUND" or answer.data["accepted"] is False, (route, answer)
-    assert world.state() == before
+    assert world.new_since(before) == {}
 
 
 # -- afterwards -------------------------------------------------------------------------------------------------------

@@ -266,9 +266,7 @@ def test_nobody_forgets_the_list_when_it_dies(world):
     for server in SERVERS:
         (child,) = [pid for name, mark, pid in world.processes() if (name, mark) == (server, "child")]
         os.kill(child, signal.SIGKILL)
-    (overseer,) = [pid for name, mark, pid in world.processes() if mark == "overseer"]
-    os.kill(overseer, signal.SIGKILL)
-    eventually_sync(lambda: overseer not in {pid for _, _, pid in world.processes()}, 20)
+    world.kill("overseer")
     world.launch("overseer")
     for name in REVOKED:
         assert world.ask(name, "GET", "/api/v1/servers").code == "BAD_CERTIFICATE"

@@ -102,6 +102,7 @@ class Organisations:
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._sessions: dict[str, Session] = {}
         self._launched: list[Launched] = []
+        self._kinds: dict[str, str] = {}  # of the log's slots, by name
 
     def _write(self, project, folder):
         return {name: open_kit(root) for name, root in write_kits(project, self.authority, folder).items()}
@@ -137,6 +138,13 @@ class Organisations:
         for one in launched:
             if one.exited:
                 raise one.death()
+
+    def kill(self, name):
+        """Kill a participant's own process, as a power cut does, and reap it."""
+        for launched in self._launched:
+            if launched.kit.name == name and not launched.exited:
+                launched.process.kill()
+                launched.process.wait(30)
 
     def _leader(self):
         answer = self.ask("root@alpha.org", "GET", "/api/v1/primary")
@@ -284,18 +292,34 @@ class Organisations:
     # -- what there is ------------------------------------------------------------------------------------------------
 
     def state(self):
-        """All that a call could have changed: log and blobs, the lease store, who runs, who is connected.
-
-        A value that two calls return alike if and only if nothing happened in between.
-        """
-        return {**self.quick_state(), "processes": self.processes(), "status": self._status()}
+        """All that a call could have changed: log and blobs, the lease store, who runs, who is connected, every job."""
+        return {**self.quick_state(), "processes": self.processes(), "status": self._status(), "jobs": self._jobs()}
 
     def quick_state(self):
-        files = [path for part in ("log", "blobs", "quarantine") for path in sorted((self.store / part).rglob("*"))]
-        return {
-            "store": {str(path.relative_to(self.store)): path.stat().st_size for path in files if path.is_file()},
-            "lease": self._lease_store(),
-        }
+        """The part of it that is on disk, without what a checkpoint writes: that comes when it is due."""
+        return {"records": self._records(), "blobs": self._blobs(), "lease": self._lease_store()}
+
+    def new_since(self, before):
+        """What there is now and was not there in that state, or is another; what a checkpoint took away is nothing new."""
+        now = self.state() if "jobs" in before else self.quick_state()
+        grown = {part: sorted(now[part] - before[part]) for part in ("records", "blobs")}
+        other = {part: now[part] for part in set(now) - {*grown} if now[part] != before[part]}
+        return {part: value for part, value in (grown | other).items() if value}
+
+    def _records(self):
+        found = set()
+        for path in (self.store / "log").iterdir():
+            if path.name not in self._kinds:
+                with contextlib.suppress(FileNotFoundError):  # a checkpoint took it away
+                    self._kinds[path.name] = json.loads(path.read_bytes())["kind"]
+            if (kind := self._kinds.get(path.name)) not in (None, "checkpoint"):
+                found.add(f"{path.name} {kind}")
+        return found
+
+    def _blobs(self):
+        root = self.store / "blobs"
+        found = {path.relative_to(root) for path in root.rglob("[cm]-*")}
+        return {str(path) for path in found if path.parts[0] != "checkpoints" and "lines" not in path.parts}
 
     def processes(self):
         """Process ids by participant and kind; a restarted server has others."""
@@ -309,7 +333,11 @@ class Organisations:
         answer = self.call("root@alpha.org", "Admin.CheckStatus", [b""])
         reply = admin_pb2.StatusReply.FromString(answer.data[0])
         sites = [(site.name, site.connected, tuple(site.jobs)) for site in reply.sites]
-        return reply.server, reply.epoch, reply.log_seq, reply.jobs_running, reply.jobs_waiting, sites
+        return reply.server, reply.epoch, reply.jobs_running, reply.jobs_waiting, sites
+
+    def _jobs(self):
+        answer = self.call("root@alpha.org", "Admin.ListJobs", [b""])
+        return {row.job: row.status for row in admin_pb2.ListJobsReply.FromString(answer.data[0]).jobs}
 
     def _lease_store(self):
         path = self.kits["overseer"].run / "overseer.db"
