@@ -93,7 +93,7 @@ async def _serve_ports(kit: Kit, incarnation: str, link: Channel, callers: Calle
         kit.own_server.admin_port: (admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(runtime, control)),
     }
     certificate = ServerCertificate(kit)
-    callers.on_kit.append(certificate.take)
+    callers.on_kit += [certificate.take, runtime.take_kit]
     servers = []
     for port, (service, implementation) in services.items():
         handlers = ServiceHandlers(

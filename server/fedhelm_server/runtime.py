@@ -7,6 +7,7 @@ the log (a foreign fence). Whoever asks for anything while it does not lead gets
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -127,6 +128,11 @@ class Runtime:
     def org_of(self, site: str) -> str | None:
         """Return a site's organisation: as its certificate said when it connected last, else as the kit says it."""
         return self.streams.org_of(site) or self.kit.site_orgs.get(site)
+
+    def take_kit(self, kit: Kit) -> None:
+        """Know the sites of a kit that took the former one's place; its times and addresses count from a restart."""
+        self.kit = dataclasses.replace(self.kit, sites=kit.sites, site_orgs=kit.site_orgs)
+        self._changed(set(self.book.jobs))
 
     def seconds_as(self, role: Role) -> float:
         """Return how long this child has been in ``role``."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fedhelm.config.timing import PROFILES
 from fedhelm.errors import NotPrimary, StoreUnavailable, WrongStore
 from fedhelm.persist.log import Log
 from fedhelm.persist.store import Store, init_store
@@ -423,3 +424,17 @@ async def test_a_defect_in_the_promotion_ends_the_child(tmp_path):
         await eventually(lambda: bench.runtime.ready)
         bench.link.say("grant", epoch=2, deadline=1e9, cause="start", log_seq="a number")
         await asyncio.wait_for(bench.runtime.stopping.wait(), 10)
+
+
+async def test_a_site_that_a_new_kit_names_is_known_at_once_and_the_times_stay(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        runtime, looked = bench.runtime, []
+        runtime.on_change.append(looked.append)
+        kit, timing = runtime.kit, runtime.kit.timing
+        new = dataclasses.replace(
+            kit, sites=(*kit.sites, "site-9"), site_orgs={"site-9": "c"}, timing=PROFILES["wan"], name="other"
+        )
+        runtime.take_kit(new)
+        assert (runtime.kit.sites[-1], runtime.org_of("site-9")) == ("site-9", "c")
+        assert (runtime.kit.timing, runtime.kit.name) == (timing, kit.name)
+        assert looked, "jobs that wait for it are looked at"
