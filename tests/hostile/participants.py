@@ -35,7 +35,8 @@ from fedhelm_client.orders import Orders
 from fedhelm_client.outbox import Outbox
 from fedhelm_lab.project_backup import read_backup
 from fedhelm_lab.workspace import MARKER, Workspace
-from fedhelm_overseer.lease_copy import check_copy, copy_in, copy_out, opened
+from fedhelm_overseer.lease_copy import check_copy, copy_in, copy_out
+from fedhelm_overseer.lease_engines import SqliteEngines
 from fedhelm_overseer.lease_place import LOCAL_FILE, lease_place
 from fedhelm_overseer.members import verified
 from fedhelm_server.break_glass import take
@@ -214,14 +215,14 @@ def _run_files(kits: dict[str, Kit], place: Path) -> Iterator[Decoder]:
     yield Decoder("workspace marker", in_file(root / MARKER, lambda: Workspace.open(root)), (marker,))
     backup = place / "backup"
     facts = dump({"schema_version": 1, "files": {}})
-    yield from _lease_copy(kits["overseer"])
+    yield from _lease_copy(place)
     yield Decoder("backup.json", in_file(backup / "backup.json", lambda: read_backup(backup)), (facts,))
 
 
-def _lease_copy(kit: Kit) -> Iterator[Decoder]:
+def _lease_copy(place: Path) -> Iterator[Decoder]:
     """What a backup has of the lease goes into a database."""
-    with opened(kit) as (engines, key):
-        good = copy_out(engines, key)
+    engines = SqliteEngines(place / "lease.db")
+    good = copy_out(engines, "poc")
     good["tables"]["history"] = [
         {
             "epoch": 1,
@@ -236,9 +237,8 @@ def _lease_copy(kit: Kit) -> Iterator[Decoder]:
 
     def put_back(value: Any) -> object:
         check_copy(value)
-        with opened(kit) as (engines, key):
-            copy_in(engines, key, value, epoch=7, log_seq=9)
-            return copy_out(engines, key)
+        copy_in(engines, "poc", value, epoch=7, log_seq=9)
+        return copy_out(engines, "poc")
 
     yield Decoder("backup: lease.json", as_json(put_back), (dump(good),))
 
