@@ -92,9 +92,10 @@ class FleetService:
                     yield message
                 await stream.wait()
         finally:
-            await cancel(reader)
+            # Before anything is waited for: a call whose caller has gone may be cancelled a second time in there.
             if self._runtime.streams.close(stream):
                 self._runtime.site_changed(stream.site, connected=False)
+            await cancel(reader)
 
     def _check_hello(self, hello: fleet.Hello) -> int:
         if hello.cluster != self._runtime.kit.cluster:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import itertools
 import json
 from datetime import timedelta
 
@@ -14,6 +16,7 @@ import pytest
 from fedhelm.errors import BadCertificate, FedhelmError, JobNotFound, NotAuthorised
 from fedhelm.security.authorization import Object, Policy, default_policy
 from fedhelm.security.pki import CertificateAuthority, load_certificate, serial_of
+from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.chain import ServiceHandlers
@@ -155,6 +158,55 @@ async def test_a_stream_that_nobody_reads_ends_too_when_its_certificate_is_revok
             await asyncio.wait_for(read_all(call), T)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert "revoked" in caught.value.details()
+
+
+async def greeting(stay):
+    yield fleet.SiteMessage(hello=fleet.Hello(highest_epoch=1))
+    await asyncio.sleep(stay)
+
+
+class Talkative(FleetDesk):
+    """Reads a site's stream in a task of its own, and tells it something every few milliseconds."""
+
+    def __init__(self):
+        super().__init__()
+        self.began = self.ended = 0
+
+    async def connect(self, messages, call):
+        self.began += 1
+        reader = spawn(self._read(messages), "reader")
+        try:
+            for count in itertools.count():
+                if reader.done():
+                    break
+                for _ in range(1 + count % 3):
+                    yield fleet.ServerMessage(announce=fleet.Announce(epoch=1))
+                await asyncio.wait({reader}, timeout=count % 5 / 1000)
+        finally:
+            self.ended += 1  # first: while it waits, it may be cancelled once more
+            await cancel(reader)
+
+    async def _read(self, messages):
+        with contextlib.suppress(grpc.aio.BaseError):
+            async for _ in messages:
+                pass
+
+
+async def test_a_caller_that_leaves_at_any_moment_is_noticed_without_the_garbage_collector(kits):
+    desk = Talkative()
+    handlers = desk_at(desk, FLEET)
+    gc.disable()
+    try:
+        async with serving(kits["server1"], FLEET, desk, handlers=handlers) as port:
+            for count in range(120):
+                async with fleet_at(kits["site-1"], port) as site:
+                    stream = site.connect(greeting(stay=T if count % 2 else count % 20 / 1000))
+                    for _ in range(1 + count % 5):
+                        await anext(stream, None)
+            await eventually(lambda: (desk.began, desk.ended) == (120, 120))
+            assert handlers.end_calls([serial(kits["site-1"])]) == 0
+    finally:
+        gc.enable()
 
 
 async def test_a_stream_may_be_ended_at_any_moment(kits):

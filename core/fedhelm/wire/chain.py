@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
@@ -197,7 +197,9 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         return answer
 
     def _streaming(self, method: MethodDescriptor, handler: Any, name: str) -> Any:
-        async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
+        # It writes by itself and yields nothing: a caller that leaves while an answer is written cancels the write in
+        # here. Of a generator nobody would tell: it would stay where it is, and the call with it.
+        async def answer(request: Any, context: Any) -> None:
             way = _Way(name, context)
             try:
                 call = self._enter(way, method)
@@ -207,9 +209,8 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
                         if not way.told:
                             way.admitted()
                             self._note(way)  # not at its end: a site's stream lasts for days
-                            await way.open()
-                        yield way.writing(reply)
-                        way.written()
+                            await way.written(context.send_initial_metadata(()))
+                        await way.written(context.write(reply))
                 way.admitted()
             except BaseException as error:  # noqa: BLE001 - whatever it is is raised again, told to caller and audit file
                 await self._fail(way, method, error)
@@ -244,7 +245,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
     async def _fail(self, way: _Way, method: MethodDescriptor, raised: BaseException) -> NoReturn:
         error = way.live.meant(raised) if way.live is not None else raised
         self._end(way, error)
-        if isinstance(raised, GeneratorExit):  # the call is gone: nobody reads what it would be told
+        if way.live is not None and way.live.forced:  # the caller is being told already
             raise raised
         if isinstance(error, FedhelmError):
             await self._abort(way.context, error)
@@ -261,7 +262,8 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         raise error  # grpc has raised already
 
     async def _crash(self, context: Any, method: MethodDescriptor, error: Exception) -> NoReturn:
-        if isinstance(error, grpc.RpcError | grpc.aio.AbortError):
+        # InternalError: an answer could not be written. grpc knows whether the caller has left, and says so otherwise.
+        if isinstance(error, grpc.RpcError | grpc.aio.AbortError | grpc.aio.InternalError):
             raise error
         if is_stop(error):
             await self._abort(context, Unreachable("the server stops"))
@@ -300,21 +302,11 @@ class _Way:
         assert self.passage is not None
         self.passage.check_asked()
 
-    async def open(self) -> None:
-        """Send what goes before the first answer, alone: a call may have to end while nobody reads that answer."""
-        self.writing(None)
-        await self.context.send_initial_metadata(())
-        self.written()
-
-    def writing(self, reply: Any) -> Any:
-        """Return the answer, which grpc writes now."""
+    async def written(self, write: Awaitable[Any]) -> None:
+        """Have grpc write; raises why the call was ended meanwhile."""
         assert self.live is not None
         self.live.writing = True
-        return reply
-
-    def written(self) -> None:
-        """It is written; raises why the call was ended meanwhile."""
-        assert self.live is not None
+        await write
         self.live.written()
 
     def entry(self, error: BaseException | None) -> Entry | None:

@@ -32,6 +32,7 @@ class LiveCall:
     Attributes:
         error: Why somebody ended it; None while nobody did.
         writing: Whether grpc writes an answer: it waits there for as long as nobody reads.
+        forced: Whether it was ended while grpc wrote, so that the caller is told from outside of its task.
     """
 
     def __init__(self, serial: str, abort: Callable[[FedhelmError], Coroutine[Any, Any, object]]) -> None:
@@ -39,7 +40,7 @@ class LiveCall:
         assert task is not None
         self.serial, self._task, self._abort = serial, task, abort
         self.error: FedhelmError | None = None
-        self.writing = False
+        self.writing = self.forced = False
 
     def end(self, error: FedhelmError) -> None:
         """Have the call end with this error, wherever it waits."""
@@ -63,6 +64,7 @@ class LiveCall:
 
     def _force(self, error: FedhelmError) -> None:
         if self.writing and not self._task.done():
+            self.forced = True
             spawn(self._abort_now(error), "end of a call")
             self._task.cancel()
 
@@ -73,11 +75,10 @@ class LiveCall:
                 await self._abort(error)
 
     def meant(self, error: BaseException) -> BaseException:
-        """Return the reason of an end: what `end` was told, where the task was cancelled or dropped for that."""
-        if self.error is None or not isinstance(error, asyncio.CancelledError | GeneratorExit):
+        """Return the reason of an end: what `end` was told, where the task was cancelled for that."""
+        if self.error is None or not isinstance(error, asyncio.CancelledError):
             return error
-        if isinstance(error, asyncio.CancelledError):
-            self._task.uncancel()
+        self._task.uncancel()
         return self.error
 
 
