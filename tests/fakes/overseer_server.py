@@ -53,8 +53,8 @@ class ScriptedOverseer:
 
     async def _serve(self, reader, writer):
         self._tasks.add(asyncio.current_task())
-        self.serials.append(writer.get_extra_info("peercert")["serialNumber"].lower().lstrip("0"))
         try:
+            self.serials.append((writer.get_extra_info("peercert") or {}).get("serialNumber", "").lower().lstrip("0"))
             while head := await reader.readuntil(b"\r\n\r\n"):
                 path, length = head.split()[1].decode(), 0
                 for line in head.decode().lower().split("\r\n"):

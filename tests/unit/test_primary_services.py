@@ -190,6 +190,34 @@ async def test_a_stream_that_ends_with_this_server_is_no_failure(tmp_path, error
         assert stream.held == {JOB: "TRAINING"}
 
 
+async def test_a_site_is_away_also_when_its_call_is_cancelled_a_second_time(tmp_path):
+    stuck = asyncio.Event()
+
+    async def messages(cluster):
+        yield fleet.SiteMessage(hello=fleet.Hello(cluster=cluster, wire_versions=[2]))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await stuck.wait()  # it takes a moment to end
+
+    async with primary_in(tmp_path) as primary:
+        call = called(Principal("poc", "site", "site-1"), "Fleet.Connect")
+
+        async def serve():
+            async with contextlib.aclosing(primary.fleet.connect(messages(primary.runtime.kit.cluster), call)) as told:
+                async for _ in told:
+                    pass
+
+        task = spawn(serve(), "call")
+        await eventually(lambda: primary.runtime.streams.connected() == {"site-1"})
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        stuck.set()
+        await asyncio.wait({task}, timeout=10)
+        assert primary.runtime.streams.connected() == frozenset()
+
+
 # -- uploads ----------------------------------------------------------------------------------------------------------
 
 
