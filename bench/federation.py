@@ -115,7 +115,9 @@ class Federation:
 
 @contextlib.contextmanager
 def federation(*, sites: int = 2, servers: int = 2, start: bool = True) -> Iterator[Federation]:
-    """Make a federation; when it is left no process and no file of it is there."""
+    """Make a federation; when it is left no process and no file of it is there, also after SIGTERM and Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     folder = Path(tempfile.mkdtemp(prefix="fedhelm-bench-")).resolve()
     try:
         workspace = prepare(folder / "poc", plan(sites, servers, free_base_port(2 * servers + 1)))

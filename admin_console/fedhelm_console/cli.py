@@ -103,9 +103,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 def _run(argv: list[str], fmt: Format) -> int:
     arguments = _arguments(argv)
     lines = _lines(arguments)
+    from fedhelm.config.kit import ADMIN_ROLES
     from fedhelm.security.kit import open_kit
 
-    kit = open_kit(_kit_folder(arguments.kit), role="project_admin")
+    kit = open_kit(_kit_folder(arguments.kit), role=ADMIN_ROLES)
     from fedhelm_console.terminal import Talk, make_console
 
     talk = Talk(sys.stderr)

@@ -78,7 +78,7 @@ def _jobs(parameter: Parameter, view: View) -> Iterator[tuple[str, str]]:
         yield "@failed", "the only job that has failed"
 
 
-def _paths(typed: str, offset: int, roots: Iterable[Path]) -> list[Suggestion]:
+def _paths(typed: str, offset: int, roots: Iterable[Path], *, files: bool = False) -> list[Suggestion]:
     head, slash, tail = typed.rpartition("/")
     given = Path(head + slash).expanduser() if slash else Path()
     places = [given] if given.is_absolute() else [root / given for root in roots]
@@ -90,7 +90,12 @@ def _paths(typed: str, offset: int, roots: Iterable[Path]) -> list[Suggestion]:
             continue
         for entry in entries:
             hidden = entry.name.startswith(".") and not tail.startswith(".")
-            if hidden or not entry.is_dir() or not entry.name.lower().startswith(tail.lower()):
+            if hidden or not entry.name.lower().startswith(tail.lower()):
+                continue
+            if not entry.is_dir():
+                if files:
+                    text = f"{head}{slash}{entry.name}"
+                    found.setdefault(text, Suggestion(_quoted(text), offset, "", entry.name))
                 continue
             text = f"{head}{slash}{entry.name}/"
             meta = "job" if (entry / "job.yaml").is_file() else ""
@@ -168,6 +173,6 @@ def _inside(
     wanted = argument if pending is None else command.option(pending)
     if wanted is None:
         return []
-    if wanted.arg.kind == "path":
-        return _paths(current.text, offset, roots())
+    if wanted.arg.kind in ("path", "file"):
+        return _paths(current.text, offset, roots(), files=wanted.arg.kind == "file")
     return _ranked(current.text, offset, _values(wanted, registry, view))

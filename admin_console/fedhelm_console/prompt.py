@@ -20,7 +20,7 @@ _GLYPHS = {"▲": "^", "▼": "v", "●": "*"}
 _COLOURS = {"up": "ansigreen", "electing": "ansiyellow", "down": "ansired", "none": "ansired"}
 _DEGRADED = "DEGRADED: no failover"
 _GOOD = ("active", "failover", "promote", "member_up", "member_added", "resume")
-_PLAIN = ("grant", "pause", "member_removed")
+_PLAIN = ("grant", "pause", "member_removed", "revoke")
 _KEYS = "F1 help  F3 events"
 
 

@@ -15,7 +15,9 @@ from fedhelm.errors import ExitStatus, UnknownCommand
 
 __all__ = ["Arg", "Command", "Grade", "Kind", "Parameter", "Registry", "Result"]
 
-Kind = Literal["job", "running", "finished", "server", "member", "path", "command", "status", "text", "number", "part"]
+Kind = Literal[
+    "job", "running", "finished", "server", "member", "path", "file", "command", "status", "text", "number", "part"
+]
 """What an argument names; decides what completion offers."""
 
 Grade = Literal[0, 1, 2, 3]

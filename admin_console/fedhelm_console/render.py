@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from fedhelm.plain_json import parse_plain
 
 if TYPE_CHECKING:
     from fedhelm.admin.models import (
@@ -41,6 +42,9 @@ __all__ = [
     "status",
     "topology",
 ]
+
+_LARGEST = 1e300
+"""A metric that is larger is not shown; a whole number may be more than a float can hold."""
 
 _NARROW = 20
 """A column is not made narrower than that."""
@@ -219,12 +223,13 @@ def job_line(job: JobDetail, style: Style) -> str:
 
 def _metrics(text: str) -> str:
     try:
-        values: Any = json.loads(text) if text else {}
+        values: Any = parse_plain(text) if text else {}
     except ValueError:
         return ""
     if not isinstance(values, dict):
         return ""
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, int | float))
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if abs(value) < _LARGEST)
 
 
 def counted(count: int, thing: str) -> str:

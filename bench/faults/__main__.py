@@ -12,12 +12,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import bench.faults.network
+import bench.faults.operators
 import bench.faults.overseers
 import bench.faults.processes
 import bench.faults.storage
+from bench.faults.bars import misses
 from bench.faults.federations import Federations, costs
 from bench.faults.kinds import KINDS, Kind
-from bench.faults.lines import RESULTS, append_line, code_state, deck, done_trials, is_current, missing, read_lines
+from bench.faults.lines import (
+    RESULTS,
+    append_line,
+    code_state,
+    deck,
+    done_trials,
+    is_counted,
+    is_current,
+    missing,
+    read_lines,
+)
 from bench.faults.table import table, write_readme
 from bench.faults.trial import Outcome, Spec
 from bench.machine import REPOSITORY, describe
@@ -25,6 +37,7 @@ from fedhelm.errors import FedhelmError
 
 # They enter their kinds into the table.
 assert bench.faults.network
+assert bench.faults.operators
 assert bench.faults.overseers
 assert bench.faults.processes
 assert bench.faults.storage
@@ -43,8 +56,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the federation of a failed trial there")
     parser.add_argument("--plan", action="store_true", help="print what is still missing, and run nothing")
     parser.add_argument("--table", action="store_true", help="print the table, and run nothing")
+    parser.add_argument("--check", action="store_true", help="print each bar that is missed; exit status 1 if one is")
     parser.add_argument("--write-readme", action="store_true", help="put the table into README.md")
-    parser.add_argument("--all-lines", action="store_true", help="with --table, --plan: older and uncommitted code too")
+    parser.add_argument("--all-lines", action="store_true", help="with --table, --plan, --check: older code too")
     parser.add_argument(
         "--mended", nargs=4, metavar=("AT", "SEED", "TRIAL", "BY"), help="note that commit BY mended a failure of AT"
     )
@@ -62,14 +76,14 @@ def _kinds(text: str) -> list[Kind]:
 def _specs(args: argparse.Namespace, kinds: Sequence[Kind]) -> Iterator[Spec]:
     lines = read_lines(args.results)
     if args.only_missing:
-        wanted = list(missing([line for line in lines if is_current(line)], kinds).elements())
+        wanted = list(missing([line for line in lines if is_counted(line)], kinds).elements())
         random.Random(args.seed).shuffle(wanted)  # so that a sitting that is cut short has some of everything
         used = [line["trial"] for line in lines if line.get("seed") == args.seed and line["trial"] >= _REPEATED]
         first = max(used, default=_REPEATED - 1) + 1
         for number, (name, phase) in enumerate(wanted[: args.n], first):
             yield Spec(args.seed, number, KINDS[name], phase, args.quick)
         return
-    done = done_trials(lines, is_current)
+    done = done_trials(lines, is_current if args.quick else is_counted)
     for number, (kind, phase) in enumerate(itertools.islice(deck(args.seed, kinds), args.n)):
         if (args.seed, number) not in done:
             yield Spec(args.seed, number, kind, phase, args.quick)
@@ -120,7 +134,12 @@ def _say(outcome: Outcome) -> None:
 
 def _show(args: argparse.Namespace) -> int:
     everything = read_lines(args.results)
-    lines = [line for line in everything if "seed" in line and (args.all_lines or is_current(line))]
+    full = [line for line in everything if "seed" in line and not line.get("quick")]
+    lines = [line for line in full if args.all_lines or is_counted(line)]
+    if args.check:
+        found = misses(lines, everything)
+        print(*found or [f"every bar is reached by {len(lines)} trials"], sep="\n")
+        return 1 if found else 0
     if args.plan:
         wanted = missing(lines, _kinds(args.kinds))
         for (name, phase), count in sorted(wanted.items()):
@@ -141,7 +160,7 @@ def main(argv: list[str]) -> int:
         at, seed, trial, by = args.mended
         append_line(args.results, {"mends": {"commit": at, "seed": int(seed), "trial": int(trial)}, "by": by})
         return 0
-    return _show(args) if args.plan or args.table or args.write_readme else _run(args)
+    return _show(args) if args.plan or args.table or args.check or args.write_readme else _run(args)
 
 
 if __name__ == "__main__":

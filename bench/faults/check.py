@@ -49,6 +49,7 @@ class JobEvidence:
         kills: when the fault killed a site's own processes (boot time), by site.
         doomed: what the reason of its failure must say, where the fault was meant to cost the job; None: it has to
             complete.
+        aborted: an admin aborted it: it has to end so, and never to run again.
     """
 
     job: str
@@ -58,6 +59,7 @@ class JobEvidence:
     calls: Mapping[str, Sequence[Call]]
     kills: Mapping[str, Sequence[float]] = field(default_factory=dict)
     doomed: str | None = None
+    aborted: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,8 @@ def check_job(history: Sequence[Record], one: JobEvidence) -> list[str]:
         return [f"I10: job {one.job} has not ended; a client was told {one.status}"]
     if done["status"] != one.status:
         return [f"I7: job {one.job} is {done['status']}, a client was told {one.status}"]
+    if one.aborted:
+        return list(_aborted(records, one, done["status"]))
     if one.doomed is not None:
         said = re.search(one.doomed, done["reason"])
         expected = done["status"] == "FINISHED:FAILED" and said is not None
@@ -239,6 +243,15 @@ def check_job(history: Sequence[Record], one: JobEvidence) -> list[str]:
     if any(sorted(body["members"]) != sorted(one.plan.sites) for body in closes):
         findings.append(f"not every site is in every round of job {one.job}")
     return findings
+
+
+def _aborted(records: Sequence[Record], one: JobEvidence, status: str) -> Iterator[str]:
+    if status != "FINISHED:ABORTED":
+        yield f"aborted job {one.job} is {status}"
+    ended = next(record.seq for record in records if record.kind == "job_done")
+    for record in records:
+        if record.seq > ended and record.kind in ("job_state", "round_open", "round_close"):
+            yield f"I7: aborted job {one.job} runs again: {record.kind} in slot {record.seq}"
 
 
 def check_models(history: Sequence[Record], job: str, read: Callable[[Any], bytes]) -> list[str]:

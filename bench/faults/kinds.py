@@ -14,12 +14,26 @@ from bench.faults.work import JobPlan
 from bench.federation import now
 from fedhelm.admin.session import JobHandle
 
-__all__ = ["BOUNDS", "CLASSES", "KINDS", "Fault", "JobRun", "Kind", "NotPossibleError", "Scene", "kind"]
+__all__ = [
+    "BOUNDS",
+    "CLASSES",
+    "KINDS",
+    "SILENCE",
+    "Fault",
+    "JobRun",
+    "Kind",
+    "NotPossibleError",
+    "Scene",
+    "class_of",
+    "kind",
+]
 
 CLASSES: Mapping[str, str] = {
     "crash": "process crash",
     "host": "host loss, freeze, partition",
     "switchover": "planned switchover",
+    "compound": "two blows in a row",
+    "flapping": "link that comes and goes",
     "none": "no failover needed",
     "outage": "outage of store or overseers",
     "operator": "needs an operator",
@@ -28,6 +42,9 @@ CLASSES: Mapping[str, str] = {
 
 BOUNDS: Mapping[str, float] = {"crash": 1.0, "host": 5.0, "switchover": 1.0}
 """Class -> what the project promises for its gap, in seconds."""
+
+SILENCE = 2.0
+"""Seconds without an acknowledgement while no overseer is there: less than the holder's lease of 2.5 s would cost."""
 
 
 @dataclass
@@ -50,6 +67,7 @@ class Scene:
         quick: shortest durations.
         params: what the fault chose, for the results.
         kills: moments at which it killed a site's processes.
+        aborted: jobs that were aborted on purpose: they have to end so, and never to run again.
         findings: what the fault itself saw go wrong.
         jobs: that have to complete; the first one is aimed at.
         doomed: job -> what the reason of its failure has to say, where the fault is meant to cost the job.
@@ -68,6 +86,7 @@ class Scene:
     findings: list[str] = field(default_factory=list)
     jobs: list[JobRun] = field(default_factory=list)
     doomed: dict[str, str] = field(default_factory=dict)
+    aborted: set[str] = field(default_factory=set)
     more: Callable[[JobPlan], JobRun] | None = None
     epoch: int = 0
     compactions: int = 0
@@ -92,11 +111,20 @@ class Scene:
         self.params["seconds"] = chosen
         return chosen
 
-    def submit(self, name: str, *, rounds: int = 2, size: int = 10_000, pause: float = 0.2, lines: int = 4) -> JobRun:
-        """Submit one more job, which has to complete too."""
+    def submit(
+        self,
+        name: str,
+        *,
+        rounds: int = 2,
+        size: int = 10_000,
+        pause: float = 0.2,
+        lines: int = 4,
+        sites: tuple[str, ...] | None = None,
+    ) -> JobRun:
+        """Submit one more job, which has to complete too; on all sites unless some are named."""
         assert self.more is not None
         self.lab.jobs += 1
-        return self.more(JobPlan(f"{name}-{self.lab.jobs}", self.lab.sites, rounds, size, pause, lines))
+        return self.more(JobPlan(f"{name}-{self.lab.jobs}", sites or self.lab.sites, rounds, size, pause, lines))
 
     def expect(self, truth: object, finding: str) -> None:
         """Note a finding unless it is so."""
@@ -126,6 +154,8 @@ class Kind:
         prelude: whether its generator yields once more, at first: before the job is submitted.
         last_round: whether it always strikes in the last round.
         bound: seconds that the gap may have, where it is not that of the class.
+        sites: how many of the sites its own jobs are for; None: all of them.
+        pause: seconds that its job trains in each round, where that has to outlast what the fault does; None: drawn.
     """
 
     name: str
@@ -140,9 +170,17 @@ class Kind:
     prelude: bool = False
     last_round: bool = False
     bound: float | None = None
+    sites: int | None = None
+    pause: float | None = None
 
 
 KINDS: dict[str, Kind] = {}
+
+
+def class_of(line: Mapping[str, Any]) -> str:
+    """Return the class that the kind of a line of results has now: an older line may say another one."""
+    known = KINDS.get(str(line["kind"]))
+    return str(line["class"]) if known is None else known.klass
 
 
 def kind(name: str, klass: str, *, failover: bool | None, **more: Any) -> Callable[[Fault], Fault]:

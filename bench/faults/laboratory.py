@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 from bench.faults.history import Watch
 from bench.faults.probe import Ack, read_acks
+from bench.faults.stalls import Stalls
 from bench.federation import now, until
 from fedhelm.admin.session import Session, connect
 from fedhelm.config.kit import SQLITE, Kit, read_kit
@@ -128,6 +129,7 @@ class Laboratory:
         self._probe: subprocess.Popen[bytes] | None = None
         self._watch: Watch | None = None
         self._launched: list[Launched] = []
+        self.stalls = Stalls(folder / "stalls")
         self.probe_job = ""
         self.names: tuple[str, ...] = ()
 
@@ -236,6 +238,7 @@ class Laboratory:
             self.restart(name)
         self.wait_ready(*self.names)
         self._watch = Watch(self.store).start()
+        self.stalls.start()
         self.probe_job = self.session.submit(self._probe_job()).job_id
         arguments = [sys.executable, "-m", "bench.faults.probe", str(os.getpid())]
         arguments += [str(self.root / PROBE), self.probe_job, str(self._acks)]
@@ -425,6 +428,7 @@ class Laboratory:
         """End everything; no process and no mount is left."""
         if self._watch is not None:
             self._watch.close()
+            self.stalls.close()
         if self._session is not None:
             self._session.close()
         if self._probe is not None:

@@ -1,7 +1,8 @@
 """The file of results: one JSON line for each trial, only ever appended; which lines count, and what is still missing.
 
-A line counts as *current* while no commit after its own touched the product's code. Older lines stay. A failed trial
-is never dropped: a line ``{"mends": {...}}`` may say later which commit mended it.
+A line counts as *current* while no commit after its own touched the product's code. Older lines stay; the class of a
+kind is the one that it has now. A failed trial is never dropped: a line ``{"mends": {...}}`` may say later which commit
+mended it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.faults.kinds import BOUNDS, KINDS, Kind
+from bench.faults.kinds import BOUNDS, KINDS, Kind, class_of
 from bench.machine import REPOSITORY
 
 __all__ = [
     "PRODUCT",
     "RESULTS",
     "SAMPLES",
+    "Line",
     "append_line",
     "code_state",
     "deck",
     "done_trials",
+    "is_counted",
     "is_current",
     "missing",
     "read_lines",
@@ -90,6 +93,11 @@ def is_current(line: Line) -> bool:
     return not line.get("dirty") and bool(_newest()) and _contains(str(line.get("commit")), _newest())
 
 
+def is_counted(line: Line) -> bool:
+    """Whether a trial ran the product's code as it is now, with freezes and outages in full length."""
+    return is_current(line) and not line.get("quick")
+
+
 def done_trials(lines: Iterable[Line], current: Callable[[Line], bool]) -> set[tuple[int, int]]:
     """Return (seed, trial) of what need not run again."""
     return {(line["seed"], line["trial"]) for line in lines if "seed" in line and current(line)}
@@ -125,7 +133,7 @@ def missing(lines: Iterable[Line], kinds: Iterable[Kind] | None = None) -> Count
     )
     for klass in BOUNDS:
         members = [kind for kind in kinds or KINDS.values() if kind.klass == klass]
-        samples = sum(line["class"] == klass and line.get("gap_s") is not None for line in ran)
+        samples = sum(class_of(line) == klass and line.get("gap_s") is not None for line in ran)
         planned = sum(wanted[kind.name, phase] for kind in members for phase in kind.phases)
         cards = [(kind.name, phase) for kind in members for phase in kind.phases for _ in range(kind.weight)]
         for number in range(max(0, SAMPLES - samples - planned) if cards else 0):

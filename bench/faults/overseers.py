@@ -1,9 +1,7 @@
-"""Faults of the overseer and of its database, and what operators and other kits do at the wrong moment."""
+"""Faults of overseers and of their database."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import shutil
 import signal
 import sqlite3
@@ -11,19 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from bench.faults.kinds import Scene, kind
+from bench.faults.kinds import SILENCE, Scene, kind
+from bench.faults.laboratory import ADMIN
 from bench.faults.processes import power_off, send
 from bench.federation import now, until
-from fedhelm.config.kit import read_kit
-from fedhelm.errors import FedhelmError, Refused
-from fedhelm.provision.launch import spawn
-from fedhelm.provision.stop import Home, stop_all
-from fedhelm.v1 import common_pb2, fleet_pb2
-from fedhelm.wire.channels import FleetStub, aio_channel
+from fedhelm.admin.session import connect
+from fedhelm.errors import Refused
 
 __all__: list[str] = []
+
+_CONSOLE_SECONDS = 10.0
 
 
 def _kill_overseer(scene: Scene) -> None:
@@ -53,20 +49,43 @@ def overseer_down(scene: Scene) -> Iterator[None]:
     _return(scene)
 
 
-@kind("overseers-gone-60s", "none", failover=False)
+def _meanwhile(scene: Scene, seconds: float) -> None:
+    """While no overseer answers: jobs start and end, an admin signs in, looks, and goes."""
+    assert scene.moment is not None
+    began = now()
+    with connect(scene.lab.root / ADMIN) as session:
+        scene.expect(session.jobs(timeout=_CONSOLE_SECONDS), "an admin sees no jobs without overseers")
+    took = now() - began
+    scene.expect(took < _CONSOLE_SECONDS, f"an admin's session of one question took {took:.1f} s without overseers")
+    count = 1 if scene.quick else 4
+    for number in range(count):
+        ended = scene.submit(f"meanwhile-{number}").handle.wait(timeout=30)
+        scene.expect(ended.summary.succeeded, f"a job submitted without overseers is {ended.status}")
+        time.sleep(max(0.0, scene.moment + seconds * (number + 1) / count - now()))
+    time.sleep(max(0.0, scene.moment + seconds - now()))
+
+
+@kind("overseers-gone-60s", "none", failover=False, bound=SILENCE)
 def overseers_gone(scene: Scene) -> Iterator[None]:
     """All overseers are away for a minute; meanwhile new jobs are submitted, and start."""
-    seconds = scene.seconds(60, 60, 8)
+    seconds = scene.seconds(60, 60, 6)
     yield
     scene.strike(lambda: _kill_overseer(scene))
-    assert scene.moment is not None
-    for number in range(2 if scene.quick else 4):
-        run = scene.submit(f"meanwhile-{number}")
-        ended = run.handle.wait(timeout=30)
-        scene.expect(ended.summary.succeeded, f"a job submitted without overseers is {ended.status}")
-        time.sleep(max(0.0, scene.moment + seconds * (number + 1) / 4 - now()))
-    time.sleep(max(0.0, scene.moment + seconds - now()))
+    _meanwhile(scene, seconds)
     _return(scene)
+
+
+@kind("overseers-hang-60s", "none", failover=False, variant="pair", bound=SILENCE)
+def overseers_hang(scene: Scene) -> Iterator[None]:
+    """SIGSTOP for all overseers for a minute: they take connections and say nothing; new jobs start."""
+    pids = [one.pid for name in scene.lab.overseers for one in scene.lab.processes(name)]
+    seconds = scene.seconds(60, 60, 6)
+    yield
+    scene.strike(lambda: send(pids, signal.SIGSTOP))
+    try:
+        _meanwhile(scene, seconds)
+    finally:
+        send(pids, signal.SIGCONT)
 
 
 @kind("overseer-stopped", "none", failover=False)
@@ -271,170 +290,3 @@ def clock_step(scene: Scene) -> Iterator[None]:
     scene.strike(lambda: step_all(step))
     time.sleep(seconds)
     step_all(0)
-
-
-# -- what operators and kits do --------------------------------------------------------------------------------------
-
-
-@kind("switchover-refused", "none", failover=False, rested=True, prelude=True, weight=2)
-def switchover_refused(scene: Scene) -> Iterator[None]:
-    """``promote_sp`` of a server that is dead, lagging, unknown or leads already: refused before anything drains."""
-    lab, target = scene.lab, scene.standby
-    why = scene.params["target"] = scene.rng.choice(["dead", "lagging", "unknown", "active"])
-    pids = [one.pid for one in lab.processes(target)]
-    if why == "dead":
-        power_off(scene, target)
-        until(lambda: True if _state(scene, target) == "DOWN" else None, 20, f"{target} is down")
-    name = {"unknown": "server99", "active": scene.primary}.get(why, target)
-    yield
-    yield
-    if why == "lagging":
-        send(pids, signal.SIGSTOP)
-        time.sleep(1.5)
-    try:
-        scene.strike(lambda: lab.session.promote(name, timeout=10))
-    except FedhelmError as error:
-        scene.params["said"] = str(error)[:120]
-    else:
-        scene.findings.append(f"promote_sp of a server that is {why} was not refused")
-    send(pids, signal.SIGCONT)
-
-
-def _state(scene: Scene, name: str) -> str:
-    return next(one.state for one in scene.lab.session.servers(timeout=5) if one.name == name)
-
-
-@kind("switchover-interrupted", "host", failover=True, weight=2, rested=True)
-def switchover_interrupted(scene: Scene) -> Iterator[None]:
-    """The old or the new primary's child dies in the middle of a planned switchover."""
-    import threading
-
-    lab, target = scene.lab, scene.standby
-    victim = scene.rng.choice([scene.primary, target])
-    scene.params["victim"] = "old" if victim == scene.primary else "new"
-    pid = lab.pid(victim, "child")
-    delay = scene.rng.uniform(0.0, 0.15)
-
-    def ask() -> None:
-        try:
-            lab.session.promote(target, timeout=30)
-        except FedhelmError as error:
-            scene.params["said"] = str(error)[:120]
-
-    asking = threading.Thread(target=ask, name="promote")
-    yield
-    scene.strike(asking.start)
-    time.sleep(delay)
-    send([pid], signal.SIGKILL)
-    asking.join()
-
-
-@kind("name-used-twice", "none", failover=False)
-def name_used_twice(scene: Scene) -> Iterator[None]:
-    """A second kit of a server's name is started, as on another machine: it is refused by name."""
-    lab = scene.lab
-    name = scene.rng.choice([scene.primary, scene.standby])
-    scene.params["of"] = "primary" if name == scene.primary else "standby"
-    twin = lab.second_kit(name)
-    yield
-    launched = []
-    scene.strike(lambda: launched.append(spawn(read_kit(twin))))
-    try:
-        until(lambda: launched[0].exited or None, 30, f"the second {name} ends")
-        said = (twin / "log.txt").read_text().strip().splitlines()[-1]
-        scene.params["said"] = said[:160]
-        scene.expect(name in said and "error[" in said, f"the second {name} does not say why it ends: {said[:300]}")
-    finally:
-        stop_all([Home(twin, "server", name)])
-        shutil.rmtree(twin.parent)
-
-
-@kind("duplicates", "none", failover=False)
-def duplicates(scene: Scene) -> Iterator[None]:
-    """Contributions and lines are sent again, with other contents too, and late: one receipt, or "gone"."""
-    yield
-    scene.strike(lambda: None)
-    asyncio.run(_again(scene))
-
-
-async def _again(scene: Scene) -> None:
-    lab, job = scene.lab, scene.jobs[0].handle.job_id
-    placed = [
-        (one.record, index, item)
-        for one in lab.watch.seen
-        if one.record.kind == "contribution"
-        for index, item in enumerate(one.record.body["items"])
-        if item["job"] == job
-    ]
-    for site in lab.sites:
-        kit = lab.kit(site)
-        address = kit.server(lab.primary())
-        channel = aio_channel(kit, address.host, address.fed_learn_port, address.name)
-        stub = FleetStub(channel, address.name)
-        try:
-            for record, index, item in placed:
-                if item["site"] == site:
-                    others = [o for _, _, o in placed if o["round"] == item["round"] and o["site"] != site]
-                    await _offer_again(scene, stub, item, (record.seq, index, record.epoch), others)
-            await _lines_again(scene, stub, job, site)
-        finally:
-            await channel.close(None)
-
-
-def _contribution(item: Any, blob: Any, attempt: int) -> fleet_pb2.Contribution:
-    return fleet_pb2.Contribution(
-        job=item["job"],
-        attempt=attempt,
-        step=item["step"],
-        round=item["round"],
-        kind=item["kind"],
-        site=item["site"],
-        sequence=item["sequence"],
-        blob=common_pb2.BlobRef(**blob),
-        weight=item["weight"],
-        metrics_json=json.dumps(item["metrics"]),
-    )
-
-
-async def _offer_again(scene: Scene, stub: FleetStub, item: Any, where: tuple[int, int, int], others: Any) -> None:
-    async def offer(blob: Any, attempt: int) -> common_pb2.Receipt | None:
-        try:
-            return await stub.contribute(_contribution(item, blob, attempt), timeout=10)
-        except FedhelmError as error:  # the blobs of a closed round may be gone already
-            scene.params["refused"] = str(error)[:120]
-            return None
-
-    # Receipts are kept for the open round and the one before; of an older one the answer is that it is over.
-    same = await offer(item["blob"], item["attempt"])
-    if same is not None and not same.gone:
-        got = (same.seq, same.index, same.epoch)
-        scene.expect(got == where and not same.superseded, f"sent again, {where} was answered with {got}")
-    if same is not None and same.gone:
-        scene.expect(_closed(scene, item), f"sent again, {where} of a round that is not closed is gone")
-    for other in others:
-        answer = await offer(other["blob"], item["attempt"])
-        told = answer is None or answer.superseded or (answer.gone and _closed(scene, item))
-        scene.expect(told, "another result under a recorded id is not superseded")
-    late = await offer(item["blob"], item["attempt"] + 1)
-    scene.expect(late is None or late.gone, "a result of another attempt was recorded")
-
-
-def _closed(scene: Scene, item: Any) -> bool:
-    which = ("job", "step", "round", "kind")
-    closes = (one.record.body for one in scene.lab.watch.seen if one.record.kind == "round_close")
-    return any(all(body[key] == item[key] for key in which) for body in closes)
-
-
-async def _lines_again(scene: Scene, stub: FleetStub, job: str, site: str) -> None:
-    recorded = [
-        line
-        for one in scene.lab.watch.seen
-        if one.record.kind == "metrics"
-        for item in one.record.body["items"]
-        if (item["job"], item["source"]) == (job, site)
-        for line in item["lines"]
-    ]
-    lines = [fleet_pb2.Line(number=number, json=json.dumps(line)) for number, line in enumerate(recorded, 1)]
-    if lines:
-        ack = await stub.push_lines(fleet_pb2.LineBatch(job=job, lines=lines), timeout=10)
-        scene.expect(ack.acknowledged >= len(lines), "lines that are in the log are not acknowledged again")

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 
 from bench.faults.kinds import Scene, kind
 from bench.federation import now, until
+from fedhelm.errors import FedhelmError
 from fedhelm.process import ParticipantLock
 
 __all__: list[str] = []
+
+_ORPHANS_SECONDS = 10.0
+"""How long runners may outlive their server: they end with it, or at the next thing that they ask of it."""
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:
@@ -38,10 +43,22 @@ def power_off(scene: Scene, name: str) -> None:
 
 @kind("kill-child", "crash", failover=True, weight=6)
 def kill_child(scene: Scene) -> Iterator[None]:
-    """SIGKILL for the FL server; its supervisor lives."""
+    """SIGKILL for the FL server; its supervisor lives. Its runners end with it."""
     pid = scene.lab.pid(scene.primary, "child")
     yield
     scene.strike(lambda: os.kill(pid, signal.SIGKILL))
+    _expect_no_orphans(scene)
+
+
+def _expect_no_orphans(scene: Scene) -> None:
+    """See that no runner outlives its server: as a standby its next child has none."""
+    deadline = now() + _ORPHANS_SECONDS
+    while runners := scene.lab.processes(scene.primary, "runner"):
+        if now() > deadline:
+            leads = scene.lab.primary() == scene.primary
+            scene.expect(leads, f"runners outlive their server: {[one.pid for one in runners]}")
+            return
+        time.sleep(0.02)
 
 
 @kind("kill-host", "host", failover=True, weight=3)
@@ -64,7 +81,7 @@ def _freeze(scene: Scene, *marks: str) -> Iterator[None]:
     for mark in marks:
         scene.lab.pid(scene.primary, mark)
     pids = [one.pid for one in scene.lab.processes(scene.primary, *marks)]
-    seconds = scene.seconds(7, 20)
+    seconds = scene.seconds(10, 60, 7)
     yield
     scene.strike(lambda: send(pids, signal.SIGSTOP))
     time.sleep(seconds)
@@ -100,10 +117,51 @@ def switchover(scene: Scene) -> Iterator[None]:
     scene.expect(scene.lab.session.primary(timeout=10).name == target, f"{target} does not lead after promote_sp")
 
 
-@kind("several-jobs", "crash", failover=True, jobs=3, weight=2)
+@kind("several-jobs", "crash", failover=True, jobs=2, weight=2, prelude=True, sites=1)
 def several_jobs(scene: Scene) -> Iterator[None]:
-    """As ``kill-child``, with three jobs running."""
-    return kill_child(scene)
+    """As ``kill-child``, with two jobs running, one being aborted, and one that waits for a site."""
+    lab = scene.lab
+    away = lab.sites[-1]
+    power_off(scene, away)
+    scene.kills[away] = [now()]
+    until(lambda: True if not _connected(scene, away) else None, 20, f"{away} is seen to be away")
+    yield
+    # It would train for a minute: nothing but the abort ends it.
+    doomed = scene.submit("aborted", rounds=20, pause=3.0, sites=lab.sites[:1]).handle
+    scene.aborted.add(doomed.job_id)
+    waiting = scene.submit("waiting").handle
+    before = scene.params["abort"] = scene.rng.choice(["before", "during"])
+    if before == "before":
+        lab.session.abort(doomed.job_id, reason="on purpose", timeout=20)
+    pid = lab.pid(scene.primary, "child")
+    asking = threading.Thread(target=_abort, args=(scene, doomed.job_id), name="abort")
+    yield
+    if before == "during":
+        asking.start()
+        time.sleep(scene.rng.uniform(0, 0.03))
+    scene.strike(lambda: os.kill(pid, signal.SIGKILL))
+    _expect_no_orphans(scene)
+    if before == "during":
+        asking.join()
+    until(lambda: lab.watch.epoch > scene.epoch or None, 30, "another server leads")
+    status = waiting.status(timeout=20).status
+    if status != "SUBMITTED":
+        seen = "it shows it as connected" if _connected(scene, away) else "it knows that it is away"
+        who = f"{lab.primary()} leads, after {scene.primary}; {seen}"
+        scene.findings.append(f"a job that waits for {away}, which is dead, is {status} after the failover: {who}")
+    lab.restart(away)
+    scene.kills[away].append(now())
+
+
+def _connected(scene: Scene, site: str) -> bool:
+    return next(one.connected for one in scene.lab.session.check_status(timeout=10).sites if one.name == site)
+
+
+def _abort(scene: Scene, job: str) -> None:
+    try:
+        scene.lab.session.abort(job, reason="on purpose", timeout=30)
+    except FedhelmError as error:
+        scene.findings.append(f"an abort across a failover was answered with {error}")
 
 
 @kind("before-end", "crash", failover=True, phases=("closing",), last_round=True, weight=3)
@@ -169,7 +227,7 @@ def restart_all_servers(scene: Scene) -> Iterator[None]:
         scene.lab.restart(name)
 
 
-@kind("kill-new-primary", "host", failover=True, variant="three", bound=10.0, weight=2)
+@kind("kill-new-primary", "compound", failover=True, variant="three", bound=10.0, weight=2)
 def kill_new_primary(scene: Scene) -> Iterator[None]:
     """The primary's child dies, and then the server that was granted its lease, while it promotes or just after."""
     lab = scene.lab

@@ -6,22 +6,26 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.faults.kinds import BOUNDS, CLASSES
+from bench.faults.kinds import BOUNDS, CLASSES, class_of
 from bench.faults.phases import PHASES
 
-__all__ = ["BEGIN", "END", "percentile", "table", "write_readme"]
+__all__ = ["BEGIN", "COSTS", "END", "percentile", "table", "unmended", "write_readme"]
 
 BEGIN = "<!-- faults: made by `python -m bench.faults --write-readme` -->"
 END = "<!-- faults: end -->"
 
-_LOST = re.compile(r"^I2|is lost|is not in the log|I7: accepted|not those of a run")
-_DOUBLED = re.compile(r"^I3|recorded twice|times$|^I4|I7: job")
-_WRITERS = re.compile(r"two writers")
-_RETRAINED = re.compile(r"trained round")
+COSTS: Mapping[str, re.Pattern[str]] = {
+    "lost": re.compile(r"^I2|is lost|is not in the log|I7: accepted|not those of a run"),
+    "doubled": re.compile(r"^I3|recorded twice|times$|^I4|I7: job|I7: aborted"),
+    "epochs with two writers": re.compile(r"two writers"),
+    "trained again": re.compile(r"trained round"),
+}
+"""What a fault must never cost -> the findings that say that it did."""
+
 _DURABLE = re.compile(r"(.*, )([0-9.]+)( ms for a durable .*)")
 
 Line = dict[str, Any]
@@ -40,7 +44,7 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _gaps(lines: Sequence[Line]) -> list[str]:
     rows = []
     for klass, title in CLASSES.items():
-        gaps = [line["gap_s"] for line in lines if line["class"] == klass and line.get("gap_s") is not None]
+        gaps = [line["gap_s"] for line in lines if class_of(line) == klass and line.get("gap_s") is not None]
         if gaps:
             bound = f"{BOUNDS[klass]:g} s" if klass in BOUNDS else ""
             figures = (statistics.median(gaps), percentile(gaps, 99), max(gaps))
@@ -52,7 +56,7 @@ def _count(lines: Sequence[Line], pattern: re.Pattern[str]) -> int:
     return sum(bool(pattern.search(finding)) for line in lines for finding in line["findings"])
 
 
-def _kinds(lines: Sequence[Line]) -> list[str]:
+def _kinds(lines: Sequence[Line], not_run: Iterable[str]) -> list[str]:
     rows = []
     for name in sorted({line["kind"] for line in lines}):
         mine = [line for line in lines if line["kind"] == name]
@@ -62,13 +66,13 @@ def _kinds(lines: Sequence[Line]) -> list[str]:
             [
                 f"`{name}`",
                 str(len(mine)),
-                *(str(_count(mine, pattern)) for pattern in (_LOST, _DOUBLED, _WRITERS, _RETRAINED)),
+                *(str(_count(mine, pattern)) for pattern in COSTS.values()),
                 "/".join(str(phases[phase]) for phase in PHASES),
                 f"{statistics.median(gaps):.2f} / {max(gaps):.2f} s" if gaps else "",
             ]
         )
-    head = ["fault", "trials", "lost", "doubled", "epochs with two writers", "trained again"]
-    return _rows([*head, "in each phase", "gap, median / worst"], rows)
+    rows += [[f"`{name}`", "not run", *[""] * (len(COSTS) + 2)] for name in sorted(not_run)]
+    return _rows(["fault", "trials", *COSTS, "in each phase", "gap, median / worst"], rows)
 
 
 def _machines(told: Sequence[str]) -> list[str]:
@@ -104,17 +108,28 @@ def table(lines: Sequence[Line], everything: Sequence[Line]) -> str:
         f"Machine: {'; '.join(machines)}. Load average before a trial: {min(loads):.1f} to {max(loads):.1f}.",
     ]
     phases = f"Phases are counted in the order {', '.join(PHASES)}."
-    skipped = sorted({f"`{line['kind']}`: {line['reason']}" for line in lines if line.get("verdict") == "not run"})
-    tail = ["", "Not run on this machine:", "", *(f"* {one}" for one in skipped)] if skipped else []
-    return "\n".join([*head, "", *_gaps(ran), "", *_kinds(ran), "", phases, *tail, *_failures(everything)])
+    skipped = [line for line in lines if line.get("verdict") == "not run"]
+    reasons = sorted({f"`{line['kind']}`: {line['reason']}" for line in skipped})
+    tail = ["", "Not run on this machine:", "", *(f"* {one}" for one in reasons)] if reasons else []
+    never = {line["kind"] for line in skipped} - {line["kind"] for line in ran}
+    return "\n".join([*head, "", *_gaps(ran), "", *_kinds(ran, never), "", phases, *tail, *_failures(everything)])
+
+
+def _mended(everything: Sequence[Line]) -> dict[tuple[str, int, int], str]:
+    """Return the commit that mended each failure which was mended."""
+    mends = [(one["mends"], str(one["by"])) for one in everything if "mends" in one]
+    return {(one["commit"], one["seed"], one["trial"]): by for one, by in mends}
+
+
+def unmended(lines: Sequence[Line], everything: Sequence[Line]) -> list[Line]:
+    """Return those trials of ``lines`` that failed, and of which no line says what mended them."""
+    mended = _mended(everything)
+    failed = (line for line in lines if line.get("verdict") == "failed")
+    return [line for line in failed if (line["commit"], line["seed"], line["trial"]) not in mended]
 
 
 def _failures(everything: Sequence[Line]) -> list[str]:
-    mended = {
-        (one["mends"]["commit"], one["mends"]["seed"], one["mends"]["trial"]): one["by"]
-        for one in everything
-        if "mends" in one
-    }
+    mended = _mended(everything)
     rows = []
     for line in everything:
         if line.get("verdict") == "failed":

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import Kit
@@ -25,7 +26,13 @@ from fedhelm_client.job_process import end_strays
 from fedhelm_client.links import Dial, Links, dial_with_tls
 from fedhelm_client.orders import Action, Orders
 from fedhelm_client.outbox import load_jobs
-from fedhelm_client.roster import Ask, ServerWatch, ask_overseers
+from fedhelm_client.roster import Ask, ServerWatch
+from fedhelm_client.site_trail import SiteTrail
+from fedhelm_client.site_trust import SiteTrust
+
+if TYPE_CHECKING:
+    from fedhelm.security.tls import Check
+    from fedhelm.wire.overseer_console import OverseerConsoleClient
 
 __all__ = ["Agent", "end_leftovers", "guard_process"]
 
@@ -62,6 +69,13 @@ def end_leftovers(kit: Kit, timeout: float = 10.0) -> None:
         time.sleep(0.01)
 
 
+def _overseers(kit: Kit, check: Check) -> OverseerConsoleClient:
+    """Return the way a real site asks; connected to nobody before the first call."""
+    from fedhelm.wire.overseer_console import OverseerConsoleClient
+
+    return OverseerConsoleClient(kit, check=check)
+
+
 class Agent:
     """One site.
 
@@ -69,11 +83,17 @@ class Agent:
         kit: its start-up kit.
         dial: opens connections; None: mutual TLS with the kit.
         clock: injected by tests.
-        ask: asks the overseers for the servers, blocking; injected by tests.
+        ask: asks the overseers for the servers, blocking; injected by tests, and then nobody is asked for the list of
+            revoked certificates.
     """
 
     def __init__(self, kit: Kit, dial: Dial | None = None, clock: Clock | None = None, ask: Ask | None = None) -> None:
         self._kit = kit
+        self._trust = SiteTrust(kit)
+        self._calls: OverseerConsoleClient | None = None
+        if ask is None:
+            self._calls = _overseers(kit, self._trust.revocations.check)
+            ask = self._calls.servers
         self._jobs: dict[str, JobExecution] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._vanished: dict[str, asyncio.TimerHandle] = {}
@@ -86,7 +106,8 @@ class Agent:
             on_change=self._on_leader,
             on_order=self._on_order,
         )
-        self._watch = ServerWatch(kit, self._links, ask or ask_overseers(kit))
+        self._watch = ServerWatch(kit, self._links, ask)
+        self._trail = SiteTrail(kit)
         self._orders: Orders | None = None
         self._stop = asyncio.Event()
         self.ordered: Action | None = None
@@ -94,6 +115,7 @@ class Agent:
 
         self._clock = clock or SystemClock()
         self._site: Site | None = None
+        self._told: dict[str, Any] = {}
 
     @property
     def links(self) -> Links:
@@ -104,6 +126,13 @@ class Agent:
         """Serve until ``stop`` is set, or an admin orders so; afterwards no process of any job is left."""
         self._stop = stop
         self._kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._trail = await asyncio.to_thread(SiteTrail.open, self._kit)
+        try:
+            await self._run()
+        finally:
+            await asyncio.to_thread(self._trail.close)
+
+    async def _run(self) -> None:
         self._orders = Orders(self._kit.run / "orders.json")
         await asyncio.to_thread(end_leftovers, self._kit)
         runtime = make_runtime_dir(self._kit)
@@ -114,14 +143,16 @@ class Agent:
             clock=self._clock,
             on_change=self._links.beat_soon,
             on_stray=self._end_strays,
+            trail=self._trail,
         )
         self._on_leader(None, self._links.view.highest)
         self._links.start()
         watch = spawn(self._watch.run(), "servers")
+        trust = spawn(self._trust.run(self._calls, self._take_kit, self._publish), "kit")
         try:
-            await stop.wait()
+            await self._stop.wait()
         finally:
-            await cancel(watch)
+            await cancel(watch, trust)
             await self._shut_down()
             shutil.rmtree(runtime, ignore_errors=True)
             (self._kit.run / "runtime").unlink(missing_ok=True)
@@ -137,18 +168,38 @@ class Agent:
         await asyncio.to_thread(end_leftovers, self._kit)
         await self._links.stop()
 
+    def _take_kit(self, kit: Kit) -> None:
+        """Go on with a kit that took the place of the former one; no job notices."""
+        if kit.overseers != self._kit.overseers or kit.timing != self._kit.timing:
+            _log.warning("the overseers' addresses and the times of the new kit count from the next start on")
+        self._kit = kit
+        if self._site is not None:
+            self._site.kit = kit
+        self._watch.take(kit)
+        self._links.take(kit)
+
+    def _publish(self) -> None:
+        self._on_leader(*self._links.standing)
+
     # -- what the servers say -----------------------------------------------------------------------------------
 
     def _on_leader(self, leader: str | None, epoch: int) -> None:
+        reason = None if leader is not None else self._trust.trouble or self._links.refusal
+        told = {"primary": leader, "epoch": epoch, "reason": reason}
+        if told == self._told:
+            return
         try:
-            write_state(self._kit.run, ready=leader is not None, primary=leader, epoch=epoch)
+            write_state(self._kit.run, ready=leader is not None, **told)
         except OSError as error:  # a full disk must not cut the streams
             _log.warning("run/state.json cannot be written: %s", error)
+        else:
+            self._told = told
 
     def _on_order(self, order: fleet_pb2.Order) -> None:
         assert self._orders is not None
         action = self._orders.take(order)
         if action is not None:
+            self._trail.order(action, order.id, order.reason, self._links.standing[0])
             self.ordered = action
             self._stop.set()
 

@@ -45,15 +45,23 @@ def main(argv: list[str]) -> int:
 
 
 def _foreground(root: Path) -> int:
+    from fedhelm.config.log_levels import apply_levels
     from fedhelm.log import setup
+    from fedhelm.security.audit_start import read_audit_settings
+    from fedhelm.security.gates import read_policy
     from fedhelm.security.kit import open_kit
+    from fedhelm_client.outgoing import check_privacy
 
-    kit = open_kit(root, role="site")
+    kit = open_kit(root, role="site", remember=True)
+    read_policy(kit.root)  # here, as the next ones: a mistake in a file of its own keeps a site from starting
+    read_audit_settings(kit.local)
+    check_privacy(kit)
     lock = ParticipantLock(kit.run)
     lock.acquire()
     try:
         # In the background standard output *is* the log file.
         setup(kit.name, None if _writes_to(kit.log_file) else kit.log_file)
+        apply_levels(kit)
         os.environ[KIT_MARK] = str(kit.root)
         os.environ.setdefault(ROLE_MARK, "agent")
         ordered = asyncio.run(_serve(kit))

@@ -296,6 +296,7 @@ class Courier:
             blob=blob,
             weight=saved.weight,
             metrics_json=json.dumps(dict(saved.metrics), sort_keys=True, allow_nan=False),
+            filters=saved.filters,
         )
 
     # -- failure ------------------------------------------------------------------------------------------------

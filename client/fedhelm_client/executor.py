@@ -16,6 +16,7 @@ from fedhelm.clock import Clock, iso
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, Refused
 from fedhelm.local.script_protocol import Result, TaskOrder, Welcome
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
@@ -23,11 +24,13 @@ from fedhelm_client.courier import Courier, Failure
 from fedhelm_client.decide import Act, Situation, decide, status_of
 from fedhelm_client.door import Door
 from fedhelm_client.folders import JobFolder, outbox_dir
-from fedhelm_client.job_process import Ended, JobProcess, failure_of
+from fedhelm_client.job_process import Ended, JobProcess
 from fedhelm_client.journal import Journal, Throttle
 from fedhelm_client.links import Links
 from fedhelm_client.outbox import ContributionId, Outbox, Saved, id_of, is_closed
-from fedhelm_client.supplies import fetch_model, prepare
+from fedhelm_client.outgoing import Outgoing, outgoing_of_job
+from fedhelm_client.site_trail import SiteTrail
+from fedhelm_client.supplies import fetch_model, let_go, prepare
 
 __all__ = ["GRACE_COMPLETED", "GRACE_STOPPED", "JobExecution", "Site"]
 
@@ -40,17 +43,18 @@ GRACE_STOPPED = 1.0
 """Seconds between SIGTERM and SIGKILL for the script of a job that was aborted or failed."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """What every job of this site shares.
 
     Attributes:
-        kit: the site's.
+        kit: the site's; another one once that took its place.
         links: to the servers.
         runtime: folder for sockets.
         clock: boot time for the throttle, UTC for stamps.
         on_change: what this site holds has changed.
         on_stray: a nanny was killed: end what it left.
+        trail: the site's audit file.
     """
 
     kit: Kit
@@ -59,6 +63,7 @@ class Site:
     clock: Clock
     on_change: Callable[[], None]
     on_stray: Callable[[], None]
+    trail: SiteTrail
 
 
 class JobExecution:
@@ -78,8 +83,9 @@ class JobExecution:
         self._assigned = assigned
         self._folder = JobFolder.of(site.kit, assigned.job)
         self._folder.make()
-        folder = outbox_dir(site.kit) / assigned.job
+        self._outbox_folder = folder = outbox_dir(site.kit) / assigned.job
         self._outbox = Outbox(folder)
+        self._outgoing = Outgoing()
         self._journal = Journal(folder / "lines.jsonl")
         self._courier = Courier(
             self.job,
@@ -97,6 +103,7 @@ class JobExecution:
         self._failure = self._earlier_failure()
         self._in_hand: ContributionId | None = None
         self._owner = ""
+        self._model: Path | None = None
         self._asked_for: ContributionId | None = None
         self._asked: asyncio.Future[TaskOrder | str] | None = None
         self._fetching: tuple[ContributionId, asyncio.Task[None]] | None = None
@@ -154,12 +161,14 @@ class JobExecution:
             await self._courier.settled()
         finally:
             await self.shut_down()
+        await asyncio.to_thread(let_go, self._folder)
         shutil.rmtree(outbox_dir(self._site.kit) / self.job, ignore_errors=True)
         shutil.rmtree(self._site.runtime / self.job, ignore_errors=True)
 
     async def shut_down(self) -> None:
         """End everything that runs for this job; what is on disk stays."""
         self._stopping = True
+        self._outgoing.close()
         await cancel(self._starter, None if self._fetching is None else self._fetching[1])
         if self._patience_timer is not None:
             self._patience_timer.cancel()
@@ -244,7 +253,10 @@ class JobExecution:
         try:
             door = self._site.runtime / self.job  # a folder of its own: other jobs' scripts must not see it
             door.mkdir(mode=0o700, exist_ok=True)
-            plan = await prepare(self._site.kit, self._site.links, self._folder, self._assigned, door)
+            self._outgoing = await asyncio.to_thread(outgoing_of_job, self._site.kit, self._folder)
+            plan = await prepare(
+                self._site.kit, self._site.links, self._folder, self._assigned, door, trail=self._site.trail
+            )
             self._door = Door(door / "door", self)
             self._door.open()
             self._process = JobProcess(self._site.kit.root, self.job, self._take_output, self._process_ended)
@@ -258,6 +270,8 @@ class JobExecution:
             self._process_state = "up"
         _log.info("job %s (%s): job process started", self.job, self._assigned.name)
         self._note("executor", "job process started")  # so that every site has a log among the job's results
+        if self._outgoing.told:
+            self._note("privacy", f"privacy filters of this site: {', '.join(self._outgoing.told)}")
         self._changed.set()
 
     async def _stop(self) -> None:
@@ -278,7 +292,7 @@ class JobExecution:
         _log.info("job %s: job process ended (status %s, signal %s)", self.job, ended.status, ended.signal)
         expected = self._stopping or self._finished is not None
         if not expected and (ended.status != 0 or self._in_hand is not None):
-            await self._fail(*failure_of(ended))
+            await self._fail(*self._outgoing.failure(ended))
         self._in_hand = None
         self._process_state = "over"  # only now: the reason is known
         self._changed.set()
@@ -288,7 +302,7 @@ class JobExecution:
 
     def _earlier_failure(self) -> Failure | None:
         try:
-            data = json.loads(self._folder.failure.read_bytes())
+            data = parse_plain(self._folder.failure.read_bytes())
             return Failure(**data)
         except (FileNotFoundError, ValueError, TypeError):
             return None
@@ -354,7 +368,7 @@ class JobExecution:
         """Save a result of the task in hand.
 
         Raises:
-            Refused: no such task is open.
+            Refused: no such task is open, or the site's privacy policy lets nothing of it leave.
         """
         task = self._in_hand
         if task is None or task.key != result.key:
@@ -368,6 +382,18 @@ class JobExecution:
             metrics=result.metrics,
             lines=self._journal.last,
         )
+        try:
+            saved, source = await asyncio.to_thread(
+                self._outgoing.result, saved, source, model=self._model, folder=self._outbox_folder
+            )
+        except Refused as error:
+            if self._stopping:
+                raise  # given up with the agent, not refused: the next one runs the task again
+            _log.error("job %s: nothing leaves of %s of round %d: %s", self.job, task.kind, task.round, error.hint)
+            self._site.trail.result(self.job, task, self._outgoing.told, error)
+            await self._fail(error.message, "")
+            raise
+        self._site.trail.result(self.job, task, saved.filters)
         await self._courier.add_result(saved, source)
         self._in_hand = None
         _log.info("job %s: %s of round %d answered by the script", self.job, task.kind, task.round)
@@ -376,19 +402,26 @@ class JobExecution:
 
     def lines(self, lines: Sequence[dict[str, Any]]) -> None:
         """Take the script's lines."""
-        self._courier.add_lines(lines)
+        self._courier.add_lines(self._outgoing.lines(lines))
 
     def _take_output(self, lines: list[str]) -> None:
         taken = self._throttle.take(lines, self._site.clock.boottime())
-        self._note("output", *taken)
+        self._courier.add_lines(self._outgoing.lines(self._log_lines("output", taken)))
 
     def _note(self, tag: str, *lines: str) -> None:
+        self._courier.add_lines(self._log_lines(tag, lines))
+
+    def _log_lines(self, tag: str, lines: Sequence[str]) -> list[dict[str, Any]]:
         stamp = iso(self._site.clock.utcnow())
-        self._courier.add_lines(
-            [{"kind": "log", "tag": tag, "value": line, "step": None, "time": stamp} for line in lines]
-        )
+        return [{"kind": "log", "tag": tag, "value": line, "step": None, "time": stamp} for line in lines]
 
     async def _hand_out(self, task: ContributionId, order: fleet_pb2.Task) -> None:
+        try:
+            self._outgoing.check_task(task.kind, has_model=order.HasField("model"))
+        except Refused as error:
+            self._fetching = None
+            await self._fail(error.message, "")
+            return
         try:
             model = await fetch_model(self._site.links, self._folder, self.job, order)
         except (FedhelmError, OSError) as error:
@@ -399,7 +432,7 @@ class JobExecution:
             self._changed.set()
         if self._asked is None or self._asked.done() or self._open_task() != task:
             return
-        self._in_hand, self._owner = task, order.upload_owner
+        self._in_hand, self._owner, self._model = task, order.upload_owner, model
         self._asked.set_result(
             TaskOrder(
                 key=task.key,

@@ -66,6 +66,11 @@ class JobFolder:
         """Why the job failed here; a restarted agent reports it again instead of running the job again."""
         return self.root / "failed.json"
 
+    @property
+    def privacy(self) -> Path:
+        """The site's privacy policy as it was when the job began here."""
+        return self.root / "privacy.json"
+
     def make(self) -> None:
         """Make the folders."""
         for folder in (self.root, self.work / "tmp", self.models, self.results):

@@ -16,9 +16,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fedhelm.errors import ProtocolError
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write
 
 __all__ = ["Following", "load_epoch", "save_epoch"]
+
+_EPOCHS = 2**63
+"""More than there can be: an epoch is a 64-bit number on the wire."""
 
 _log = logging.getLogger("fedhelm.client")
 
@@ -98,9 +102,12 @@ class Following:
 def load_epoch(path: Path, project: str, cluster: str) -> int:
     """Return the highest epoch this site has seen in this federation; 0 if the file is missing or of another one."""
     try:
-        data = json.loads(path.read_bytes())
-        if data["project"] == project and data["cluster"] == cluster:
-            return int(data["epoch"])
+        data = parse_plain(path.read_bytes())
+        if data["project"] != project or data["cluster"] != cluster:
+            return 0
+        if type(epoch := data["epoch"]) is int and 0 <= epoch < _EPOCHS:
+            return epoch
+        _log.warning("%s has no epoch: the servers will say it again", path)
     except FileNotFoundError:
         return 0
     except (ValueError, KeyError, TypeError):

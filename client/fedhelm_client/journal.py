@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhelm.plain_json import parse_plain
+
 __all__ = ["Journal", "Throttle", "batch"]
 
 MAX_BATCH_LINES = 500
@@ -43,10 +45,11 @@ def _json(line: Mapping[str, Any]) -> str:
 
 def _entry(raw: bytes) -> tuple[int, str] | None:
     try:
-        entry = json.loads(raw)
-        return (int(entry["n"]), _json(entry["line"])) if raw.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError, RecursionError):
+        entry = parse_plain(raw)
+        number, line = entry["n"], _json(entry["line"])
+    except (ValueError, KeyError, TypeError):
         return None
+    return (number, line) if type(number) is int and number > 0 and raw.endswith(b"\n") else None
 
 
 class Throttle:

@@ -1,7 +1,8 @@
 """One stream to each server, for ever, and calls that go to whoever leads.
 
-A stream that breaks is opened again after 50 to 200 ms, with jitter. A call that finds no primary, or loses it, is made
-again: at once when another server leads, else after the same pause.
+A stream that breaks is opened again after 50 to 200 ms, with jitter; after some seconds where the server refused this
+site's certificate. A call that finds no primary, or loses it, is made again: at once when another server leads, else
+after the same pause. A new kit gets new connections; calls on their way end on those that they have.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from fedhelm.config.kit import Kit, ServerAddress
 from fedhelm.errors import (
+    BadCertificate,
     Corrupt,
     DeadlineExceeded,
     FedhelmError,
@@ -28,6 +30,7 @@ from fedhelm.v1 import fleet_pb2
 from fedhelm.wire.channels import EpochGuard, FleetStub, aio_channel
 from fedhelm.wire.roster import known_servers
 from fedhelm_client.follow import Following, load_epoch, save_epoch
+from fedhelm_client.line import Connection, Line
 
 __all__ = ["Dial", "Links", "dial_with_tls", "is_transient"]
 
@@ -43,17 +46,8 @@ _WELCOME_SECONDS = 5.0
 _CANCELS = 3
 _CANCEL_SECONDS = 1.0
 _PAUSE = (0.05, 0.2)
-
-
-class Connection(Protocol):
-    """A channel with its stub."""
-
-    stub: FleetStub
-
-    async def close(self) -> None:
-        """Close the channel."""
-        ...
-
+_REFUSED_PAUSE = (5.0, 10.0)
+"""Until a server that refused this site's certificate is asked again; a new kit is tried at once."""
 
 Dial = Callable[[ServerAddress], Connection]
 
@@ -68,7 +62,10 @@ class _TlsConnection:
 
 
 def dial_with_tls(kit: Kit) -> Dial:
-    """Return the way a real site dials: mutual TLS with its kit; answers with an old epoch are refused."""
+    """Return the way a real site dials: mutual TLS with its kit; answers with an old epoch are refused.
+
+    Certificate, key and roots are read from the kit's folder at each call: those of the kit that lies there then.
+    """
     guard = EpochGuard()
     return lambda server: _TlsConnection(kit, server, guard)
 
@@ -77,7 +74,9 @@ def is_transient(error: FedhelmError) -> bool:
     """Whether the same call may succeed later, or elsewhere. Pure."""
     if isinstance(error, Corrupt | WrongStore):
         return False
-    return isinstance(error, Unreachable | DeadlineExceeded | StoreError) or type(error) is FedhelmError
+    # A certificate that is refused may be another one after the next kit, or the next overseer's list.
+    passing = Unreachable | DeadlineExceeded | StoreError | BadCertificate
+    return isinstance(error, passing) or type(error) is FedhelmError
 
 
 def _pause() -> float:
@@ -117,7 +116,10 @@ class Links:
         self._on_order = on_order
         self._epoch_file = kit.run / "epoch.json"
         self._view = Following(kit.cluster, load_epoch(self._epoch_file, kit.project, kit.cluster))
-        self._stubs: dict[str, FleetStub] = {}
+        self._lines: dict[str, Line] = {}
+        self._renewals: dict[ServerAddress, asyncio.Event] = {}
+        self._retired: set[asyncio.Task[None]] = set()
+        self._refusals: dict[str, str] = {}
         self._changed = asyncio.Condition()
         self._beats: dict[ServerAddress, asyncio.Event] = {}
         self._links: dict[ServerAddress, asyncio.Task[None]] = {}
@@ -131,6 +133,19 @@ class Links:
     def standing(self) -> tuple[str | None, int]:
         """Who leads, and the highest epoch."""
         return self._view.leader, self._view.highest
+
+    @property
+    def refusal(self) -> str | None:
+        """Why servers refuse this site's certificate; None while one of them does not."""
+        return None if self._view.leader is not None else next(iter(self._refusals.values()), None)
+
+    def take(self, kit: Kit) -> None:
+        """Go on with a kit that took the former one's place: with new connections, to the servers that it names."""
+        former, self._kit = self._kit, kit
+        if kit.servers != former.servers:
+            self.set_servers(known_servers(kit))
+        for event in self._renewals.values():
+            event.set()
 
     async def moved_from(self, standing: tuple[str | None, int], timeout: float) -> bool:
         """Wait until another server leads, or nobody; False after ``timeout`` seconds."""
@@ -172,6 +187,7 @@ class Links:
                 _, links = await asyncio.wait(links, timeout=_CANCEL_SECONDS)
         for link in links:
             _log.error("%s does not end", link.get_name())
+        await cancel(*self._retired)
 
     def beat_soon(self) -> None:
         """What this site holds has changed: tell every server."""
@@ -192,7 +208,8 @@ class Links:
         while True:
             leader, epoch = await self._wait_for_leader()
             try:
-                return await self._while_leading(leader, epoch, call(self._stubs[leader]))
+                with self._lines[leader].used() as stub:
+                    return await self._while_leading(leader, epoch, call(stub))
             except _LeaderChangedError:
                 _log.info("%s: %s no longer leads, asking again", what, leader)
                 continue
@@ -233,29 +250,72 @@ class Links:
     # -- one stream ---------------------------------------------------------------------------------------------
 
     async def _keep_link(self, server: ServerAddress) -> None:
-        connection = self._dial(server)
-        self._stubs[server.name] = connection.stub
+        while True:
+            renew = self._renewals[server] = asyncio.Event()
+            line = self._lines[server.name] = Line(self._dial(server))
+            try:
+                await self._keep_line(server, line, renew)
+            except BaseException:  # cancelled: this server is not dialled any more
+                self._refusals.pop(server.name, None)
+                self._renewals.pop(server, None)
+                await line.close()
+                raise
+            finally:
+                if self._lines.get(server.name) is line:
+                    del self._lines[server.name]
+            former = spawn(line.retire(), f"former connection to {server.name}")
+            self._retired.add(former)
+            former.add_done_callback(self._retired.discard)
+
+    async def _keep_line(self, server: ServerAddress, line: Line, renew: asyncio.Event) -> None:
+        """Open the stream again and again, until a new kit asks for a new connection."""
         said = ""
-        try:
-            while True:
-                try:
-                    await self._one_stream(server, connection.stub)
-                    reason = "the stream ended"
-                except FedhelmError as error:
-                    reason = str(error)
-                except Exception as error:  # noqa: BLE001 - a defect in one stream must not cut this site off for good
-                    _log.error("the stream to %s failed", server.name, exc_info=error)
-                    reason = repr(error)
-                finally:
+        while not renew.is_set():
+            pause = _PAUSE
+            try:
+                if not await self._until_renewed(renew, self._one_stream(server, line.stub)):
+                    return  # what this server said counts until its next stream says otherwise
+                reason = "the stream ended"
+            except BadCertificate as error:
+                reason, pause = str(error), _REFUSED_PAUSE
+            except FedhelmError as error:
+                reason = str(error)
+            except Exception as error:  # noqa: BLE001 - a defect in one stream must not cut this site off for good
+                _log.error("the stream to %s failed", server.name, exc_info=error)
+                reason = repr(error)
+            finally:
+                if not renew.is_set():
                     await self._set_view(self._view.gone(server.name))
-                if reason != said:
-                    _log.info("no stream to %s: %s", server.name, reason)
-                    said = reason
-                await asyncio.sleep(_pause())
+            refused = pause is _REFUSED_PAUSE
+            if reason != said and not (refused and reason in self._refusals.values()):  # one server's word is enough
+                _log.log(logging.WARNING if refused else logging.INFO, "no stream to %s: %s", server.name, reason)
+            said = reason
+            self._take_refusal(server.name, reason if refused else None)
+            await self._until_renewed(renew, asyncio.sleep(random.uniform(*pause)))
+
+    @staticmethod
+    async def _until_renewed(renew: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+        """Do something, but break it off when a new kit came; False then."""
+        task, asked = asyncio.ensure_future(work), asyncio.ensure_future(renew.wait())
+        try:
+            await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                return False
+            if task.cancelled():  # by grpc, when what it was to send could not be read
+                raise Unreachable("the stream was broken off")
+            task.result()
         finally:
-            if self._stubs.get(server.name) is connection.stub:
-                del self._stubs[server.name]
-            await connection.close()
+            await cancel(task, asked)
+        return True
+
+    def _take_refusal(self, server: str, reason: str | None) -> None:
+        before = self.refusal
+        if reason is None:
+            self._refusals.pop(server, None)
+        else:
+            self._refusals[server] = reason
+        if self.refusal != before:
+            self._on_change(*self.standing)
 
     async def _one_stream(self, server: ServerAddress, stub: FleetStub) -> None:
         changed = self._beats[server] = asyncio.Event()
@@ -282,6 +342,7 @@ class Links:
             incarnation=self._incarnation,
             highest_epoch=self._view.highest,
             jobs=self._held(),
+            enable_byoc=self._kit.enable_byoc,
         )
         yield fleet_pb2.SiteMessage(hello=hello)
         while True:
@@ -298,6 +359,7 @@ class Links:
         view = self._view.welcome(server.name, welcome.server, welcome.cluster, welcome.epoch, leading=welcome.leading)
         role = "leads" if welcome.leading else "stands by"
         _log.info("connected to %s, which %s; epoch %d", server.name, role, welcome.epoch)
+        self._take_refusal(server.name, None)
         await self._set_view(view)
 
     async def _take(self, server: str, message: fleet_pb2.ServerMessage) -> None:

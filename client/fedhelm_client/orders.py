@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write
 from fedhelm.v1 import fleet_pb2
 
@@ -30,7 +31,7 @@ class Orders:
         self._path = path
         self._obeyed: list[str] = []
         try:
-            self._obeyed = [str(one) for one in json.loads(path.read_bytes())]
+            self._obeyed = [str(one) for one in parse_plain(path.read_bytes())]
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError) as error:

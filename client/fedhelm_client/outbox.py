@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedhelm.errors import BadInput, ProtocolError
+from fedhelm.local.script_protocol import check_metrics
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write, fsync_dir
 from fedhelm.v1 import fleet_pb2
 
@@ -28,6 +30,7 @@ _log = logging.getLogger("fedhelm.client")
 
 _KIND = re.compile(r"[a-z][a-z_]{0,31}")
 _SUFFIX = ".result.json"
+_TENSORS = ".safetensors"
 
 State = Literal["saved", "held", "recorded", "gone"]
 """saved: to be offered; held: taken for its round, but not in the log (an ephemeral job's), so offered again to whoever
@@ -81,6 +84,7 @@ class Saved:
         metrics: names and numbers.
         lines: number of the last line that was logged before it: those go first.
         state: see :data:`State`.
+        filters: what others may know of the privacy filters that were applied, in their order.
     """
 
     id: ContributionId
@@ -90,6 +94,7 @@ class Saved:
     metrics: Mapping[str, float]
     lines: int
     state: State = "saved"
+    filters: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the meta file's content."""
@@ -102,6 +107,7 @@ class Saved:
             "metrics": dict(self.metrics),
             "lines": self.lines,
             "state": self.state,
+            **({"filters": list(self.filters)} if self.filters else {}),
         }
 
     @classmethod
@@ -113,17 +119,31 @@ class Saved:
         """
         if data["state"] not in get_args(State):
             raise ValueError(f"a state {data['state']!r:.40}")
-        if data["file"] is not None and not (folder / data["file"]).is_file():
-            raise ValueError(f"{data['file']} is missing")
-        return cls(
-            id=ContributionId(**data["id"]),
-            file=None if data["file"] is None else folder / data["file"],
-            owner=data["owner"],
-            weight=data["weight"],
-            metrics=data["metrics"],
-            lines=data["lines"],
-            state=data["state"],
-        )
+        named, owner, weight, lines = _id_from_json(data["id"]), data["owner"], data["weight"], data["lines"]
+        if data["file"] not in (None, f"{named.key}{_TENSORS}"):
+            raise ValueError(f"a file {data['file']!r:.40}, which is not that of {named.key}")
+        file = None if data["file"] is None else folder / f"{named.key}{_TENSORS}"
+        if file is not None and not file.is_file():
+            raise ValueError(f"{file.name} is missing")
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not isinstance(owner, str) or not number or type(lines) is not int:
+            raise ValueError("owner, weight or lines are none")
+        try:
+            metrics = check_metrics(data["metrics"])
+        except ProtocolError as error:
+            raise ValueError(error.message) from error
+        filters = data.get("filters", [])
+        if not isinstance(filters, list) or not all(isinstance(one, str) for one in filters):
+            raise ValueError("filters are no list of texts")
+        return cls(named, file, owner, weight, metrics, lines, data["state"], tuple(filters))
+
+
+def _id_from_json(data: Any) -> ContributionId:
+    found = ContributionId(**data)
+    whole = all(type(one) is int and one >= 0 for one in (found.attempt, found.step, found.round, found.sequence))
+    if not whole or not isinstance(found.kind, str) or not _KIND.fullmatch(found.kind):
+        raise ValueError(f"not an id: {data!r:.80}")
+    return found
 
 
 class Outbox:
@@ -147,18 +167,18 @@ class Outbox:
     def _load(self) -> None:
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             try:
-                saved = Saved.from_json(self._folder, json.loads(path.read_bytes()))
+                saved = _read(path)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 self._set_aside(path, error)
             else:
                 self._saved[saved.id] = saved
         known = {saved.file for saved in self._saved.values()}
-        for orphan in self._folder.glob("*.safetensors"):
+        for orphan in self._folder.glob(f"*{_TENSORS}"):
             if orphan not in known:
                 orphan.unlink()  # the agent died before the meta file: its task is run again
 
     def _set_aside(self, meta: Path, error: Exception) -> None:
-        tensors = meta.with_name(meta.name.removesuffix(_SUFFIX) + ".safetensors")
+        tensors = meta.with_name(meta.name.removesuffix(_SUFFIX) + _TENSORS)
         for path in (tensors, meta):  # the meta file last: it names what is damaged
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_name(path.name + ".damaged"))
@@ -194,7 +214,7 @@ class Outbox:
         """
         file = None
         if source is not None:
-            file = self._folder / f"{result.id.key}.safetensors"
+            file = self._folder / f"{result.id.key}{_TENSORS}"
             # Moved first, then looked at: here the script cannot put a link in the place of what was looked at.
             try:
                 source.rename(file)
@@ -261,6 +281,13 @@ class Outbox:
     def _write(self, saved: Saved) -> None:
         atomic_write(self._folder / f"{saved.id.key}{_SUFFIX}", json.dumps(saved.to_json()).encode())
         self._saved[saved.id] = saved
+
+
+def _read(path: Path) -> Saved:
+    saved = Saved.from_json(path.parent, parse_plain(path.read_bytes()))
+    if path.name != f"{saved.id.key}{_SUFFIX}":
+        raise ValueError(f"it is about {saved.id.key}")
+    return saved
 
 
 def _place(contribution: ContributionId) -> tuple[int, int, int]:

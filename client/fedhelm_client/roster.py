@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import FedhelmError
+from fedhelm.errors import BadCertificate, FedhelmError
 from fedhelm.wire.roster import learn_servers
 from fedhelm_client.links import Links
+from fedhelm_client.site_trust import in_daemon
 
 if TYPE_CHECKING:
     from fedhelm.wire.overseer_api import ServerView
 
-__all__ = ["Ask", "ServerWatch", "ask_overseers"]
+__all__ = ["Ask", "ServerWatch"]
 
 _log = logging.getLogger("fedhelm.client")
 
@@ -28,13 +27,7 @@ _ALONE = (2.0, 4.0)
 """Seconds until the overseers are asked: at first, usually, and while nobody leads. Many sites must not ask at once."""
 
 Ask = Callable[[], "Iterable[ServerView]"]
-
-
-def ask_overseers(kit: Kit) -> Ask:
-    """Return the way a real site asks: blocking, about 2 s at most; connected to nobody before the first call."""
-    from fedhelm.wire.overseer_console import OverseerConsoleClient
-
-    return OverseerConsoleClient(kit).servers
+"""Asks the overseers; blocking, about 2 s at most."""
 
 
 class ServerWatch:
@@ -52,45 +45,25 @@ class ServerWatch:
         self._ask = ask
         self._said = ""
 
+    def take(self, kit: Kit) -> None:
+        """Go on with a kit that took the place of the former one."""
+        self._kit = kit
+
     async def run(self) -> None:
         """Ask, for ever. Nobody answering changes nothing."""
         await asyncio.sleep(random.uniform(*_FIRST))
         while True:
             try:
-                views = await self._answer()
+                views = await in_daemon(self._ask, "servers")
                 self._links.set_servers(learn_servers(self._kit, views))
                 self._said = ""
             except FedhelmError as error:
                 if str(error) != self._said:
                     self._said = str(error)
-                    _log.info("the servers known so far are kept: %s", error)
+                    # A refused certificate is what the servers refuse, too, and those say it.
+                    level = logging.DEBUG if isinstance(error, BadCertificate) else logging.INFO
+                    _log.log(level, "the servers known so far are kept: %s", error)
             await self._until_due()
-
-    async def _answer(self) -> Iterable[ServerView]:
-        """Ask in a thread that ends with the process: an overseer that hangs must not hold up this site's end."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Iterable[ServerView]] = loop.create_future()
-
-        def settle(views: Iterable[ServerView] | None, error: Exception | None) -> None:
-            if answer.done():
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(views or ())
-
-        def ask() -> None:
-            views: Iterable[ServerView] | None = None
-            failed: Exception | None = None
-            try:
-                views = self._ask()
-            except Exception as error:  # noqa: BLE001 - it is raised where the answer is waited for
-                failed = error
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(settle, views, failed)
-
-        threading.Thread(target=ask, name="servers", daemon=True).start()
-        return await answer
 
     async def _until_due(self) -> None:
         loop = asyncio.get_running_loop()

@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 from pathlib import Path
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import BadInput, Refused
+from fedhelm.errors import BadInput, FedhelmError
 from fedhelm.v1 import fleet_pb2
 from fedhelm.wire.bulk import fetch_blob
+from fedhelm_client.admission import admit, check_signed, check_unpacked
 from fedhelm_client.folders import JobFolder, code_roots, protected_paths
 from fedhelm_client.job_process import JobPlan
 from fedhelm_client.links import Links
+from fedhelm_client.site_trail import SiteTrail
 
-__all__ = ["MODELS_KEPT", "fetch_model", "prepare"]
+__all__ = ["MODELS_KEPT", "fetch_model", "let_go", "prepare"]
 
 MODELS_KEPT = 3
 """Models that stay on the site's disk; a script may still read the one before its task's."""
 
 
-async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob, door: Path) -> JobPlan:
+async def prepare(
+    kit: Kit,
+    links: Links,
+    folder: JobFolder,
+    assigned: fleet_pb2.AssignedJob,
+    door: Path,
+    *,
+    trail: SiteTrail,
+) -> JobPlan:
     """Fetch and unpack the bundle, unless it is here already; return what the job process is to run.
 
-    ``door`` is the folder of the job's socket, the only one of those that its script reaches.
+    ``door`` is the folder of the job's socket, the only one of those that its script reaches. ``trail`` is told
+    whether the job was taken in.
 
     Raises:
-        Refused: the job brings its own code and this site does not allow that.
+        NotAuthorised: who submitted the job did not sign this, or may not run it here; names the site and the rule.
         BadInput: the bundle is damaged or hostile, or has no such script.
         OSError: the disk refused.
     """
-    if assigned.custom_code and not kit.enable_byoc:
-        raise Refused(f"{kit.name} does not run jobs that bring their own code (enable_byoc is off)")
-    if not folder.bundle.is_dir():
-        from fedhelm.job.bundle import unpack
-
-        archive = folder.root / "bundle.tar"
-        await links.to_leader(f"bundle of job {assigned.job}", lambda stub: fetch_blob(stub, assigned.bundle, archive))
-        await asyncio.to_thread(unpack, archive, folder.bundle)
-        archive.unlink()
+    if folder.bundle.is_dir():  # admitted before, by this agent or an earlier one
+        await asyncio.to_thread(check_unpacked, kit, assigned, folder.bundle)
+    else:
+        await _take_in(kit, links, folder, assigned, trail)
     app, script = folder.script(assigned.app, assigned.script)
     code = await asyncio.to_thread(code_roots)
     return JobPlan(
@@ -48,6 +56,37 @@ async def prepare(kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2
         read=(folder.bundle, folder.models, door, *code),
         write=(folder.work, folder.results),
     )
+
+
+async def _take_in(
+    kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob, trail: SiteTrail
+) -> None:
+    from fedhelm.job.bundle import unpack
+
+    submitter = None
+    try:
+        submitter = await asyncio.to_thread(check_signed, kit, assigned)
+        archive = folder.root / "bundle.tar"
+        what = f"bundle of job {assigned.job}"
+        await links.to_leader(what, lambda stub: fetch_blob(stub, assigned.bundle, archive))
+        try:
+            await asyncio.to_thread(admit, kit, assigned, archive, submitter)
+            await asyncio.to_thread(unpack, archive, folder.bundle)
+        finally:
+            archive.unlink()
+    except FedhelmError as error:
+        trail.job(assigned.job, submitter, error)
+        raise
+    trail.job(assigned.job, submitter)
+
+
+def let_go(folder: JobFolder) -> None:
+    """Delete the unpacked bundle of a job that is over: whoever wants it to run again has to have it admitted again."""
+    over = folder.root / "bundle.over"
+    shutil.rmtree(over, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.bundle.rename(over)  # at once: what is half deleted must not look like one that was admitted
+    shutil.rmtree(over, ignore_errors=True)
 
 
 async def fetch_model(links: Links, folder: JobFolder, job: str, order: fleet_pb2.Task) -> Path | None:

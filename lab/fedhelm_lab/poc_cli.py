@@ -123,7 +123,8 @@ def _status_table(rows: list[dict[str, Any]]) -> str:
         return ", ".join(f"{mark} {' '.join(map(str, pids))}" for mark, pids in row["children"].items() if pids) or None
 
     lines = [(row["name"], row["role"], state(row), row["pid"], below(row)) for row in rows]
-    return table(("name", "role", "state", "pid", "processes"), lines)
+    told = [f"{row['name']} is not ready: {row['reason']}" for row in rows if row["reason"]]
+    return "\n".join([table(("name", "role", "state", "pid", "processes"), lines), *told])
 
 
 def _start(args: argparse.Namespace, fmt: Format) -> ExitStatus:

@@ -34,6 +34,7 @@ from fedhelm.persist import By, Draft, open_store
 from fedhelm.persist.backup import back_up, restore
 from fedhelm.persist.fsck import look_at
 from fedhelm.persist.posix import PosixLogStore
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import ParticipantLock, atomic_write
 from fedhelm_lab.collected import may_be_gone
 
@@ -142,7 +143,7 @@ def read_backup(source: Path) -> dict[str, Any]:
         Corrupt: a file is missing, changed or one too many; the message names it.
     """
     try:
-        facts = json.loads((source / _FACTS).read_bytes())
+        facts = parse_plain((source / _FACTS).read_bytes())
         files, schema = dict(facts["files"]), facts["schema_version"]
     except FileNotFoundError:
         raise NotFound(f"{source} is no backup: it has no {_FACTS}") from None
@@ -185,7 +186,7 @@ def restore_project(source: Path, parts: Parts, *, replace: bool = False) -> dic
     if (facts["project"], facts["cluster"]) != (first.project, first.cluster):
         raise BadInput(f"{source} is of project {facts['project']}, cluster {facts['cluster']}; {first.root} is not")
     check_stopped(parts)
-    lease = json.loads((source / "lease.json").read_bytes()) if "lease" in facts["parts"] else None
+    lease = _lease_in(source) if "lease" in facts["parts"] else None
     done: dict[str, Any] = {"project": first.project, "made": facts["made"], "moved": {}}
     seen = _lease_epoch(lease)
     if parts.overseer is not None and lease is not None:
@@ -296,6 +297,13 @@ def _one_project(parts: Parts) -> Kit:
         if (kit.project, kit.cluster) != (first.project, first.cluster):
             raise BadInput(f"{kit.root} is of another project than {first.root}")
     return first
+
+
+def _lease_in(source: Path) -> Any:
+    try:
+        return parse_plain((source / "lease.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise Corrupt(f"{source / 'lease.json'} cannot be read: {error}") from error
 
 
 def _lease_epoch(lease: Any) -> int:

@@ -16,9 +16,10 @@ from typing import Any
 
 from fedhelm.config.kit import SQLITE, Kit, read_kit
 from fedhelm.errors import BadInput, FedhelmError, NotFound, PortTaken, Refused, WorkspaceExists
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import ParticipantLock, marked_processes
 from fedhelm.provision.kits import write_kits
-from fedhelm.provision.launch import is_ready, start_all
+from fedhelm.provision.launch import is_ready, obstacle, start_all
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import Home, stop_all
 from fedhelm.security.pki import CertificateAuthority
@@ -214,7 +215,7 @@ class Workspace:
         if not root.is_dir():
             raise NotFound(f"{path}: no workspace", hint=f"fedhelm poc prepare -n 2 -w {path}")
         try:
-            body = json.loads((root / MARKER).read_bytes())
+            body = parse_plain((root / MARKER).read_bytes())
             homes = tuple(Home(root / row["name"], str(row["role"]), row["name"]) for row in body["participants"])
             ours = body["kind"] == "poc" and all(home.root.parent == root for home in homes)
         except (OSError, ValueError, KeyError, TypeError):
@@ -308,4 +309,5 @@ def _status(home: Home) -> dict[str, Any]:
         "alive": pid is not None,
         "ready": is_ready(home.run),
         "children": {mark: sorted(pids) for mark, pids in children.items()},
+        "reason": obstacle(home.run),
     }

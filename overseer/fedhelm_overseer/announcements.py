@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from fedhelm.security.revocation import RevocationList
 from fedhelm.wire.overseer_api import Intent, PromoteRequest
 from fedhelm_overseer.events import EventFeed
 from fedhelm_overseer.lease import Holder, LeaseRow, ServerEntry, Term
@@ -13,6 +14,8 @@ from fedhelm_overseer.metrics import Metrics
 __all__ = ["Announcements"]
 
 _log = logging.getLogger("fedhelm.overseer")
+
+_NAMED = 5
 
 
 class Announcements:
@@ -107,6 +110,17 @@ class Announcements:
         """Tell who asked for the servers to end."""
         text = f"{admin} asked all servers to end{f': {reason}' if reason else ''}"
         self._feed.publish("shutdown", text, admin=admin, reason=reason, request_id=request_id)
+        _log.warning("%s", text)
+
+    def revoked(self, now: RevocationList, added: Collection[str], by: str | None) -> None:
+        """Tell of a newer list of revoked certificates; ``by`` is None where another overseer took it."""
+        gone = [one for one in now.entries if one.serial in set(added)]
+        names = ", ".join(dict.fromkeys(f"{one.role} {one.name}" for one in gone[:_NAMED]))
+        names += f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
+        text = f"{by or 'another overseer'} handed over version {now.version} of the list of revoked certificates"
+        text += f": {names}" if names else ""
+        facts = {"version": now.version, "certificates": len(now.entries), "added": len(gone), "by": by}
+        self._feed.publish("revoke", text, **facts)
         _log.warning("%s", text)
 
     def alarm(self, reason: str) -> None:

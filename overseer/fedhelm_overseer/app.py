@@ -6,8 +6,7 @@ Who calls is read from the client's certificate alone. Errors are JSON ``{code, 
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from importlib import metadata
 from typing import Annotated, Any, TypeVar
@@ -20,9 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import BadCertificate, BadInput, FedhelmError, NotFound
-from fedhelm.security.identity import Principal, principal_from_der
-from fedhelm.security.policy import authorise, check_permission
+from fedhelm.errors import BadInput, FedhelmError, NotFound
+from fedhelm.security.audit import AuditTrail
+from fedhelm.security.authorization import Object, default_policy
+from fedhelm.security.gates import ENDPOINTS, Touches, check_endpoint
+from fedhelm.security.identity import Principal
+from fedhelm.security.passage import Passage
+from fedhelm.security.policy import check_permission
 from fedhelm.wire.overseer_api import (
     API_ROOT,
     ActivateRequest,
@@ -42,19 +45,15 @@ from fedhelm.wire.overseer_api import (
     ReleaseRequest,
     RenewReply,
     RenewRequest,
+    RevocationsView,
     ServerView,
     SystemView,
 )
 from fedhelm_overseer.desk import Desk
+from fedhelm_overseer.edge import BodyLimit, Edge, answer
 from fedhelm_overseer.metrics import CONTENT_TYPE
-from fedhelm_overseer.tls_protocol import client_certificate
 
-__all__ = ["MAX_BODY", "MAX_REGISTRATION", "Allowed", "check_routes", "create_app"]
-
-MAX_BODY = 64 * 1024
-"""Largest body of a request, in bytes, but for a registration."""
-MAX_REGISTRATION = 1536 * 1024
-"""Largest body of a registration, which may carry a kit's configuration."""
+__all__ = ["Allowed", "check_routes", "create_app"]
 
 _MAX_WAIT = 30.0
 _MAX_RECENT = 1000
@@ -72,33 +71,31 @@ _STATUS: Mapping[str, int] = {
 }
 
 _T = TypeVar("_T")
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
-
-_identify = functools.lru_cache(maxsize=256)(principal_from_der)
+_POLICY = default_policy()  # an overseer has none of its own
 
 
 class Allowed:
-    """A dependency: the caller, if its role has the permission.
+    """A dependency: the caller, if both gates let it pass.
 
     Raises:
         ValueError: when the route is declared, for an unknown permission.
-        BadCertificate: no certificate of this project.
-        NotAuthorised: the role lacks the permission.
+        NotAuthorised: the role lacks the permission, or the policy denies it.
     """
 
     def __init__(self, permission: str) -> None:
         self.permission = check_permission(permission)
 
     async def __call__(self, request: Request) -> Principal:
-        """Identify, then authorise."""
-        der = client_certificate(request.scope)
-        if der is None:
-            raise BadCertificate("a client certificate is needed")
-        principal = _identify(der, request.app.state.kit.project)
-        authorise(principal, self.permission)
+        """Authorise whom :class:`~fedhelm_overseer.edge.Edge` identified."""
+        principal: Principal = request.state.principal
+        name = f"{request.method} {request.scope['route'].path}"
+        request.state.passage = passage = Passage(name, principal, _POLICY)
+        if "name" in request.path_params:
+            passage.tell(server=request.path_params["name"])
+        passage.enter()
+        if ENDPOINTS[name].touches is Touches.FEDERATION:
+            passage.admit(Object())
+        passage.check_asked()
         return principal
 
 
@@ -106,12 +103,13 @@ Viewer = Annotated[Principal, Depends(Allowed("overseer.view"))]
 Prober = Annotated[Principal, Depends(Allowed("overseer.health"))]
 Holder = Annotated[Principal, Depends(Allowed("lease.hold"))]
 Promoter = Annotated[Principal, Depends(Allowed("lease.promote"))]
-Operator = Annotated[Principal, Depends(Allowed("system.operate"))]
+Operator = Annotated[Principal, Depends(Allowed("system.command"))]
+Revoker = Annotated[Principal, Depends(Allowed("trust.revoke"))]
 
 Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9.-]{0,252}$")]
 
 _errors: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 409, 413, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 409, 413, 503)
 }
 _root = APIRouter(responses=_errors)
 _api = APIRouter(prefix=API_ROOT, responses=_errors)
@@ -185,10 +183,11 @@ async def history(request: Request, _caller: Viewer) -> list[HistoryEntry]:
 
 @_api.get("/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
 async def events(
-    request: Request, _caller: Viewer, last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None
+    request: Request, caller: Viewer, last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None
 ) -> StreamingResponse:
     """Stream events; ``Last-Event-ID`` resumes after that event, 0 begins with the oldest kept."""
-    stream = _desk(request).feed.stream(last_event_id)
+    desk, serial = _desk(request), caller.serial
+    stream = desk.feed.stream(last_event_id, lambda: desk.revocations.counts(serial))
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
@@ -203,7 +202,7 @@ async def recent_events(
 @_api.get("/lease")
 async def lease(
     request: Request,
-    _caller: Holder,
+    caller: Holder,
     after: Annotated[int, Query(ge=-1, lt=2**63)] = -1,
     wait: Annotated[float, Query(ge=0, le=_MAX_WAIT)] = 0.0,
 ) -> LeaseView:
@@ -215,6 +214,7 @@ async def lease(
     until = loop.time() + wait
     while True:
         turn = desk.changed.turn()
+        desk.revocations.check(caller.serial)
         desk.check_sight()
         view = desk.lease()
         left = until - loop.time()
@@ -226,6 +226,7 @@ async def lease(
 @_api.post("/servers/register")
 async def register(request: Request, caller: Holder, body: RegisterRequest) -> RegisterReply:
     """Register an incarnation of the calling server."""
+    _desk(request).came(caller.name, body.incarnation, caller.serial)
     return await _off_loop(request, _desk(request).register, caller.name, body)
 
 
@@ -238,6 +239,7 @@ async def beat(request: Request, caller: Holder, body: BeatRequest) -> LeaseView
 @_api.post("/lease/renew")
 async def renew(request: Request, caller: Holder, body: RenewRequest) -> RenewReply:
     """Renew the calling server's lease."""
+    _desk(request).came(caller.name, body.incarnation, caller.serial)
     return await _off_loop(request, _desk(request).renew, caller.name, body)
 
 
@@ -256,6 +258,7 @@ async def release(request: Request, caller: Holder, body: ReleaseRequest) -> Lea
 @_api.post("/promote")
 async def promote(request: Request, caller: Promoter, body: PromoteRequest) -> PromoteReply:
     """Ask for a planned switchover."""
+    request.state.passage.tell(server=body.target)
     return await _off_loop(request, _desk(request).promote, caller.name, body)
 
 
@@ -284,16 +287,58 @@ async def remove(request: Request, caller: Operator, name: Name, body: OperateRe
     return list(_desk(request).servers())
 
 
-def create_app(kit: Kit, desk: Desk, threads: Executor) -> FastAPI:
+_LIST = {"content": {"application/json": {"schema": {"type": "object"}}}}
+
+
+@_api.get(
+    "/revocations",
+    response_class=Response,
+    responses={
+        200: {"description": "the list as the root signed it", **_LIST},
+        204: {"description": "none that is newer"},
+    },
+)
+async def revocations(
+    request: Request,
+    caller: Viewer,
+    after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+    wait: Annotated[float, Query(ge=0, le=_MAX_WAIT)] = 0.0,
+) -> Response:
+    """Return the signed list of revoked certificates once its version is above ``after``; 204 if none is in time."""
+    desk, loop = _desk(request), asyncio.get_running_loop()
+    until = loop.time() + wait
+    while True:
+        turn = desk.changed.turn()
+        desk.revocations.check(caller.serial)
+        if desk.revocations.current.version > after:
+            return Response(desk.revocations.signed, media_type="application/json")
+        left = until - loop.time()
+        if left <= 0 or desk.changed.closed:
+            return Response(status_code=204)
+        await desk.changed.wait(turn, left)
+
+
+@_api.post("/revocations", openapi_extra={"requestBody": {"required": True, **_LIST}})
+async def revoke(request: Request, caller: Revoker) -> RevocationsView:
+    """Hand over the list of revoked certificates as the root signed it; 409 where a newer one is in force."""
+    data = await request.body()
+    view = await _off_loop(request, _desk(request).trust.hand_over, caller.name, data)
+    request.state.passage.tell(version=view.version, taken=view.taken)
+    return view
+
+
+def create_app(kit: Kit, desk: Desk, threads: Executor, trail: AuditTrail | None = None) -> FastAPI:
     """Build the application.
 
     Args:
         kit: the overseer's kit.
         desk: the operations.
         threads: where operations that touch the disk run.
+        trail: where it is written who asked for what; None: nowhere.
 
     Raises:
         RuntimeError: a route declares no permission.
+        ValueError: a route is not in the table of what calls touch, or declares another permission there.
     """
     app = FastAPI(
         title="Fedhelm overseer",
@@ -309,16 +354,18 @@ def create_app(kit: Kit, desk: Desk, threads: Executor) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_mistake)
-    app.add_middleware(_BodyLimit)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Edge, project=kit.project, revocations=lambda: desk.revocations, trail=trail)
     check_routes(app.routes)
     return app
 
 
 def check_routes(routes: list[BaseRoute]) -> None:
-    """Refuse routes without a declared permission.
+    """Refuse routes without a declared permission, or with another one than the table of what calls touch has.
 
     Raises:
-        RuntimeError: names the first one.
+        RuntimeError: names the first one that declares none.
+        ValueError: names the first one that the table does not have so.
     """
     for route in routes:
         inner = getattr(route, "original_router", None)
@@ -326,62 +373,32 @@ def check_routes(routes: list[BaseRoute]) -> None:
             check_routes(inner.routes)
             continue
         needs = route.dependant.dependencies if isinstance(route, APIRoute) else ()
-        if not any(isinstance(need.call, Allowed) for need in needs):
+        declared = [need.call.permission for need in needs if isinstance(need.call, Allowed)]
+        if not isinstance(route, APIRoute) or not declared:
             raise RuntimeError(f"route {getattr(route, 'path', route)} declares no permission")
+        for verb in route.methods or ():
+            check_endpoint(f"{verb} {route.path}", declared[0])
 
 
-class _BodyLimit:
-    """Answers 413 to a body of more than is allowed for the path, whatever length it announced."""
-
-    def __init__(self, app: _App) -> None:
-        self._app = app
-
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        limit = MAX_REGISTRATION if scope["path"] == f"{API_ROOT}/servers/register" else MAX_BODY
-        messages: list[MutableMapping[str, Any]] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            messages.append(message)
-            size += len(message.get("body", b""))
-            more = message["type"] == "http.request" and bool(message.get("more_body", False))
-            if size > limit:
-                refusal = _answer(413, BadInput(f"the body is larger than {limit} bytes"))
-                refusal.headers["connection"] = "close"  # else the rest would be read and thrown away, without end
-                await refusal(scope, receive, send)
-                return
-
-        async def replay() -> MutableMapping[str, Any]:
-            return messages.pop(0) if messages else await receive()
-
-        await self._app(scope, replay, send)
-
-
-def _answer(status: int, error: FedhelmError) -> JSONResponse:
-    body = ErrorBody(code=error.code, message=error.message, hint=error.hint)
-    return JSONResponse(body.model_dump(), status_code=status)
-
-
-async def _on_error(_request: Request, error: Exception) -> JSONResponse:
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, FedhelmError)
-    return _answer(_STATUS.get(error.code, 500), error)
+    request.state.error = error
+    return answer(_STATUS.get(error.code, 500), error)
 
 
-async def _on_invalid(_request: Request, error: Exception) -> JSONResponse:
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return _answer(400, BadInput(f"{where}: {first['msg']}"))
+    request.state.error = told = BadInput(f"{where}: {first['msg']}")
+    return answer(400, told)
 
 
 async def _on_http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     kind = NotFound if error.status_code == 404 else BadInput
-    return _answer(error.status_code, kind(str(error.detail)))
+    return answer(error.status_code, kind(str(error.detail)))
 
 
 async def _on_mistake(_request: Request, _error: Exception) -> JSONResponse:
-    return _answer(500, FedhelmError("the overseer failed; its log says why"))
+    return answer(500, FedhelmError("the overseer failed; its log says why"))

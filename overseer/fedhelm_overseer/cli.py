@@ -42,10 +42,12 @@ def _foreground(root: Path) -> int:
     import asyncio
 
     from fedhelm import log
+    from fedhelm.config.log_levels import apply_levels
     from fedhelm.security.kit import open_kit
 
-    kit = open_kit(root, role="overseer")
+    kit = open_kit(root, role="overseer", remember=True)
     log.setup(kit.name, None if _goes_to(kit.log_file) else kit.log_file)
+    apply_levels(kit)
     lock = ParticipantLock(kit.run)
     lock.acquire()
     try:

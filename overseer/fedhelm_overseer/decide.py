@@ -184,9 +184,15 @@ def _never_led(server: Server, row: LeaseRow) -> bool:
 
 
 def _asked_for(row: LeaseRow) -> bool:
-    """Tell whether an admin asked for what is due: the grant of a planned switchover, or the way back from it."""
+    """Tell whether an admin asked for what is due: the grant of a planned switchover, or the way back from it.
+
+    The way back is due when the target does not come to lead: it falls silent, or dies and its supervisor says so.
+    """
+    if row.intent is None:
+        return False
     handed = row.state == "released" and row.cause == HANDOFF
-    return row.intent is not None and (handed or row.state == "granted")
+    given_up = row.state == "released" and row.holder is not None and row.holder.name == row.intent.target
+    return handed or given_up or row.state == "granted"
 
 
 def _live_writer(row: LeaseRow, seen: Seen, top: int) -> Server | None:

@@ -6,11 +6,13 @@ in one order. Only beats and views pass without the store, so that a slow disk d
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from fedhelm.clock import Clock
 from fedhelm.config.kit import Kit
 from fedhelm.errors import KitError, NoPrimary, NotFound, Refused, StoreUnavailable
+from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.wire.overseer_api import (
     ActivateRequest,
     BeatRequest,
@@ -33,6 +35,7 @@ from fedhelm_overseer.events import Bell, EventFeed
 from fedhelm_overseer.lease import HANDOFF, Holder, LeaseRow, LeaseStore, ServerEntry
 from fedhelm_overseer.members import verified
 from fedhelm_overseer.metrics import Facts
+from fedhelm_overseer.revocation_desk import RevocationDesk
 from fedhelm_overseer.table import Table
 from fedhelm_overseer.views import history_entry, primary_view, server_view
 
@@ -40,23 +43,27 @@ __all__ = ["Desk"]
 
 
 class Desk:
-    """One overseer's service; ``admins`` has what admins ask for.
+    """One overseer's service; ``admins`` has what admins ask for, ``trust`` the list of revoked certificates.
 
     Args:
         kit: the overseer's kit: project, cluster, servers, times.
         store: the lease store.
         clock: boot time for every wait.
+        kept: the list of revoked certificates on this overseer's own disk; None: it takes none.
     """
 
-    def __init__(self, kit: Kit, store: LeaseStore, clock: Clock) -> None:
-        self._table = Table(kit, store, clock)
+    def __init__(self, kit: Kit, store: LeaseStore, clock: Clock, kept: KeptRevocations | None = None) -> None:
+        self._table = Table(kit, store, clock, kept)
         self._kit = kit
         self._store = store
         self._turn, self._lock = self._table.turn, self._table.lock
         self._board = self._table.board
         self._told = self._table.told
         self._decider = Decider(self._table)
+        self._bearers: dict[str, tuple[str, str]] = {}
         self.admins = AdminDesk(self._table)
+        self.trust = RevocationDesk(self._table)
+        self.revocations = self._table.revocations
         self.changed: Bell = self._table.changed
         self.feed: EventFeed = self._table.feed
 
@@ -68,6 +75,11 @@ class Desk:
     @wake.setter
     def wake(self, wake: Callable[[], None]) -> None:
         self._table.wake = wake
+
+    def follow(self, kit: Kit) -> None:
+        """As :meth:`Table.follow`."""
+        self._kit = dataclasses.replace(kit, timing=self._kit.timing)
+        self._table.follow(kit)
 
     def register(self, name: str, request: RegisterRequest) -> RegisterReply:
         """Register an incarnation of the server ``name``.
@@ -288,12 +300,33 @@ class Desk:
                 refused=sum(server.refused is not None for server in servers),
                 unleased_s=board.unleased_s,
                 fenced=board.fenced,
+                revocations=self.revocations.current.version,
             )
         return self._table.metrics.render(facts)
 
+    def came(self, name: str, incarnation: str, serial: str) -> None:
+        """Take note with which certificate the incarnation of a server calls."""
+        self._bearers[name] = (incarnation, serial)
+
     def observe(self) -> Action:
-        """As :meth:`Decider.observe`."""
+        """As :meth:`Decider.observe`; a holder whose certificate was revoked holds nothing any more."""
+        self._release_revoked()
         return self._decider.observe()
+
+    def _release_revoked(self) -> None:
+        """Nobody takes a call of such a holder, so nobody waits until its lease has run out; the log fences it."""
+        with self._lock:
+            holder = self._board.row.holder
+        incarnation, serial = self._bearers.get(holder.name, ("", "")) if holder else ("", "")
+        if holder is None or incarnation != holder.incarnation or self.revocations.counts(serial):
+            return
+        with self._turn:
+            row = self._table.read()
+            if row.holder != holder or row.state not in {"granted", "active"}:
+                return
+            new = self._store.release(row.epoch, holder, "its certificate was revoked", refused=False)
+            if new is not None:
+                self._note_release(new, holder, refused=False, gone=True)
 
     def _adopt_claim(self, holder: Holder, request: RenewRequest) -> LeaseRow | None:
         """A renewal of an epoch above the row: adopt the caller if ``decide`` agrees."""

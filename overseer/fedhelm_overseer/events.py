@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fedhelm.clock import Clock, iso
@@ -105,11 +105,14 @@ class EventFeed:
         with self._lock:
             return list(self._kept)[-count:] if count > 0 else []
 
-    async def stream(self, after: int | None) -> AsyncIterator[bytes]:
-        """Yield server-sent events after ``after`` (None: from now on), and a comment after 5 s of silence."""
+    async def stream(self, after: int | None, allowed: Callable[[], bool] = lambda: True) -> AsyncIterator[bytes]:
+        """Yield server-sent events after ``after`` (None: from now on), and a comment after 5 s of silence.
+
+        It ends once ``allowed``, asked before anything is told, says no.
+        """
         last = self.last if after is None else after
         yield b": fedhelm\n\n"
-        while not self.bell.closed:
+        while not self.bell.closed and allowed():
             turn = self.bell.turn()
             events = self.after(last)
             for event in events:

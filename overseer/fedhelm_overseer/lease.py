@@ -226,6 +226,20 @@ class LeaseStore(Protocol):
         """Return the epochs, oldest first."""
         ...
 
+    def revocations(self, above: int = 0) -> tuple[int, bytes]:
+        """Return version and text of the signed list of revoked certificates, (0, b"") if none is kept.
+
+        The text is empty where the version is not above ``above``: it may be some megabytes.
+        """
+        ...
+
+    def revoke(self, version: int, data: bytes, *, over: int) -> LeaseRow | None:
+        """Keep a list if the one that is kept still has the version ``over``, 0 for none; the row's version rises.
+
+        Nothing is verified here.
+        """
+        ...
+
     def count_start(self) -> int:
         """Count a start of an overseer; return the number, from 1."""
         ...

@@ -12,12 +12,22 @@ from fedhelm.config.kit import SQLITE, Kit
 from fedhelm.errors import BadInput
 from fedhelm_overseer.lease_engines import Engines
 from fedhelm_overseer.lease_place import lease_engines, lease_file, lease_place
-from fedhelm_overseer.lease_tables import COUNTERS, HISTORY, LEASE, MEMBERS, OPERATIONS, SCHEMA, SERVERS, make_tables
+from fedhelm_overseer.lease_tables import (
+    COUNTERS,
+    HISTORY,
+    LEASE,
+    MEMBERS,
+    OPERATIONS,
+    REVOCATIONS,
+    SCHEMA,
+    SERVERS,
+    make_tables,
+)
 
 __all__ = ["check_copy", "copy_in", "copy_out", "known_end", "opened", "tell_end"]
 
 # Registrations are of processes that are gone when a backup is restored.
-_KEPT = (LEASE, HISTORY, OPERATIONS, SERVERS)
+_KEPT = (LEASE, HISTORY, OPERATIONS, SERVERS, REVOCATIONS)
 _MINE = (*_KEPT, MEMBERS, COUNTERS)
 _FREE: dict[str, Any] = {
     "holder": None,
@@ -133,14 +143,41 @@ def tell_end(engines: Engines, project: str, log_seq: int) -> None:
 def _rows(copy: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     try:
         schema, tables = copy["schema"], copy["tables"]
-        rows = {table.name: [dict(row) for row in tables[table.name]] for table in _KEPT}
+        # A copy of before has no list of revoked certificates.
+        tables = {REVOCATIONS.name: (), **tables}
+        rows = {table.name: [_row(table, row) for row in tables[table.name]] for table in _KEPT}
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"this is no copy of a lease store: {error!r}") from error
-    if schema > SCHEMA:
-        raise BadInput(f"the copy of the lease store has schema {schema}, this version reads up to {SCHEMA}")
+        raise BadInput(f"this is no copy of a lease store: {error!r:.200}") from error
+    if type(schema) is not int or schema > SCHEMA:
+        raise BadInput(f"the copy of the lease store has schema {schema!r:.40}, this version reads up to {SCHEMA}")
+    for table in _KEPT:
+        keys = [tuple(row.get(column.name) for column in table.primary_key) for row in rows[table.name]]
+        if len(set(keys)) != len(keys):
+            raise BadInput(f"the copy of the lease store has a row of {table.name} twice")
     if len(rows[LEASE.name]) != 1:
         raise BadInput(f"the copy of the lease store has {len(rows[LEASE.name])} rows, not one")
     return rows
+
+
+def _row(table: sa.Table, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row that the table can take, whatever database it is in.
+
+    Raises:
+        ValueError: a column that must have a value has none, or one of another kind; also TypeError.
+    """
+    row = dict(said)
+    for column in table.columns:
+        value, kind = row.get(column.name), column.type.python_type
+        if column.name == "project" or (value is None and column.nullable):
+            continue
+        good = type(value) is kind or (kind is float and type(value) is int)
+        if isinstance(value, str):
+            good = good and "\0" not in value and value.encode() is not None  # a UnicodeEncodeError is a ValueError
+        elif isinstance(value, int):
+            good = good and -(2**63) <= value < 2**63 - 1
+        if not good:
+            raise ValueError(f"{table.name}.{column.name} is {value!r:.80}")
+    return row
 
 
 def _free(row: Mapping[str, Any], epoch: int, log_seq: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from fedhelm_overseer.lease_tables import (
     LEASE,
     MEMBERS,
     OPERATIONS,
+    REVOCATIONS,
     SERVERS,
     lease_row,
     make_tables,
@@ -232,6 +233,33 @@ class SqlLeaseStore:
             lines = conn.execute(query).mappings().all()
         active = {line["epoch"]: line for line in lines if line["step"] == "active"}
         return tuple(term_row(line, active.get(line["epoch"])) for line in lines if line["step"] == "granted")
+
+    def revocations(self, above: int = 0) -> tuple[int, bytes]:
+        """Return version and text of the signed list of revoked certificates; no text if it is not above ``above``."""
+        kept = REVOCATIONS.c.project == self._project
+        text = sa.case((REVOCATIONS.c.version > above, REVOCATIONS.c.data), else_="")
+        with self._reading() as conn:
+            found = conn.execute(sa.select(REVOCATIONS.c.version, text).where(kept)).one_or_none()
+        return (0, b"") if found is None else (found[0], found[1].encode())
+
+    def revoke(self, version: int, data: bytes, *, over: int) -> LeaseRow | None:
+        """Keep a list if the one that is kept has the version ``over``; None if it has another one."""
+        if version <= over:
+            raise ValueError(f"version {version} does not rise above {over}")
+        kept = REVOCATIONS.c.project == self._project
+        values = {"version": version, "data": data.decode()}
+
+        def write(conn: sa.Connection) -> LeaseRow | None:
+            now = conn.scalar(sa.select(REVOCATIONS.c.version).where(kept))
+            if now is None and over == 0:
+                conn.execute(sa.insert(REVOCATIONS).values(project=self._project, **values))
+            else:
+                update = sa.update(REVOCATIONS).where(kept, REVOCATIONS.c.version == over).values(values)
+                if conn.execute(update).rowcount == 0:
+                    return None
+            return self._change(conn, sa.true(), {})
+
+        return self._settled(write)
 
     def count_start(self) -> int:
         """Count a start of an overseer; return the number, from 1."""

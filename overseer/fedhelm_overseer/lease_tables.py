@@ -16,6 +16,7 @@ __all__ = [
     "LEASE",
     "MEMBERS",
     "OPERATIONS",
+    "REVOCATIONS",
     "SCHEMA",
     "SERVERS",
     "lease_row",
@@ -116,6 +117,14 @@ SERVERS = sa.Table(
     sa.Column("org", sa.Text, nullable=False),
     sa.Column("kit_date", sa.String(32), nullable=False),
     sa.Column("removed_at", sa.String(32)),
+)
+# One line for each project, once anything was revoked. Overseers of before do not look at it: no schema of its own.
+REVOCATIONS = sa.Table(
+    "revocations",
+    _metadata,
+    _project(),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
 )
 
 

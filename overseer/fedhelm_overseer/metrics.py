@@ -45,6 +45,7 @@ class Facts:
     refused: int
     unleased_s: float
     fenced: int
+    revocations: int
 
 
 class Metrics:
@@ -70,6 +71,7 @@ class Metrics:
         self._up = gauge("servers_up", "Servers heard within T.")
         self._servers = gauge("servers", "Servers that the project has.")
         self._refusing = gauge("servers_refusing", "Servers that refused a grant and did not register again.")
+        self._revocations = gauge("revocations_version", "Version of the list of revoked certificates; 0 for none.")
         self._latency = gauge("store_seconds", "Seconds that the last reading of the lease store took.")
         self._unleased = counter("unleased_seconds", "Seconds for which servers reported to write without a lease.")
         self._fenced = counter("fenced", "Times that a server reported a foreign fence.")
@@ -121,6 +123,7 @@ class Metrics:
             self._up.set(facts.up)
             self._servers.set(facts.servers)
             self._refusing.set(facts.refused)
+            self._revocations.set(facts.revocations)
             unleased_s, fenced = self._written
             self._unleased.inc(facts.unleased_s - unleased_s)
             self._fenced.inc(facts.fenced - fenced)

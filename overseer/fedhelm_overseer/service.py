@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import dataclasses
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
@@ -15,11 +15,16 @@ import uvicorn
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import SQLITE, Kit
 from fedhelm.errors import FedhelmError, StoreUnavailable
-from fedhelm.security.tls import server_context
+from fedhelm.security.audit import AUDIT_FILE, AuditTrail
+from fedhelm.security.audit_start import open_trail
+from fedhelm.security.kept_revocations import KeptRevocations
+from fedhelm.security.reloading import ReloadingKit, watch_kit
+from fedhelm.security.tls import refresh_server, server_context
 from fedhelm.tasks import cancel, spawn
 from fedhelm_overseer.app import create_app
 from fedhelm_overseer.desk import Desk
 from fedhelm_overseer.front import Front
+from fedhelm_overseer.https_server import HttpsServer
 from fedhelm_overseer.lease_place import lease_place, open_lease_store
 from fedhelm_overseer.listener import listen
 from fedhelm_overseer.observer import Observer
@@ -29,53 +34,19 @@ __all__ = ["Service", "listen"]
 
 _log = logging.getLogger("fedhelm.overseer")
 _KEEP_ALIVE_S = 75
-_CUT_S = 0.05
-
-
-class _HttpsServer(uvicorn.Server):
-    """uvicorn's server: signals are the service's, and open streams end before it waits for them."""
-
-    def __init__(self, config: uvicorn.Config, opened: Callable[[], None], closing: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._opened = opened
-        self._closing = closing
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve, then say so."""
-        await super().startup(sockets)
-        self._opened()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End streams and long polls, then the connections."""
-        self._closing()
-        cut = spawn(self._cut_idle(), "cut idle connections")
-        await super().shutdown(sockets)
-        await cancel(cut)
-
-    async def _cut_idle(self) -> None:
-        """Do not wait for clients to say good-bye on connections that they merely keep open."""
-        while tasks := set(self.server_state.tasks):
-            await asyncio.wait(tasks)
-        await asyncio.sleep(_CUT_S)
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
+_MAX_HEAD = 16 * 1024
 
 
 class _Opened:
     """What needs the open lease store: the operations, the observer's thread, and threads for requests."""
 
-    def __init__(self, kit: Kit, place: str, clock: Clock) -> None:
+    def __init__(self, kit: Kit, place: str, clock: Clock, kept: KeptRevocations, trail: AuditTrail) -> None:
         self.store = open_lease_store(kit, place)
         try:
-            self.desk = Desk(kit, self.store, clock)
+            self.desk = Desk(kit, self.store, clock, kept)
             self.observer = Observer(self.desk, kit.timing.observe)
             self.threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="desk")
-            self.app = create_app(kit, self.desk, self.threads)
+            self.app = create_app(kit, self.desk, self.threads, trail)
         except BaseException:
             self.store.close()
             raise
@@ -104,7 +75,8 @@ class _Opened:
 class Service:
     """An overseer that serves on a socket.
 
-    While a database that overseers share cannot be reached, it answers 503 with the reason, and goes on trying.
+    While a database that overseers share cannot be reached, it answers 503 with the reason, and goes on trying. A kit
+    that is exchanged meanwhile counts from the next connection on: its certificate, its roots, its servers.
 
     Args:
         kit: the overseer's opened kit; it or ``local/overseer.json`` says where the lease is kept.
@@ -116,7 +88,8 @@ class Service:
     Raises:
         StoreUnavailable, Corrupt: the file that holds the lease.
         KitError: certificate or key cannot be used, or ``local/overseer.json``.
-        BadInput, FedhelmError: the database's URL, or the driver is missing.
+        AlreadyRunning: another process writes this participant's audit file.
+        BadInput, FedhelmError: the database's URL, or the driver is missing; ``local/audit.json``, the audit file.
     """
 
     def __init__(
@@ -136,14 +109,21 @@ class Service:
         self._front = Front()
         self._serving = False
         self._open: _Opened | None = None
-        context = server_context(kit)
+        self._reloading = ReloadingKit(kit, clock=self._clock)
+        self._context = server_context(kit)
         self._place = lease_place(kit)
+        self._kept = KeptRevocations(kit)
+        self._trail = _open_trail(kit, self._clock)
         try:
-            self._open = _Opened(kit, self._place, self._clock)
+            self._open = self._open_now()
         except StoreUnavailable as error:
             if self._place == SQLITE:
+                self._trail.close()
                 raise
             self._refuse(error)
+        except BaseException:
+            self._trail.close()
+            raise
         config = uvicorn.Config(
             self._front,
             http=ClientCertificateProtocol,
@@ -157,9 +137,10 @@ class Service:
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=1,
-            ssl_context_factory=lambda _config, _default: context,
+            h11_max_incomplete_event_size=_MAX_HEAD,
+            ssl_context_factory=lambda _config, _default: self._context,
         )
-        self._server = _HttpsServer(config, self._served, self._end_streams)
+        self._server = HttpsServer(config, self._served, self._end_streams)
 
     @property
     def desk(self) -> Desk | None:
@@ -177,20 +158,41 @@ class Service:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
         opening = spawn(self._open_store(), "open the lease store")
+        watching = spawn(watch_kit(self._reloading, self._take_kit), "watch the kit")
         try:
             await self._server.serve(sockets=[self._listener])
         finally:
-            await cancel(opening)
+            await cancel(opening, watching)
             if self._open is not None:
                 self._open.close()
             self._listener.close()
+            await asyncio.to_thread(self._trail.close)
+
+    def _open_now(self) -> _Opened:
+        return _Opened(self._kit, self._place, self._clock, self._kept, self._trail)
+
+    def _take_kit(self, kit: Kit) -> None:
+        """Use a kit that was installed in the place of the former one."""
+        refresh_server(self._context, kit)
+        self._kept.trust(kit)
+        if kit.timing != self._kit.timing or kit.lease_store != self._kit.lease_store:
+            _log.warning("times and lease store of the new kit count once %s was restarted", kit.name)
+        self._kit = dataclasses.replace(kit, timing=self._kit.timing)
+        if self._open is not None:
+            spawn(self._follow(self._open.desk), "take the new kit")
+
+    async def _follow(self, desk: Desk) -> None:
+        try:
+            await asyncio.to_thread(desk.follow, self._kit)
+        except FedhelmError as error:
+            _log.error("the servers of the new kit are not known yet: %s", error)
 
     async def _open_store(self) -> None:
         """Try until the lease store is open, then pass requests to the application."""
         while self._open is None:
             await asyncio.sleep(self._kit.timing.renew)
             try:
-                self._open = await asyncio.to_thread(_Opened, self._kit, self._place, self._clock)
+                self._open = await asyncio.to_thread(self._open_now)
             except FedhelmError as error:
                 self._refuse(error)
         self._open.begin()
@@ -214,3 +216,10 @@ class Service:
     def _end_streams(self) -> None:
         if self._open is not None:
             self._open.end_streams()
+
+
+def _open_trail(kit: Kit, clock: Clock) -> AuditTrail:
+    try:
+        return open_trail(kit, clock=clock)
+    except OSError as error:
+        raise FedhelmError(f"{kit.root / AUDIT_FILE} cannot be written: {error.strerror}") from error

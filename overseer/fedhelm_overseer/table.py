@@ -6,12 +6,14 @@ this process was changed by another overseer: that is told as well, and servers 
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 
 from fedhelm.clock import Clock, iso
 from fedhelm.config.kit import Kit
 from fedhelm.errors import StoreUnavailable
+from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.wire.overseer_api import LeaseView
 from fedhelm_overseer.announcements import Announcements
 from fedhelm_overseer.board import Board
@@ -19,6 +21,7 @@ from fedhelm_overseer.events import Bell, EventFeed
 from fedhelm_overseer.lease import LeaseRow, LeaseStore
 from fedhelm_overseer.members import Roster, kit_date
 from fedhelm_overseer.metrics import Metrics
+from fedhelm_overseer.revocations import Revocations
 
 __all__ = ["Table"]
 
@@ -30,10 +33,12 @@ class Table:
         kit: the overseer's kit: project, cluster, servers, times.
         store: the lease store.
         clock: boot time for every wait.
+        kept: the list of revoked certificates on this overseer's own disk; None: it takes none.
     """
 
-    def __init__(self, kit: Kit, store: LeaseStore, clock: Clock) -> None:
+    def __init__(self, kit: Kit, store: LeaseStore, clock: Clock, kept: KeptRevocations | None = None) -> None:
         self.kit = kit
+        self.revocations = Revocations(kit, store, kept)
         self.store = store
         self.clock = clock
         self.turn = threading.Lock()
@@ -50,6 +55,7 @@ class Table:
         self.told = Announcements(self.feed, self.metrics)
         self.changed = Bell()
         self.wake: Callable[[], None] = lambda: None
+        self.synchronise()
 
     def now(self) -> float:
         """Return boot time."""
@@ -115,12 +121,34 @@ class Table:
         self.changed.ring()
 
     def refresh(self) -> None:
-        """Read servers and registrations again; call it in a turn."""
+        """Read servers, registrations and the list of revoked certificates again; call it in a turn."""
         entries, members = self.store.servers(), self.store.members()
         self.roster = Roster(self.kit, self._signed, entries)
         with self.lock:
             self.board.sync(self.roster.names, members, self.now())
+        self.synchronise()
         self._refreshed = self.now()
+
+    def synchronise(self) -> None:
+        """Take a newer list of revoked certificates from the store, or write this overseer's there; in a turn.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        added, row = self.revocations.synchronise()
+        if added is not None:
+            self.told.revoked(self.revocations.current, added, None)
+            self.changed.ring()
+        if row is not None:
+            self.noted(row)
+
+    def follow(self, kit: Kit) -> None:
+        """Take a kit that took the former one's place: its roots, and its servers; times count from the next start."""
+        with self.turn:
+            self.revocations.trust(kit)
+            self.kit = dataclasses.replace(kit, timing=self.kit.timing)
+            self._signed = kit_date(kit)
+            self.refresh()
 
     def noted(self, row: LeaseRow) -> None:
         """Take note of a row that this process wrote; call it in the same turn."""

@@ -58,6 +58,7 @@ def _assigned(job: JobState, site: str, has_given: bool) -> fleet.AssignedJob:
         custom_code=True,
         members=sorted(job.sites),
         durability=job.config.get("durability", "durable"),
+        submission=b"" if finished(job.status) else (job.submission or "").encode(),
     )
     task = None if finished(job.status) or has_given else task_of(job, site)
     if task is not None:

@@ -19,16 +19,20 @@ import grpc.aio
 
 from fedhelm.clock import SystemClock
 from fedhelm.config.kit import Kit
+from fedhelm.config.log_levels import apply_levels
 from fedhelm.errors import FedhelmError, PortTaken
 from fedhelm.local.channel import Channel, open_fd
 from fedhelm.log import setup
 from fedhelm.persist.store import open_store
 from fedhelm.process import die_with_parent, set_non_dumpable
 from fedhelm.security.kit import open_kit
+from fedhelm.security.reloading import ReloadingKit, watch_kit
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2, fleet_pb2
-from fedhelm.wire.chain import Call, ServiceHandlers, serve_options, server_credentials
+from fedhelm.wire.chain import ServiceHandlers, serve_options
+from fedhelm.wire.server_certificate import ServerCertificate
 from fedhelm_server.admin_service import AdminService
+from fedhelm_server.callers import Callers
 from fedhelm_server.checkpoints import Checkpoints
 from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.job_control import JobControl
@@ -41,19 +45,11 @@ assert fedhelm.wire.TLS_1_3_ONLY
 
 _log = logging.getLogger("fedhelm.server")
 
-WRITES = frozenset({"SubmitJob", "AbortJob", "DeleteJob", "Operate"})
 
-
-def _audit(call: Call) -> None:
-    if call.method in WRITES:
-        _log.info("audit: %s %s", call.principal.name, call.method)
-
-
-def _listen(server: grpc.aio.Server, kit: Kit, port: int) -> None:
-    credentials = server_credentials(kit.ca.read_bytes(), kit.cert.read_bytes(), kit.key.read_bytes())
+def _listen(server: grpc.aio.Server, kit: Kit, port: int, certificate: ServerCertificate) -> None:
     address = f"{kit.own_server.host}:{port}"
     try:
-        bound = server.add_secure_port(address, credentials)
+        bound = server.add_secure_port(address, certificate.credentials())
     except RuntimeError:
         bound = 0
     if bound != port:
@@ -78,23 +74,40 @@ async def serve(kit: Kit, incarnation: str, control_fd: int) -> None:
 
 
 async def _serve(kit: Kit, incarnation: str, link: Channel) -> None:
+    callers = Callers.of(kit)
+    try:
+        await _serve_ports(kit, incarnation, link, callers)
+    finally:
+        await asyncio.to_thread(callers.close)
+
+
+async def _serve_ports(kit: Kit, incarnation: str, link: Channel, callers: Callers) -> None:
     assert kit.store is not None
     settings = read_settings(kit.local)
     store = open_store(kit.store, kit.cluster)
-    runtime = Runtime(kit, incarnation, store, SystemClock(), link, settings=settings)
+    runtime = Runtime(kit, incarnation, store, SystemClock(), link, settings=settings, callers=callers)
     control = JobControl(runtime)
     checkpoints = Checkpoints(runtime)
     services = {
         kit.own_server.fed_learn_port: (fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], FleetService(runtime)),
         kit.own_server.admin_port: (admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(runtime, control)),
     }
+    certificate = ServerCertificate(kit)
+    callers.on_kit += [certificate.take, runtime.take_kit]
     servers = []
     for port, (service, implementation) in services.items():
         handlers = ServiceHandlers(
-            service, implementation, project=kit.project, epoch=lambda: runtime.epoch, audit=_audit
+            service,
+            implementation,
+            project=kit.project,
+            epoch=lambda: runtime.epoch,
+            policy=callers.policy,
+            trail=callers.trail,
+            revocations=callers.revocations,
         )
+        callers.services.append(handlers)
         server = grpc.aio.server(handlers=[handlers], options=serve_options())
-        _listen(server, kit, port)
+        _listen(server, kit, port, certificate)
         servers.append(server)
     for server in servers:
         await server.start()
@@ -125,6 +138,7 @@ async def _work(
         spawn(control.run(), "dispatch"),
         spawn(control.disk.run(), "disk"),
         spawn(checkpoints.run(), "checkpoints"),
+        spawn(watch_kit(ReloadingKit(runtime.kit), runtime.callers.take), "kit"),
     ]
     for loop in loops:
         # A loop that ends has failed: this child is no use any more, and its supervisor starts another.
@@ -155,6 +169,7 @@ def main(argv: list[str]) -> int:
     try:
         kit = open_kit(options.kit, "server")
         setup(kit.name)
+        apply_levels(kit)
         asyncio.run(serve(kit, options.incarnation, options.control_fd))
     except FedhelmError as error:
         hint = f" (hint: {error.hint})" if error.hint else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -13,19 +14,24 @@ from pathlib import Path
 
 from fedhelm import log
 from fedhelm.config.kit import Kit
-from fedhelm.errors import ExitStatus, PortTaken
+from fedhelm.config.log_levels import apply_levels
+from fedhelm.errors import ExitStatus, PortTaken, StoreUnavailable, WrongStore
 from fedhelm.output import CommandParser, guarded
 from fedhelm.persist.record import READABLE_VERSIONS
-from fedhelm.persist.store import open_store
+from fedhelm.persist.store import open_store, probe
 from fedhelm.process import KIT_MARK, ParticipantLock, child_env
 from fedhelm.provision.launch import PROGRAM, background
 from fedhelm.provision.stop import wait_until
+from fedhelm.security.audit_start import read_audit_settings
+from fedhelm.security.gates import read_policy
 from fedhelm.security.kit import open_kit
+from fedhelm.tasks import cancel, spawn
 from fedhelm.wire.announcement import announcement_of
 from fedhelm.wire.overseer_client import OverseerClient
 from fedhelm_server import keeper_values as kv
 from fedhelm_server.local_settings import LocalSettings, read_settings
 from fedhelm_server.supervisor import Supervisor
+from fedhelm_server.trust_watch import TrustWatch
 
 __all__ = ["main"]
 
@@ -48,8 +54,10 @@ def main(argv: list[str]) -> int:
 
 
 def _foreground(args: argparse.Namespace) -> int:
-    kit = open_kit(args.kit, role="server")
+    kit = open_kit(args.kit, role="server", remember=True)
     settings = read_settings(kit.local)
+    read_policy(kit.root)  # here and in the next line: a mistake is told now, rather than by one child after the other
+    read_audit_settings(kit.local)
     kit.timing.check(stop_when_unleased=settings.stop_when_unleased)
     if os.environ.get(KIT_MARK) != str(kit.root.resolve()):
         # The mark by which `poc status` finds a participant's processes is read from the environment at exec.
@@ -59,9 +67,9 @@ def _foreground(args: argparse.Namespace) -> int:
     lock.acquire()
     try:
         log.setup(kit.name, None if _stdout_is(kit.log_file) else kit.log_file)
+        apply_levels(kit)
         _check_ports(kit, settings)
-        assert kit.store is not None
-        open_store(kit.store, kit.cluster)  # refused now, in words, rather than by one child after the other
+        _check_store(kit)
         asyncio.run(_serve(kit, settings))
     finally:
         lock.release()
@@ -71,8 +79,37 @@ def _foreground(args: argparse.Namespace) -> int:
 async def _serve(kit: Kit, settings: LocalSettings) -> None:
     about = kv.About(tuple(sorted(READABLE_VERSIONS)), _software(), announcement_of(kit))
     kept = kv.Settings(kit.name, kit.timing, about, settings.stop_when_unleased)
-    async with OverseerClient(kit) as overseer:
-        await Supervisor(kit, overseer, settings=kept).run()
+    trust = TrustWatch(kit)
+    async with OverseerClient(kit, announced=trust.announced, check=trust.revocations.check) as overseer:
+        supervisor = Supervisor(kit, overseer, settings=kept)
+
+        def tell(version: int) -> None:
+            supervisor.tell_child("revocations", version=version)
+
+        watch = spawn(trust.run(overseer, tell, supervisor.warn), "trust")
+        try:
+            await supervisor.run()
+        finally:
+            await cancel(watch)
+
+
+def _check_store(kit: Kit) -> None:
+    """Refuse a wrong store now, in words, rather than by one child after the other.
+
+    Raises:
+        WrongStore: no genesis, or another cluster's; the hint says how a federation's first start makes the store. Or
+            it lets a name be created twice.
+    """
+    assert kit.store is not None
+    try:
+        open_store(kit.store, kit.cluster)
+    except WrongStore as error:
+        if not (kit.store / "log" / f"{0:016d}").exists():
+            script = kit.startup / "start.sh"
+            error.hint = f"is it mounted? At the federation's very first start, and only then: {script} --found-store"
+        raise
+    with contextlib.suppress(StoreUnavailable):  # full or read-only: the child waits until it takes writes
+        probe(kit.store)
 
 
 def _software() -> str:

@@ -47,7 +47,7 @@ class _Rule:
     def __init__(self, job: JobState, covered: int) -> None:
         self._covered = covered
         self._ended = job.end_seq is not None and job.end_seq <= covered
-        self._kept = _kept_models(job, covered) | {"bundle"}
+        self._kept = _kept_models(job, covered) | {"bundle", "provenance"}
         self._closed = _closed_of_running(job, covered)
         self._lines = {segment.blob["owner"].partition(f"jobs/{job.job}/")[2] for segment in job.segments}
 

@@ -69,7 +69,10 @@ def _is_repeated(book: JobBook, request_id: str, write: tuple[str, str, str]) ->
 
 
 def submit(item: Item) -> Decision:
-    """Record a job. The same request id, or the same job from the same submitter with the same bundle: one job."""
+    """Record a job. The same request id, or the same job from the same submitter with the same bundle: one job.
+
+    Its signature is not compared: each try is signed afresh, and the first one that was recorded stays.
+    """
 
     def decide(book: JobBook) -> Item | Answer:
         job = book.jobs.get(item["job"])
@@ -108,13 +111,16 @@ def running(job_id: str, time: str) -> Decision:
     return decide
 
 
-def finish(job_id: str, status: str, reason: str, traceback: str, time: str) -> Decision:
-    """End a job."""
+def finish(
+    job_id: str, status: str, reason: str, traceback: str, time: str, *, provenance: Mapping[str, Any] | None = None
+) -> Decision:
+    """End a job; ``provenance``: the blob of the signed statement of where its models come from."""
 
     def decide(book: JobBook) -> Item | Answer:
         if finished(_find(book, job_id).status):
             return Answer(None)
-        return {"job": job_id, "status": status, "reason": reason, "traceback": traceback, "time": time}
+        said = {} if provenance is None else {"provenance": provenance}
+        return {"job": job_id, "status": status, "reason": reason, "traceback": traceback, "time": time, **said}
 
     return decide
 

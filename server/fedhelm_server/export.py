@@ -23,6 +23,7 @@ from fedhelm.persist.blobs import BlobReader, BlobRef
 from fedhelm.persist.record import Record
 from fedhelm.persist.store import Store, open_store
 from fedhelm.process import atomic_write, die_with_parent
+from fedhelm.security.provenance import PROVENANCE_FILE
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.job_book import JobBook, JobState
 from fedhelm_server.projection import LiveProjection
@@ -161,6 +162,9 @@ def export(store: Store, job_id: str, seq: int, target: Path) -> list[dict[str, 
         copy_blob(reader, file.write)
     unpack(archive, target / "job")
     archive.unlink()
+    if job.provenance is not None:
+        with (target / PROVENANCE_FILE).open("wb") as file:
+            copy_blob(BlobReader(store.blobs, BlobRef.from_json(job.provenance)), file.write)
     (target / "summary.json").write_text(json.dumps(summary(job), indent=2) + "\n", encoding="utf-8")
     files = [_entry(path, target) for path in sorted(target.rglob("*")) if path.is_file()]
     return files + _model("final.safetensors", job.model) + _model("best.safetensors", job.best())

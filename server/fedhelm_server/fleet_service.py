@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -26,6 +26,7 @@ from fedhelm.errors import (
 )
 from fedhelm.ids import check_job_id
 from fedhelm.persist.blobs import Manifest
+from fedhelm.security.identity import Principal
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
@@ -60,6 +61,8 @@ MAX_LINE_BYTES = 1024 * 1024
 MAX_LINES = 1000  # in one batch; a site sends at most 500
 MAX_METRICS_BYTES = 512 * 1024
 MAX_TRACEBACK = 16 * 1024
+MAX_FILTERS = 80
+MAX_FILTER = 200
 
 
 class FleetService:
@@ -78,8 +81,7 @@ class FleetService:
         if first is None or first.WhichOneof("message") != "hello":
             raise ProtocolError("a stream does not begin with a hello")
         version = self._check_hello(first.hello)
-        stream = SiteStream(call.principal.name, first.hello.incarnation, version)
-        stream.hold(list(first.hello.jobs))
+        stream = _stream(first.hello, version, call.principal)
         self._runtime.streams.open(stream)
         self._runtime.site_changed(stream.site, connected=True)
         reader = spawn(self._read(stream, messages), f"stream of {stream.site}")
@@ -90,9 +92,10 @@ class FleetService:
                     yield message
                 await stream.wait()
         finally:
-            await cancel(reader)
+            # Before anything is waited for: a call whose caller has gone may be cancelled a second time in there.
             if self._runtime.streams.close(stream):
                 self._runtime.site_changed(stream.site, connected=False)
+            await cancel(reader)
 
     def _check_hello(self, hello: fleet.Hello) -> int:
         if hello.cluster != self._runtime.kit.cluster:
@@ -251,7 +254,8 @@ class FleetService:
         if self._runtime.book.jobs[item["job"]].ephemeral:
             return self._hold(item)
         key = (item["job"], *(item[name] for name in decisions.CONTRIBUTION_KEY))
-        answer = await self._runtime.ledger.propose("contribution", decisions.contribute(item), key=key, size=1024)
+        size = 1024 + sum(map(len, request.filters))
+        answer = await self._runtime.ledger.propose("contribution", decisions.contribute(item), key=key, size=size)
         if isinstance(answer, Placement):
             return common.Receipt(seq=answer.seq, index=answer.index, epoch=answer.epoch)
         assert isinstance(answer, decisions.ContributionAnswer)
@@ -292,6 +296,7 @@ class FleetService:
             "weight": request.weight,
             "metrics": _json_object(request.metrics_json, "metrics"),
             "time": iso(self._runtime.clock.utcnow()),
+            **({"filters": _filters(request.filters)} if request.filters else {}),
         }
 
     async def _check_blob(self, request: fleet.Contribution) -> None:
@@ -342,6 +347,19 @@ class FleetService:
         if answer is None or finished(job.status):
             return common.Receipt(gone=True)
         return common.Receipt(seq=answer["seq"], epoch=answer["epoch"])
+
+
+def _filters(told: Sequence[str]) -> list[str]:
+    if len(told) > MAX_FILTERS or any(len(one) > MAX_FILTER or not one.isprintable() for one in told):
+        raise BadInput(f"privacy filters are told in at most {MAX_FILTERS} texts of {MAX_FILTER} characters")
+    return list(told)
+
+
+def _stream(hello: fleet.Hello, version: int, site: Principal) -> SiteStream:
+    takes_code = hello.enable_byoc if hello.HasField("enable_byoc") else True
+    stream = SiteStream(site.name, hello.incarnation, version, site.org, takes_code=takes_code)
+    stream.hold(list(hello.jobs))
+    return stream
 
 
 async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -252,7 +252,8 @@ class JobBook:
         if body["job"] in self.jobs or body["job"] in self.deleted:
             raise Corrupt(f"slot {record.seq}: job {body['job']} is submitted twice")
         names = ("job", "name", "submitter", "request_id", "bundle", "config")
-        job = JobState(**{key: body[key] for key in names}, submit_time=body["time"], seq=record.seq)
+        signed = {key: body[key] for key in ("submission", "submitter_org") if body.get(key)}  # of before: neither
+        job = JobState(**{key: body[key] for key in names}, **signed, submit_time=body["time"], seq=record.seq)
         self.jobs[job.job] = self._alive[job.job] = job
         self._remember(job.request_id, ("submit", job.job, job.submitter))
         return {job.job}
@@ -337,6 +338,7 @@ class JobBook:
         job.reason = body.get("reason") or ""
         job.traceback = body.get("traceback") or ""
         job.end_time, job.end_seq = body["time"], record.seq
+        job.provenance = body.get("provenance")
         del self._alive[job.job]
         if body.get("request_id"):
             self._remember(body["request_id"], ("abort", job.job, body.get("by", "")))

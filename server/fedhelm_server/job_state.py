@@ -101,6 +101,10 @@ class JobState:
     its round is closed. ``line_slots`` are the slots with its lines that no segment holds yet. ``closed`` has the
     rounds in the order of closing. What they say of each site is in the segments once a checkpoint covers them
     (`is_whole`), and of an ended job only the rounds that are asked for stay. ``end_seq`` is the slot that ended it.
+
+    ``submission`` is what the submitter signed, as it came; ``submitter_org`` the organisation in their certificate:
+    None and empty for a job of before jobs were signed. ``provenance`` is the blob of the signed statement of who
+    trained what; None where the job has not completed, or did before there were such statements.
     """
 
     job: str
@@ -126,6 +130,9 @@ class JobState:
     segments: list[Segment] = field(default_factory=list)
     end_time: str | None = None
     end_seq: int | None = None
+    submission: str | None = None
+    submitter_org: str = ""
+    provenance: Mapping[str, Any] | None = None
     _closed_keys: set[RoundKey] = field(default_factory=set, repr=False)
 
     @property

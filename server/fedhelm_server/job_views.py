@@ -9,7 +9,10 @@ from datetime import datetime
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm_server.job_book import JobState, finished
 
-__all__ = ["detail", "site_status", "summary"]
+__all__ = ["MAX_TOLD", "detail", "site_status", "summary"]
+
+MAX_TOLD = 5
+"""Sites whose failures `show_job` tells; more are counted."""
 
 
 def summary(job: JobState, now: datetime) -> admin.JobSummary:
@@ -61,7 +64,15 @@ def _reason(job: JobState, waits: Mapping[str, str], connected: Collection[str],
         absent = [s for s in job.open.members if s not in given and s not in connected]
         if absent:
             return f"round {job.open.round} waits for {', '.join(absent)} to connect"
-    return ""
+    return _failures(job)
+
+
+def _failures(job: JobState) -> str:
+    """Return why sites of a job that goes on without them failed, or refused it."""
+    reasons = {site: str(job.failed[site]["reason"]) for site in sorted(job.failed)}
+    told = [text if text.startswith(f"site {site}") else f"{site}: {text}" for site, text in reasons.items()]
+    more = f"; and {len(told) - MAX_TOLD} more" if len(told) > MAX_TOLD else ""
+    return "; ".join(told[:MAX_TOLD]) + more
 
 
 def _round(job: JobState) -> int:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fedhelm_server import keeper_values as kv
 from fedhelm_server.keeper_values import Action, Phase, Settings, State
 
 __all__ = ["Step", "store_ok"]
+
+_Value = TypeVar("_Value", State, kv.Child, kv.Hold)
+
+
+def _changed(value: _Value, changes: dict[str, Any]) -> _Value:
+    """What `dataclasses.replace` does, at a tenth of its price: these have forty fields and change all the time."""
+    if not changes.keys() <= value.__dict__.keys():
+        raise TypeError(f"{type(value).__name__} has no {', '.join(changes.keys() - value.__dict__.keys())}")
+    new = object.__new__(type(value))
+    new.__dict__.update(value.__dict__)
+    new.__dict__.update(changes)
+    return new
 
 
 def store_ok(report: kv.Report, settings: Settings) -> bool:
@@ -28,16 +39,16 @@ class Step:
 
     def set(self, **changes: Any) -> None:
         """Change the state."""
-        self.state = replace(self.state, **changes)
+        self.state = _changed(self.state, changes)
 
     def set_child(self, **changes: Any) -> None:
         """Change what is known of the child."""
-        self.set(child=replace(self.state.child, **changes))
+        self.set(child=_changed(self.state.child, changes))
 
     def set_hold(self, **changes: Any) -> None:
         """Change what is known of the lease held."""
         assert self.state.hold is not None
-        self.set(hold=replace(self.state.hold, **changes))
+        self.set(hold=_changed(self.state.hold, changes))
 
     def send(self, type: str, **fields: Any) -> None:  # noqa: A002 - the wire's own word
         """Send the child one frame."""

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -20,9 +21,11 @@ from prometheus_client.registry import Collector
 
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, PortTaken
+from fedhelm.security.audit_start import entry_of
 from fedhelm.security.identity import principal_from_der
-from fedhelm.security.policy import authorise, check_permission
-from fedhelm.security.tls import server_context
+from fedhelm.security.policy import check_permission, check_role
+from fedhelm.security.tls import refresh_server, server_context
+from fedhelm_server.callers import Callers
 from fedhelm_server.role import Role
 from fedhelm_server.runtime import Runtime
 
@@ -115,14 +118,15 @@ async def serve_metrics(runtime: Runtime, port: int) -> AsyncIterator[int]:
         PortTaken: another program listens there.
     """
     kit, registry = runtime.kit, make_registry(runtime)
-    endpoint = _Endpoint(kit, registry)
-    host = kit.own_server.host
+    endpoint = _Endpoint(kit, registry, runtime.callers)
+    host, context = kit.own_server.host, server_context(kit)
     try:
         server = await asyncio.start_server(
-            endpoint.answer, host, port, ssl=server_context(kit), ssl_handshake_timeout=_LIMIT_S, limit=_MAX_HEAD
+            endpoint.answer, host, port, ssl=context, ssl_handshake_timeout=_LIMIT_S, limit=_MAX_HEAD
         )
     except OSError as error:
         raise PortTaken(f"{kit.name}: port {port} on {host} cannot be used for metrics: {error.strerror}") from None
+    runtime.callers.on_kit.append(partial(refresh_server, context))
     async with server:
         bound: int = server.sockets[0].getsockname()[1]
         _log.info("%s shows its figures at https://%s:%d/metrics", kit.name, host, bound)
@@ -132,9 +136,10 @@ async def serve_metrics(runtime: Runtime, port: int) -> AsyncIterator[int]:
 class _Endpoint:
     """One request a connection."""
 
-    def __init__(self, kit: Kit, registry: CollectorRegistry) -> None:
+    def __init__(self, kit: Kit, registry: CollectorRegistry, callers: Callers) -> None:
         self._kit = kit
         self._registry = registry
+        self._callers = callers
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -153,10 +158,15 @@ class _Endpoint:
     def _respond(self, head: bytes, writer: asyncio.StreamWriter) -> tuple[str, str, bytes]:
         plain = "text/plain; charset=utf-8"
         tls = writer.get_extra_info("ssl_object")
+        principal = None
         try:
             principal = principal_from_der(tls.getpeercert(binary_form=True), self._kit.project)
-            authorise(principal, PERMISSION)
+            if self._callers.revocations is not None:
+                self._callers.revocations.check(principal.serial)
+            check_role(principal, PERMISSION)
         except FedhelmError as error:
+            if self._callers.trail is not None:
+                self._callers.trail.note(entry_of("GET /metrics", principal, {}, error))
             return "403 Forbidden", plain, f"{error.message}\n".encode()
         method, path, *_ = (*head.split(b" ", 2), b"", b"")
         if (method, path.partition(b"?")[0]) != (b"GET", b"/metrics"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["bundle_owner", "job_folder", "lines_owner", "model_owner", "sites_owner"]
+__all__ = ["bundle_owner", "job_folder", "lines_owner", "model_owner", "provenance_owner", "sites_owner"]
 
 
 def job_folder(run: Path, job: str) -> Path:
@@ -25,6 +25,11 @@ def sites_owner(job: str, step: int, round_: int) -> str:
 def model_owner(job: str, step: int, round_: int) -> str:
     """Return the blob owner of the model that a round made; round 0 is the initial model."""
     return f"jobs/{job}/{step}-{round_}/model"
+
+
+def provenance_owner(job: str) -> str:
+    """Return the blob owner of the signed statement of where a job's models come from."""
+    return f"jobs/{job}/provenance"
 
 
 def lines_owner(job: str, covered: int) -> str:

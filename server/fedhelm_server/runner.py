@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
@@ -49,6 +49,9 @@ from fedhelm_server.job_state import RoundKey
 from fedhelm_server.places import job_folder, model_owner
 from fedhelm_server.projection import LiveProjection
 from fedhelm_server.segments import line_items, read_segments
+
+if TYPE_CHECKING:
+    from fedhelm_server.job_provenance import Statement
 
 __all__ = ["Runner", "given_in_log", "main", "step_view"]
 
@@ -105,6 +108,7 @@ class Runner:
         self._held: dict[RoundKey, dict[str, Mapping[str, Any]]] = {}
         self._proposals = 0
         self._said = 0
+        self._statement: Statement | None = None
         self._round_since: tuple[tuple[int, int, str], float] | None = None
 
     @property
@@ -197,8 +201,7 @@ class Runner:
             case Wait(for_sites=sites, wake_in_s=wake):
                 self._wait(wake)
             case Finish():
-                self._say(f"job {self._id} is complete")
-                self._done("FINISHED:COMPLETED", "")
+                self._complete()
             case Fail(reason=reason):
                 self._say(f"job {self._id} failed: {reason}")
                 failures = [entry["traceback"] for entry in job.failed.values() if entry.get("traceback")]
@@ -298,6 +301,21 @@ class Runner:
         weighted_average(sources, sink)
         ref = writer.finish()
         return {"model": ref.to_json(), "model_sha256": sha256.hexdigest(), "model_blake3": whole.hexdigest()}
+
+    def _complete(self) -> None:
+        """End the job, with the signed statement of where its models come from."""
+        from fedhelm_server.job_provenance import Statement  # certificates are slow to import: not at every failover
+
+        statement = self._statement = self._statement or Statement(self._kit, self._store.blobs)
+        try:
+            signed = statement.of(self._job)
+        except Corrupt:  # merged under our hands: read on
+            self._wait(STORE_RETRY_S)
+            return
+        if statement.problem:
+            self._say(f"no signed statement of provenance: {statement.problem}")
+        self._say(f"job {self._id} is complete")
+        self._propose("job_done", {"status": "FINISHED:COMPLETED", "reason": "", "traceback": "", "provenance": signed})
 
     def _done(self, status: str, reason: str, traceback: str = "") -> None:
         self._propose("job_done", {"status": status, "reason": reason, "traceback": traceback})

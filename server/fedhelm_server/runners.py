@@ -157,9 +157,8 @@ class RunnerProcess:
             case "job_state":
                 decide = decisions.running(self.job, body["time"])
             case "job_done":
-                decide = decisions.finish(
-                    self.job, body["status"], body["reason"], body.get("traceback", ""), body["time"]
-                )
+                said = (body["status"], body["reason"], body.get("traceback", ""), body["time"])
+                decide = decisions.finish(self.job, *said, provenance=body.get("provenance"))
             case kind:
                 reason = f"a runner may not propose {kind}"
                 channel.post("rejected", id=frame["id"], code=BadInput.code, reason=reason)

@@ -7,13 +7,14 @@ the log (a foreign fence). Whoever asks for anything while it does not lead gets
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from fedhelm.clock import Clock
 from fedhelm.config.kit import Kit
-from fedhelm.errors import Conflict, FedhelmError, Fenced, NotPrimary, StoreUnavailable
+from fedhelm.errors import Conflict, FedhelmError, Fenced, NotPrimary, StoreUnavailable, WrongStore
 from fedhelm.local.channel import Channel
 from fedhelm.local.frames import Frame
 from fedhelm.persist.blobs import Manifest
@@ -22,6 +23,7 @@ from fedhelm.persist.record import By, Record
 from fedhelm.persist.store import Store
 from fedhelm.tasks import spawn
 from fedhelm.v1 import common_pb2 as common
+from fedhelm_server.callers import Callers
 from fedhelm_server.holding import Holding
 from fedhelm_server.job_book import Fence, JobBook
 from fedhelm_server.ledger import Answer, Ledger
@@ -52,6 +54,7 @@ class Runtime:
         clock: boot time for deadlines.
         link: to the supervisor.
         settings: the server's own.
+        callers: what it asks about whoever calls; where none is given, the default policy.
     """
 
     def __init__(
@@ -63,14 +66,16 @@ class Runtime:
         link: Channel,
         *,
         settings: LocalSettings | None = None,
+        callers: Callers | None = None,
     ) -> None:
         self.kit = kit
         self.incarnation = incarnation
         self.store = store
         self.clock = clock
         self.role = Role.STANDBY
-        self.ready = False
+        self._read = False
         self.stopping = asyncio.Event()
+        self.callers = callers or Callers()
         self.streams = Streams()
         self.holding = Holding()
         self.orders = Orders(clock)
@@ -111,9 +116,23 @@ class Runtime:
         return self.book.fence.epoch if self.book.fence else 0
 
     @property
+    def ready(self) -> bool:
+        """Whether this server read the log once, and found the store able to hold it."""
+        return self._read and self.health.proven
+
+    @property
     def leads(self) -> bool:
         """Whether this server serves as the primary (also while the store is away, and without a lease)."""
         return self.role in WRITERS or self.role is Role.READONLY
+
+    def org_of(self, site: str) -> str | None:
+        """Return a site's organisation: as its certificate said when it connected last, else as the kit says it."""
+        return self.streams.org_of(site) or self.kit.site_orgs.get(site)
+
+    def take_kit(self, kit: Kit) -> None:
+        """Know the sites of a kit that took the former one's place; its times and addresses count from a restart."""
+        self.kit = dataclasses.replace(self.kit, sites=kit.sites, site_orgs=kit.site_orgs)
+        self._changed(set(self.book.jobs))
 
     def seconds_as(self, role: Role) -> float:
         """Return how long this child has been in ``role``."""
@@ -200,6 +219,8 @@ class Runtime:
                 self.tokens.told(frame["tokens"], frame.get("primary"))
             case "log_version":
                 self._log_version = int(frame["version"])
+            case "revocations":
+                self.callers.read_revocations()
             case "figures":
                 self.figures = {name: int(value) for name, value in frame.items() if name != "type"}
             case unknown:
@@ -235,7 +256,7 @@ class Runtime:
         """Tell the supervisor every 0.1 s, from this loop, that the loop runs."""
         while True:
             self._mind_deadline()
-            self.health.look(ready=self.ready)
+            self.health.look(ready=self._read)
             self._mind_store()
             self._make_room()
             fence = self.book.fence
@@ -273,11 +294,13 @@ class Runtime:
         if self.health.trouble is not None:
             return self.health.trouble
         if not self.ready:
-            return "it reads the log"
+            return "it tries the store" if self._read else "it reads the log"
         return None if self.leads else self.tokens.problem
 
     def _mind_store(self) -> None:
         if self.leads and not self.health.ok:
+            if self.health.wrong is not None:
+                self.ledger.close(self.health.wrong)
             self._event(RoleEvent.STORE_LOST)
 
     async def watch_store(self) -> None:
@@ -285,7 +308,7 @@ class Runtime:
         while True:
             self._mind_store()
             await self.health.probe_if_due()
-            self.health.look(ready=self.ready)
+            self.health.look(ready=self._read)
             self._mind_store()
             if self.role is Role.READONLY and self.health.ok:
                 self._event(RoleEvent.STORE_BACK)
@@ -333,6 +356,8 @@ class Runtime:
             listener()
 
     def _check_forward(self, log_seq: int) -> None:
+        if self.health.wrong is not None:
+            raise WrongStore(self.health.wrong)
         if self.book.seq < log_seq:
             raise Conflict(f"the store went backwards: the log ends at {self.book.seq}, was at {log_seq}")
 
@@ -406,7 +431,7 @@ class Runtime:
             self._saw_fence()
         else:
             self._tailed = self.clock.boottime()
-            self.ready = True
+            self._read = True
 
     # -- small services of the store ----------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ round that ever was. Small segments are merged, so that a job that runs for week
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedhelm.persist.base import BlobStore
 from fedhelm.persist.blobs import BlobReader, BlobRef, BlobWriter
 from fedhelm.persist.log import Log
 from fedhelm.persist.record import Record, canonical
+from fedhelm.plain_json import parse_plain
 from fedhelm_server.blob_copy import BLOCK, copy_blob
 from fedhelm_server.job_state import Segment, is_whole
 from fedhelm_server.places import lines_owner
@@ -58,7 +58,7 @@ def _read(blobs: BlobStore, segments: Iterable[Segment], after: int) -> Iterator
             continue
         for line in _split(BlobReader(blobs, BlobRef.from_json(segment.blob))):
             try:
-                item = json.loads(line)
+                item = parse_plain(line)
                 wanted = item["seq"] > after
             except (ValueError, KeyError, TypeError) as error:
                 raise Corrupt(f"what left the log up to slot {segment.last} is damaged: {error!r}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedhelm.clock import Clock
 from fedhelm.config.timing import Timing
-from fedhelm.errors import FedhelmError
+from fedhelm.errors import FedhelmError, WrongStore
 from fedhelm.persist.store import probe
 from fedhelm_server.ledger import Ledger
 
@@ -44,7 +44,8 @@ class StoreHealth:
         self._timing = timing
         self._clock = clock
         self._ledger = ledger
-        self._proven = clock.boottime()
+        self._proven: float | None = None
+        self._wrong: str | None = None
         self._reading_since: float | None = None
         self._probing_since: float | None = None
         self._alarmed = False
@@ -54,9 +55,20 @@ class StoreHealth:
         """Whether the store can be read and written, as far as is known."""
         return self._ledger.store_ok and self.trouble is None
 
+    @property
+    def proven(self) -> bool:
+        """Whether it was tried, and found to create names exclusively; an append alone does not show that."""
+        return self._proven is not None
+
+    @property
+    def wrong(self) -> str | None:
+        """Why the store cannot hold a log at all, until a later try says otherwise: nothing may be appended."""
+        return self._wrong
+
     def appended(self) -> None:
         """Take note that an append succeeded."""
-        self._proven = self._clock.boottime()
+        if self._proven is not None:
+            self._proven = self._clock.boottime()
 
     def lost(self, why: str) -> None:
         """Take note that the store cannot be used; the first reason stays until it can."""
@@ -92,23 +104,28 @@ class StoreHealth:
         limit = self._timing.lease / 2
         if max(writing, reading) > limit:
             self._say(f"{'reading' if reading > writing else 'writing to'} the store takes longer than {limit:g} s")
-        elif self._ledger.store_ok:
+        elif self._ledger.store_ok and self._wrong is None:
             self.trouble = None
 
     def _age(self, since: float | None) -> float:
         return 0.0 if since is None else self._clock.boottime() - since
 
     async def probe_if_due(self) -> None:
-        """Try the store when it was lost, or when nothing was written for `PROBE_S`."""
-        if self._ledger.store_ok and self._age(self._proven) < PROBE_S:
+        """Try the store before it is used, when it was lost, and when nothing was written for `PROBE_S`."""
+        known = self._proven is not None and self._wrong is None and self._ledger.store_ok
+        if known and self._age(self._proven) < PROBE_S:
             return
         self._probing_since = self._clock.boottime()
         try:
             await asyncio.to_thread(probe, self._root)
+        except WrongStore as error:
+            if self._wrong is None:
+                _log.error("%s: %s", self._name, error)
+            self._wrong = self.trouble = str(error)
         except FedhelmError as error:
             self.lost(f"the store takes no writes: {error}")
         else:
-            self._ledger.store_ok = True
+            self._ledger.store_ok, self._wrong = True, None
             self._proven = self._clock.boottime()
         finally:
             self._probing_since = None

@@ -20,8 +20,14 @@ MAX_STATUS = 32
 class SiteStream:
     """One connected site. `wake` makes its sender look at the book again; several wakes become one message."""
 
-    def __init__(self, site: str, incarnation: str, version: int = 1) -> None:
+    def __init__(
+        self, site: str, incarnation: str, version: int = 1, org: str = "", *, takes_code: bool = True
+    ) -> None:
         self.site = site
+        self.org = org
+        """The site's organisation, as its certificate says it; empty where that is not known."""
+        self.takes_code = takes_code
+        """Whether it takes jobs that bring their own code; a site that does not say may."""
         self.version = version
         """Of the wire, as agreed with this site."""
         self.incarnation = incarnation
@@ -59,6 +65,7 @@ class Streams:
 
     def __init__(self) -> None:
         self._streams: dict[str, SiteStream] = {}
+        self._orgs: dict[str, str] = {}
 
     def open(self, stream: SiteStream) -> None:
         """Add a stream; the site's older one ends."""
@@ -66,6 +73,16 @@ class Streams:
         if old is not None:
             old.end()
         self._streams[stream.site] = stream
+        self._orgs[stream.site] = stream.org
+
+    def org_of(self, site: str) -> str | None:
+        """Return a site's organisation, also of one that is away by now; None: it has never been connected."""
+        return self._orgs.get(site) or None
+
+    def takes_code(self, site: str) -> bool:
+        """Tell whether a site takes jobs that bring their own code, as far as is known here; itself it knows."""
+        stream = self._streams.get(site)
+        return stream is None or stream.takes_code
 
     def close(self, stream: SiteStream) -> bool:
         """Remove a stream; tell whether the site is disconnected now."""

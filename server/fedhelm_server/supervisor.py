@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import Kit
-from fedhelm.errors import FedhelmError, NotFound, Refused, error_class
+from fedhelm.errors import BadCertificate, FedhelmError, NotFound, Refused, error_class
 from fedhelm.ids import new_incarnation
 from fedhelm.process import child_env, write_state
 from fedhelm.tasks import cancel, spawn
@@ -71,11 +71,23 @@ class Supervisor:
         self._calls: set[asyncio.Task[None]] = set()
         self._quit: asyncio.Future[kv.Quit] | None = None
         self._written: dict[str, Any] = {}
+        self._trouble: str | None = None  # with this server's certificate, as far as it knows itself
+        self._refusal: str | None = None  # why overseers refuse it
         self._figures = {"renewals": 0, "failures": 0, "fenced": 0}
 
     def stop(self) -> None:
         """Ask for the end: child, lease, then ``run`` returns."""
         self._feed(kv.StopRequested())
+
+    def tell_child(self, kind: str, **fields: Any) -> None:
+        """Send the child a frame; lost while there is none: one that starts reads for itself what it says."""
+        if self._link is not None:
+            self._link.send(kind, **fields)
+
+    def warn(self, trouble: str | None) -> None:
+        """Say in ``run/state.json`` why nobody accepts this server's certificate; None when that is over."""
+        self._trouble = trouble
+        self._publish()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT (or `stop`); then nothing of it is left.
@@ -171,13 +183,13 @@ class Supervisor:
 
     def _publish(self) -> None:
         """Write ``run/state.json`` when it says something new."""
-        state = self._state
+        state, refused = self._state, self._trouble or self._refusal
         told = {
-            "ready": state.ready and state.stopping_since is None,
+            "ready": state.ready and state.stopping_since is None and refused is None,
             "role": str(state.child.report.role) if state.child.phase is kv.Phase.ALIVE else None,
             "epoch": state.hold.epoch if state.hold is not None else None,
             "child": self._link.pid if self._link is not None else None,
-            "reason": trouble(state),
+            "reason": refused or trouble(state),
         }
         if told != self._written:
             self._written = told
@@ -207,6 +219,10 @@ class Supervisor:
         try:
             async with asyncio.timeout(self._limit(call)):
                 event: kv.Event = await _CALLS[type(call)](self._overseer, call, sent_at)
+            self._refusal = None
+        except BadCertificate as error:
+            self._refusal = error.message
+            event = kv.Failed(call, error.message)
         except (NotFound, Refused) as error:
             event = kv.Failed(call, error.message, denied=True)
         except FedhelmError as error:

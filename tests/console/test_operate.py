@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from fedhelm.admin.models import Shutdown, System
-from fedhelm.errors import NotFound, Unreachable
+from fedhelm.admin.models import Shutdown, System, Told
+from fedhelm.errors import NotFound, Refused, Unreachable
 from fedhelm_console.batch import run_line
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.context import Console
@@ -49,6 +49,7 @@ WRITES = (
     "restart_primary",
     "shutdown_system",
     "delete_job",
+    "revoke_certificates",
 )
 
 
@@ -163,6 +164,15 @@ def test_restart_of_the_primary(run, session):
     assert sent(session, *WRITES) == [("restart_primary", ("lib",))]
 
 
+def test_the_primary_is_not_restarted_while_nobody_may_take_over(run, session):
+    run("pause_failover", yes=True)
+    assert error(run("restart server server1", yes=True))[1:] == (
+        "REFUSED",
+        "failover is paused: nobody would take over from server1",
+    )
+    assert "restart_primary" not in [name for name, _ in sent(session, *WRITES)]
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -249,3 +259,73 @@ def test_unreachable_overseers_are_an_error_of_their_own(run, session):
 def test_a_system_that_is_down_is_said_in_list_sp(run, session):
     session.standing = System(down=True)
     assert "the system is down" in run("list_sp", "table")[1]
+
+
+@pytest.fixture
+def signed(session):
+    """The signed list, in the admin's folder of transfers."""
+    session.kit.transfer.mkdir()
+    path = session.kit.transfer / "revoked.json"
+    path.write_bytes(b"signed")
+    return path
+
+
+def test_the_list_of_revoked_certificates_goes_to_the_overseers(run, session, signed):
+    status, text = run("revoke_certificates revoked.json", "table", yes=True)
+    assert (status, text.splitlines()) == (
+        0,
+        ["version 3, 2 certificates of site site-2, server server9", "overseer: in force"],
+    )
+    assert sent(session, *WRITES) == [("revoke_certificates", (b"signed",))]
+    data = run(f"revoke_certificates {signed}", yes=True)[1]["data"]
+    assert data == {
+        "version": 3,
+        "certificates": 2,
+        "overseers": [{"name": "overseer", "taken": True, "error": None}],
+    }
+
+
+def test_an_overseer_that_does_not_answer_is_named_and_the_others_have_the_list(run, session, signed):
+    away = Told("overseer2", error=Unreachable("no answer in time", hint="see its log.txt"))
+    session.overseers = (Told("overseer"), away)
+    status, text = run(f"revoke_certificates {signed}", "table", yes=True)
+    assert (status, text.splitlines()[1:]) == (
+        1,
+        ["overseer: had it already", "overseer2: no answer in time", "  hint: see its log.txt"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (None, "No such file or directory"),
+        (b"forged", "was not signed by this project's root"),
+        (b"x" * (4 * 1024 * 1024 + 1), "larger than 4 MiB"),
+    ],
+)
+def test_what_is_no_such_list_is_not_sent(run, session, tmp_path, write, said):
+    path = tmp_path / "a.json"
+    if write is not None:
+        path.write_bytes(write)
+    status, code, message = error(run(f"revoke_certificates {path}", yes=True))
+    assert (status, code) == (2, "BAD_INPUT")
+    assert message.startswith(str(path))
+    assert said in message
+    assert session.asked == []
+
+
+def test_what_the_overseers_refuse_is_the_error(run, session, signed):
+    session.raises["revoke_certificates"] = Refused("version 4 of the list of revoked certificates is in force")
+    assert error(run(f"revoke_certificates {signed}", yes=True))[1] == "REFUSED"
+
+
+def test_who_takes_back_their_own_certificate_is_told(run, session, signed):
+    asked = []
+    session.own = True
+    run(f"revoke_certificates {signed}", ask=lambda question: asked.append(question) or "n")
+    (question,) = asked
+    assert question == (
+        "Hand over the list of revoked certificates: version 3, 2 certificates of site site-2, server server9. "
+        "You are among them. [y/N] "
+    )
+    assert sent(session, *WRITES) == []

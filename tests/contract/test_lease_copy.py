@@ -73,3 +73,15 @@ def test_what_is_no_copy_changes_nothing(engines, spoil):
     with pytest.raises(BadInput):
         copy_in(second, "poc", copy_out(first, "poc") | spoil, epoch=5, log_seq=1)
     assert there.read().epoch == 2
+
+
+def test_the_list_of_revoked_certificates_goes_along_and_a_copy_of_before_has_none(engines):
+    first, second = engines
+    lived(first).revoke(4, b'{"version": 4}', over=0)
+    copy = json.loads(json.dumps(copy_out(first, "poc")))
+    copy_in(second, "poc", copy, epoch=7, log_seq=9)
+    after = SqlLeaseStore(second, "poc")
+    assert after.revocations() == (4, b'{"version": 4}')
+    del copy["tables"]["revocations"]
+    copy_in(second, "poc", copy, epoch=7, log_seq=9)
+    assert after.revocations() == (0, b"")

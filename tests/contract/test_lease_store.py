@@ -319,3 +319,50 @@ class TestSqlite:
         grant(store, ONE, 1)
         store.close()
         other.close()
+
+
+def test_no_list_of_revoked_certificates_is_kept_at_first(store):
+    assert store.revocations() == (0, b"")
+
+
+def test_a_list_replaces_the_version_it_was_compared_with_and_no_other(store):
+    before = store.read().version
+    assert store.revoke(3, "{äé}".encode(), over=0).version == before + 1
+    assert store.revocations() == (3, "{äé}".encode())
+    assert store.revoke(5, b"{}", over=0) is None
+    assert store.revoke(5, b"{}", over=4) is None
+    assert store.read().version == before + 1
+    assert store.revoke(5, b"{}", over=3).version == before + 2
+    assert store.revocations() == (5, b"{}")
+    with pytest.raises(ValueError, match="rise"):
+        store.revoke(5, b"{}", over=5)
+
+
+def test_the_text_of_a_list_is_read_only_where_it_is_newer(store):
+    store.revoke(3, b"{}" * 1000, over=0)
+    assert store.revocations(above=3) == (3, b"")
+    assert store.revocations(above=2) == (3, b"{}" * 1000)
+
+
+def test_of_many_overseers_that_hand_over_the_first_list_one_writes_it(store):
+    start, done = threading.Barrier(4), []
+
+    def hand_over(version):
+        start.wait(timeout=30)
+        done.append((version, store.revoke(version, b"%d" % version, over=0)))
+
+    threads = [threading.Thread(target=hand_over, args=(version,)) for version in (1, 2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    (winner,) = [version for version, row in done if row is not None]
+    assert store.revocations() == (winner, b"%d" % winner)
+
+
+def test_a_list_and_the_lease_do_not_disturb_one_another(store):
+    row = grant(store, ONE, 1)
+    assert store.revoke(1, b"{}", over=0).holder == ONE
+    assert store.renew(1, ONE, 5) is not None, "a renewal does not ask for the version"
+    assert store.grant(row, 2, TWO, "late", AT, keep_intent=False) is None, "decided on an older row: look again"
+    assert store.activate(1, ONE, 6, AT, None) is not None

@@ -76,6 +76,8 @@ class FakeCluster:
     sites_up: set = field(default_factory=lambda: {"site-1", "site-2"})
     deaf: set = field(default_factory=set)
     operations: list = field(default_factory=list)
+    handed_over: list = field(default_factory=list)
+    overseers_said: tuple = ()
     shut_down: bool = False
     paused: bool = False
     extra_servers: tuple = ()
@@ -314,6 +316,10 @@ class FakeOverseer:
     def remove(self, server, request, timeout=None):
         self._told("remove", request, timeout, server)
 
+    def revoke(self, data, timeout=None):
+        self.cluster.handed_over.append(data)
+        return self.cluster.overseers_said
+
     def shutdown(self, request, timeout=None):
         self._told("shutdown", request, timeout)
         self.cluster.shut_down, self.cluster.leader = True, None
@@ -327,6 +333,7 @@ class FakeNetwork:
     def __init__(self, cluster):
         self.cluster = cluster
         self._overseer = FakeOverseer(cluster)
+        self.signatures = 0
 
     def dial(self, server):
         channel = FakeChannel()
@@ -345,9 +352,14 @@ class FakeNetwork:
 
     def pack(self, folder, target):
         target.write_bytes(b"bundle")
+        return "hello", "d" * 64
 
     def sign(self, data):
         return b"signed:" + data
+
+    def sign_job(self, job, name, digest):
+        self.signatures += 1
+        return f"signed:{job} {name} {digest} {self.signatures}".encode()
 
     def close(self):
         """Nothing to close."""

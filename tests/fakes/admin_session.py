@@ -16,6 +16,7 @@ from fedhelm.admin.models import (
     JobDetail,
     Operated,
     Primary,
+    Revocations,
     Server,
     Shutdown,
     SignedIn,
@@ -23,8 +24,9 @@ from fedhelm.admin.models import (
     SiteStatus,
     Status,
     System,
+    Told,
 )
-from fedhelm.errors import JobNotFound, NoPrimary
+from fedhelm.errors import JobNotFound, KitError, NoPrimary
 
 JOBS = [
     Job("k7m3tq4w2zpx", "hello-pt-tb", "RUNNING", "2026-11-22T12:03:41.120Z", 14.23, "admin@nvidia.com"),
@@ -81,6 +83,8 @@ class FakeSession:
         self.lags = {}
         self.ended = Shutdown(("site-1",), (), ("server1", "server2"), ())
         self.missed = ()
+        self.own = False
+        self.overseers = (Told("overseer", taken=True),)
         self._events = []
         self._more = threading.Condition()
         self._closed = False
@@ -209,6 +213,15 @@ class FakeSession:
 
     def remove_server(self, server, *, reason, timeout):
         self._ask("remove_server", server, reason, timeout=timeout)
+
+    def read_revocations(self, data):
+        if data != b"signed":
+            raise KitError("the list of revoked certificates was not signed by this project's root")
+        return Revocations(3, 2, ("site site-2", "server server9"), self.own)
+
+    def revoke_certificates(self, data, *, timeout):
+        self._ask("revoke_certificates", data, timeout=timeout)
+        return self.overseers
 
     def operate_sites(self, action, sites, *, reason, timeout):
         self._ask("operate_sites", action, sites, reason, timeout=timeout)

@@ -8,18 +8,22 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import grpc.aio
 
 import fedhelm.wire
-from fedhelm.errors import NotPrimary
+from fedhelm.errors import BadCertificate, NotPrimary
 from fedhelm.job.bundle import pack
 from fedhelm.persist.blobs import BlobRef, BlobWriter
 from fedhelm.persist.store import init_store, open_store
+from fedhelm.security.authorization import default_policy
+from fedhelm.security.job_signing import sign_submission
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream_blob
-from fedhelm.wire.chain import ServiceHandlers, serve_options, server_credentials
+from fedhelm.wire.chain import ServiceHandlers, serve_options
+from fedhelm.wire.server_certificate import ServerCertificate
 
 assert fedhelm.wire
 
@@ -38,7 +42,9 @@ class FakeLog:
     lines: dict = field(default_factory=dict)  # job -> [line]
     failures: list = field(default_factory=list)
     jobs: dict = field(default_factory=dict)  # job -> AssignedJob
+    offers: list = field(default_factory=list)  # every contribution that was offered, also those that were there
     ephemeral: set = field(default_factory=set)  # jobs whose contributions stay out of the log
+    submitter: object = None  # the kit of who signs the jobs
     seq: int = 10
 
     def __post_init__(self):
@@ -51,6 +57,9 @@ class FakeLog:
         return ref_to_proto(writer.finish())
 
     def add_job(self, folder, job=JOB, **options):
+        config = {"name": "hello", "deploy": {"app": ["@ALL"]}, "options": options}
+        config["workflow"] = [{"type": "fedavg", "rounds": 3}]
+        (folder / "job.yaml").write_text(json.dumps(config))
         archive = folder.with_suffix(".tar")
         pack(folder, archive)
         self.jobs[job] = fleet.AssignedJob(
@@ -64,6 +73,7 @@ class FakeLog:
             custom_code=True,
             members=["site-1", "site-2"],
         )
+        self.jobs[job].submission = sign_submission(self.submitter, job, "hello", self.jobs[job].bundle.digest)
         return self.jobs[job]
 
     def task(self, number, job=JOB, model=None, rounds=3):
@@ -107,6 +117,9 @@ class FakeFleet:
         self.hooks = {}
         self.held = {}
         self.hellos = []
+        self.serials = []  # of the certificates with which streams were opened
+        self.revoked = set()
+        self.refusals = 0
         self.offers = 0
         self.wire = wire
         self.kept = {}
@@ -118,12 +131,18 @@ class FakeFleet:
     async def start(self):
         self._server = grpc.aio.server(options=serve_options())
         service = fleet.DESCRIPTOR.services_by_name["Fleet"]
-        handlers = ServiceHandlers(service, self, project="poc", epoch=lambda: self.epoch)
-        self._server.add_generic_rpc_handlers((handlers,))
-        credentials = server_credentials(
-            self.kit.ca.read_bytes(), self.kit.cert.read_bytes(), self.kit.key.read_bytes()
+        self._handlers = ServiceHandlers(
+            service,
+            self,
+            project="poc",
+            epoch=lambda: self.epoch,
+            policy=default_policy(),
+            revocations=SimpleNamespace(check=self._check_serial),
         )
-        self._server.add_secure_port(f"127.0.0.1:{self.kit.own_server.fed_learn_port}", credentials)
+        self._server.add_generic_rpc_handlers((self._handlers,))
+        self.certificate = ServerCertificate(self.kit)
+        address = f"127.0.0.1:{self.kit.own_server.fed_learn_port}"
+        self._server.add_secure_port(address, self.certificate.credentials())
         await self._server.start()
 
     async def stop(self):
@@ -132,6 +151,16 @@ class FakeFleet:
             self.leading = False
             server, self._server = self._server, None
             await server.stop(None)
+
+    def _check_serial(self, serial):
+        if serial in self.revoked:
+            self.refusals += 1
+            raise BadCertificate("the certificate of site site-1 was revoked on 2026-11-23: laptop stolen")
+
+    def revoke(self, serial):
+        """Refuse new calls with this certificate and end those that run, as a server does."""
+        self.revoked.add(serial)
+        self._handlers.end_calls([serial])
 
     async def lead(self, epoch):
         self.leading, self.epoch = True, epoch
@@ -154,6 +183,7 @@ class FakeFleet:
     async def connect(self, messages, call):
         hello = (await anext(aiter(messages))).hello
         self.hellos.append(hello)
+        self.serials.append(call.principal.serial)
         self.held = {held.job: held.status for held in hello.jobs}
         changed = asyncio.Event()
         changed.set()
@@ -218,6 +248,7 @@ class FakeFleet:
     async def contribute(self, request, call):
         self._check()
         self.offers += 1
+        self.log.offers.append(request)
         await self._hook("before_record")
         key = (request.job, request.attempt, request.step, request.round, request.kind, request.site, request.sequence)
         closed = any(one.round >= request.round for one in self.log.jobs[request.job].closed)

@@ -23,6 +23,7 @@ class ScriptedOverseer:
         self.row = ROW
         self.calls = []
         self.polls = []
+        self.serials = []  # of the certificate of each connection
         self.most = {}  # path -> how many were open at a time, at most
         self.answers = {}  # last part of the path -> (status, body), or "hang"
         self.going = asyncio.Event()  # lets those that hang go on
@@ -53,6 +54,7 @@ class ScriptedOverseer:
     async def _serve(self, reader, writer):
         self._tasks.add(asyncio.current_task())
         try:
+            self.serials.append((writer.get_extra_info("peercert") or {}).get("serialNumber", "").lower().lstrip("0"))
             while head := await reader.readuntil(b"\r\n\r\n"):
                 path, length = head.split()[1].decode(), 0
                 for line in head.decode().lower().split("\r\n"):

@@ -18,6 +18,7 @@ class MemoryLeaseStore:
         self._operations = {}
         self._servers = {}
         self._starts = 0
+        self._revocations = (0, b"")
         self.broken = False
 
     def _check(self):
@@ -185,6 +186,21 @@ class MemoryLeaseStore:
     def history(self):
         self._check()
         return tuple(self._history[epoch] for epoch in sorted(self._history))
+
+    def revocations(self, above=0):
+        self._check()
+        version, data = self._revocations
+        return version, data if version > above else b""
+
+    def revoke(self, version, data, *, over):
+        self._check()
+        if version <= over:
+            raise ValueError("version does not rise")
+        with self._lock:
+            if self._revocations[0] != over:
+                return None
+            self._revocations = (version, data)
+            return self._set()
 
     def count_start(self):
         self._check()

@@ -120,7 +120,9 @@ class Child:
             "round_open": lambda: decisions.round_open(body),
             "round_close": lambda: decisions.round_close(body, lambda: self.holding.of(JOB)),
             "job_state": lambda: decisions.running(JOB, TIME),
-            "job_done": lambda: decisions.finish(JOB, body["status"], body["reason"], body["traceback"], TIME),
+            "job_done": lambda: decisions.finish(
+                JOB, body["status"], body["reason"], body["traceback"], TIME, provenance=body.get("provenance")
+            ),
         }[kind]()
         try:
             self._append(kind, decide)

@@ -15,7 +15,7 @@ class FakeOverseer:
         self.row = api.LeaseView(version=0, epoch=0)
         self.calls = []  # (name, request, monotonic time)
         self.grants = grants
-        self.away = False
+        self.away = False  # True, or the error that it answers with
         self.elsewhere = None  # the incarnation that is live on another machine
         self.known = set()
         self.barred = set()
@@ -44,7 +44,7 @@ class FakeOverseer:
 
     def _note(self, name, request):
         if self.away:
-            raise Unreachable("no overseer answers (fake)")
+            raise Unreachable("no overseer answers (fake)") if self.away is True else self.away
         self.calls.append((name, request, time.monotonic()))
 
     def _holds(self, request):
@@ -100,5 +100,5 @@ class FakeOverseer:
             except TimeoutError:
                 pass
         if self.away:
-            raise Unreachable("no overseer answers (fake)")
+            raise Unreachable("no overseer answers (fake)") if self.away is True else self.away
         return self.row

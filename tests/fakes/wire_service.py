@@ -9,11 +9,13 @@ from grpc._cython import cygrpc
 
 import fedhelm.wire
 from fedhelm.persist.blobs import Manifest
+from fedhelm.security.authorization import Object, default_policy
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream_blob
-from fedhelm.wire.chain import ServiceHandlers, serve_options, server_credentials
+from fedhelm.wire.chain import ServiceHandlers, serve_options
+from fedhelm.wire.server_certificate import ServerCertificate
 
 assert fedhelm.wire
 
@@ -52,10 +54,12 @@ class FleetDesk:
             yield fleet.ServerMessage(announce=fleet.Announce(epoch=message.hello.highest_epoch))
 
     async def missing_chunks(self, request, call):
+        call.passage.admit(Object())
         manifest = Manifest(request.manifest.size, request.manifest.chunk_size, tuple(request.manifest.chunks))
         return common.MissingChunksReply(indices=self.blobs.missing(request.owner, manifest))
 
     async def put_blob(self, messages, call):
+        call.passage.admit(Object())
         if self.raises is not None:
             raise self.raises
         self.received = 0
@@ -88,7 +92,9 @@ class FleetDesk:
 
 
 class AdminDesk:
-    """Every method answers with an empty message, or raises."""
+    """Every method answers with an empty message, or raises. ``about``: what it asks the policy; None: it does not."""
+
+    about = Object()
 
     def __init__(self, raises=None):
         self.raises = raises
@@ -111,8 +117,13 @@ class AdminDesk:
             "check_status": admin.StatusReply,
         }
 
-        async def answer(request, call):
+        def ask(call):
             self.calls.append(call)
+            if self.about is not None:
+                call.passage.admit(self.about)
+
+        async def answer(request, call):
+            ask(call)
             if self.raises is not None:
                 raise self.raises
             if name == "put_blob":
@@ -121,7 +132,7 @@ class AdminDesk:
             return replies[name]()
 
         async def stream(request, call):
-            self.calls.append(call)
+            ask(call)
             yield admin.JobDetail(round=1) if name == "watch_job" else b"abc"
             if self.raises is not None:
                 raise self.raises
@@ -129,12 +140,24 @@ class AdminDesk:
         return answer if name in replies else stream
 
 
+class Noted:
+    """An audit trail that is a list."""
+
+    def __init__(self):
+        self.entries = []
+
+    def note(self, entry):
+        self.entries.append(entry)
+
+
 @contextlib.asynccontextmanager
-async def serving(kit, service, implementation, *, project="poc", epoch=lambda: 1, audit=None):
-    """Serve; yield the port."""
-    handlers = ServiceHandlers(service, implementation, project=project, epoch=epoch, audit=audit)
+async def serving(kit, service, implementation, *, project="poc", epoch=lambda: 1, handlers=None, **gates):
+    """Serve; yield the port. ``gates``: what `ServiceHandlers` takes besides; or the handlers themselves."""
+    if handlers is None:
+        gates = {"policy": default_policy(), **gates}
+        handlers = ServiceHandlers(service, implementation, project=project, epoch=epoch, **gates)
     server = grpc.aio.server(handlers=[handlers], options=serve_options())
-    credentials = server_credentials(kit.ca.read_bytes(), kit.cert.read_bytes(), kit.key.read_bytes())
+    credentials = ServerCertificate(kit).credentials()
     port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:

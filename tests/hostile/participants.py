@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -15,6 +17,7 @@ from fedhelm.config.json_source import load_commented
 from fedhelm.config.kit import Kit, check_lease_store, find_config, kit_from_json
 from fedhelm.config.timing import PROFILES, Timing
 from fedhelm.ids import check_admin_name, check_host_name, check_job_id
+from fedhelm.privacy.policy import PRIVACY_SAMPLE, PrivacyPolicy
 from fedhelm.process import read_state
 from fedhelm.provision.project_file import read_project_file
 from fedhelm.provision.sample import SAMPLE
@@ -32,6 +35,8 @@ from fedhelm_client.orders import Orders
 from fedhelm_client.outbox import Outbox
 from fedhelm_lab.project_backup import read_backup
 from fedhelm_lab.workspace import MARKER, Workspace
+from fedhelm_overseer.lease_copy import check_copy, copy_in, copy_out
+from fedhelm_overseer.lease_engines import SqliteEngines
 from fedhelm_overseer.lease_place import LOCAL_FILE, lease_place
 from fedhelm_overseer.members import verified
 from fedhelm_server.break_glass import take
@@ -63,8 +68,11 @@ def decoders(place: Path) -> Iterator[Decoder]:
     policy = DEFAULT_AUTHORIZATION.encode()
     plain = dump(load_commented(DEFAULT_AUTHORIZATION, "it").value)
     yield Decoder("authorization.json", as_utf8(lambda text: Policy.parse(text, "it")), (policy, plain))
+    uncommented = re.sub(r"// ([{\"])", r"\1", PRIVACY_SAMPLE)
+    plain = dump(load_commented(uncommented, "it").value)
+    yield Decoder("privacy.json", as_utf8(lambda text: PrivacyPolicy.parse(text, "it")), (uncommented.encode(), plain))
     yield from _settings(kits)
-    yield from _run_files(kits["site-1"], place)
+    yield from _run_files(kits, place)
 
 
 def _projects(place: Path) -> Iterator[Decoder]:
@@ -182,9 +190,9 @@ def _settings(kits: dict[str, Kit]) -> Iterator[Decoder]:
     yield Decoder("local/overseer.json", in_file(overseer.local / LOCAL_FILE, lambda: lease_place(overseer)), (place,))
 
 
-def _run_files(kit: Kit, place: Path) -> Iterator[Decoder]:
+def _run_files(kits: dict[str, Kit], place: Path) -> Iterator[Decoder]:
     """What a participant wrote itself: after a power cut, or a person's hand, anything may stand there."""
-    run = place / "run"
+    kit, run = kits["site-1"], place / "run"
     yield Decoder("run/state.json", in_file(run / "state.json", lambda: read_state(run)), (dump({"ready": True}),))
     guess = dump({"server": "server1", "epoch": 3})
     yield Decoder("run/primary.json", in_file(run / "primary.json", lambda: recall(run)), (guess,))
@@ -207,7 +215,32 @@ def _run_files(kit: Kit, place: Path) -> Iterator[Decoder]:
     yield Decoder("workspace marker", in_file(root / MARKER, lambda: Workspace.open(root)), (marker,))
     backup = place / "backup"
     facts = dump({"schema_version": 1, "files": {}})
+    yield from _lease_copy(place)
     yield Decoder("backup.json", in_file(backup / "backup.json", lambda: read_backup(backup)), (facts,))
+
+
+def _lease_copy(place: Path) -> Iterator[Decoder]:
+    """What a backup has of the lease goes into a database."""
+    engines = SqliteEngines(place / "lease.db")
+    good = copy_out(engines, "poc")
+    good["tables"]["history"] = [
+        {
+            "epoch": 1,
+            "step": "grant",
+            "at": "2026-01-01T00:00:00Z",
+            "holder": "server1",
+            "incarnation": "a",
+            "gap_s": 0.5,
+        }
+    ]
+    good["tables"]["revocations"] = [{"version": 3, "data": "{}"}]
+
+    def put_back(value: Any) -> object:
+        check_copy(value)
+        copy_in(engines, "poc", value, epoch=7, log_seq=9)
+        return copy_out(engines, "poc")
+
+    yield Decoder("backup: lease.json", as_json(put_back), (dump(good),))
 
 
 def _journal(path: Path) -> object:

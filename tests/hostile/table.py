@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.hostile import handlers, jobs_and_models, participants, store, wire
+from tests.hostile import handlers, jobs_and_models, participants, provisioned, sites, store, wire
 from tests.hostile.decoder import Decoder
 
 __all__ = ["decoders"]
 
-KINDS = (jobs_and_models, store, wire, participants, handlers)
+KINDS = (jobs_and_models, store, wire, participants, provisioned, sites, handlers)
 
 
 def decoders(place: Path) -> tuple[Decoder, ...]:

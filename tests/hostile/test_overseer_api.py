@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
+from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm_overseer.app import create_app
 from fedhelm_overseer.desk import Desk
 from tests.fakes.overseer_clock import FakeClock
@@ -33,7 +34,7 @@ class Overseer:
         self.kits = make_kits(folder, servers=2)
         kit = self.kits["overseer"]
         self.store = MemoryLeaseStore()
-        desk = Desk(kit, self.store, FakeClock())
+        desk = Desk(kit, self.store, FakeClock(), KeptRevocations(kit))
         self.app = create_app(kit, desk, threads)
         self.runner = asyncio.Runner()
         # Long polls answer and streams end at once, as when an overseer stops.

@@ -32,7 +32,7 @@ from fedhelm_console.news import News
 from fedhelm_console.render import _metrics
 from tests.fakes.persist_memory import MemoryBlobStore
 from tests.fakes.server_log import JOB
-from tests.hostile.decoder import Decoder, as_text, dump
+from tests.hostile.decoder import Decoder, as_text, as_utf8, dump
 
 BLOB = common.BlobRef(owner=f"jobs/{JOB}/0-1/sites", digest="ab" * 32, size=3)
 MANIFEST = common.Manifest(size=3, chunk_size=1024, chunks=[blake3_hex(b"abc")])
@@ -213,6 +213,7 @@ def decoders(place: Path) -> Iterator[Decoder]:
     names = (b"summary.json", b"models/final.safetensors", b"../x")
     yield Decoder("download: path", as_text(lambda name: local_path(place, name)), names)
     yield Decoder("error on the wire", _told, (encode_error(FedhelmError("what", hint="do")),))
+    yield Decoder("console: metrics", as_utf8(_metrics), (b'{"loss":0.5,"n":3}', b""))
     yield Decoder("epoch on the wire", _epoch, (b"7", b"12345678901234567890"))
     yield from _overseer()
     yield from _frames()

@@ -57,6 +57,7 @@ async def test_a_job_of_two_rounds(fed, tmp_path):
     losses = [line["value"] for line in fed.log.lines[JOB] if line["tag"] == "loss"]
     assert losses == [1.0, 0.5]
     assert not (fed.kit.run / "outbox" / JOB).exists()
+    assert not (fed.kit.run / "jobs" / JOB / "bundle").exists(), "whoever starts it again has it admitted again"
 
 
 async def test_lines_are_in_the_log_before_the_contribution(fed):
@@ -206,8 +207,9 @@ async def test_custom_code_needs_byoc(fed):
     fed.add_job()
     await fed.one.lead(1)
     await fed.start_agent()
-    (failure,) = await eventually(lambda: fed.log.failures)
-    assert "enable_byoc is off" in failure.reason
+    (failure,) = await eventually(lambda: fed.log.failures, 20)
+    assert failure.reason == ("site site-1 takes no job that brings its own code (enable_byoc is not set in its kit)")
+    assert (fed.one.hellos[0].HasField("enable_byoc"), fed.one.hellos[0].enable_byoc) == (True, False)
     assert not (fed.kit.run / "jobs" / JOB / "bundle").exists()
 
 
@@ -216,8 +218,9 @@ async def test_a_script_outside_the_bundle_is_refused(fed):
     job.script = "../../../../startup/client.key"
     await fed.one.lead(1)
     await fed.start_agent()
-    (failure,) = await eventually(lambda: fed.log.failures)
-    assert "leads out of the job's bundle" in failure.reason
+    (failure,) = await eventually(lambda: fed.log.failures, 20)
+    assert failure.reason == f"site site-1: the server says another script than job.yaml of job {JOB}"
+    assert not (fed.kit.run / "jobs" / JOB / "bundle").exists()
 
 
 async def test_abort_ends_the_whole_tree(fed):

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fedhelm.errors import PortTaken
+from fedhelm.errors import BadCertificate, PortTaken
 from fedhelm.persist.log import Log
 from fedhelm.persist.store import Store
+from fedhelm.security.pki import load_certificate, serial_of
 from fedhelm.security.tls import client_context
 from fedhelm.tasks import cancel, spawn
 from fedhelm_server import decisions
@@ -21,6 +22,7 @@ from fedhelm_server.role import Role, RoleEvent
 from fedhelm_server.runtime import Runtime
 from tests.fakes.persist_memory import MemoryBlobStore, MemoryLogStore
 from tests.fakes.server_log import Clock, Writer, contribution, contribution_key, found, opened
+from tests.fakes.wire_service import Noted
 from tests.support.kits import ADMIN, make_kits
 from tests.support.waiting import eventually
 
@@ -58,7 +60,10 @@ async def serving(kits, tmp_path):
     runtime, link = None, Link()
     clock = Clock()
     runtime = Runtime(kit, "i1", store, clock, link)
-    tasks = [spawn(loop, "loop") for loop in (runtime.serve_link(), runtime.ledger.run(), runtime.follow_log())]
+    for folder in ("log", "tmp"):  # where the store is tried
+        (store.root / folder).mkdir(parents=True)
+    loops = (runtime.serve_link(), runtime.ledger.run(), runtime.follow_log(), runtime.watch_store())
+    tasks = [spawn(loop, "loop") for loop in loops]
     try:
         async with serve_metrics(runtime, 0) as port:
             yield runtime, link, clock, port
@@ -145,6 +150,22 @@ async def test_nobody_without_a_certificate_of_the_project_reads_figures(kits, t
             with pytest.raises((ssl.SSLError, ConnectionError, http.client.BadStatusLine)):
                 await asyncio.to_thread(get, port, context)
         assert (await asyncio.to_thread(get, port, any_name(kits[ADMIN])))[0] == 200
+
+
+async def test_who_was_revoked_reads_no_figures_and_that_is_written(kits, tmp_path):
+    class Revocations:
+        def check(self, serial):
+            if serial == revoked:
+                raise BadCertificate("it was revoked")
+
+    revoked, trail = serial_of(load_certificate(kits["site-1"].cert.read_bytes(), "certificate")), Noted()
+    async with serving(kits, tmp_path) as (runtime, _, _, port):
+        runtime.callers.revocations, runtime.callers.trail = Revocations(), trail
+        status, text = await asyncio.to_thread(get, port, any_name(kits["site-1"]))
+        assert (status, text) == (403, "it was revoked\n")
+        assert (await asyncio.to_thread(get, port, any_name(kits[ADMIN])))[0] == 200
+    (entry,) = trail.entries
+    assert (entry.action, entry.outcome, entry.by.name) == ("GET /metrics", "denied", "site-1")
 
 
 async def test_nothing_else_is_served_and_who_says_nothing_holds_up_nobody(kits, tmp_path):

@@ -18,6 +18,8 @@ import pytest
 from fedhelm.config.kit import OverseerAddress
 from fedhelm.errors import BadCertificate, NotFound, Refused, Unreachable
 from fedhelm.process import child_env, read_state
+from fedhelm.security.pki import CertificateAuthority, load_certificate, serial_of
+from fedhelm.tasks import spawn
 from fedhelm.wire import overseer_api as api
 from fedhelm.wire.overseer_client import OverseerClient
 from tests.fakes.overseer_server import ScriptedOverseer, wrong
@@ -35,8 +37,13 @@ REGISTER = api.RegisterRequest(incarnation="aa", log_epoch=1, log_seq=4, ready=T
 
 
 @pytest.fixture
-def kits(tmp_path):
-    yield make_kits(tmp_path, timing="wan")
+def authority():
+    return CertificateAuthority.create("poc")
+
+
+@pytest.fixture
+def kits(tmp_path, authority):
+    yield make_kits(tmp_path, timing="wan", authority=authority)
     gc.collect()
 
 
@@ -113,6 +120,43 @@ async def test_a_black_hole_is_read_from_once_and_then_asked_last(federation, bl
     await federation.start(black_hole, scripted=1, q=4.0)
     assert await federation.client.servers() == ()
     assert federation.client._lanes[0].address.port == federation.first.port  # it answered last
+
+
+async def test_calls_of_a_new_kit_show_its_certificate_and_those_on_their_way_go_on(federation, authority):
+    await federation.start(scripted=1)
+    kit, overseer, client = federation.kits["server1"], federation.first, federation.client
+    poll = spawn(client.wait_lease(overseer.row.version, 60), "poll")
+    await eventually(lambda: overseer.polls)
+    await client.beat(BEAT)
+    assert set(overseer.serials) == {serial_of(load_certificate(kit.cert.read_bytes(), "x"))}
+
+    issued = authority.issue(kit.role, kit.name, kit.org)
+    kit.cert.write_bytes(issued.cert)
+    kit.key.write_bytes(issued.key)
+    client.reconnect(client._kit)
+    await client.beat(BEAT)
+    await client.servers()
+    assert set(overseer.serials[2:]) == {issued.serial}
+    assert not poll.done()
+    overseer.change(version=overseer.row.version + 1)
+    assert (await poll).version == overseer.row.version
+
+
+async def test_an_overseer_whose_certificate_was_revoked_is_not_told_a_thing(federation):
+    await federation.start(scripted=1, q=5.0)
+    revoked = []
+
+    def check(serial):
+        if serial in revoked:
+            raise BadCertificate("the certificate of overseer overseer was revoked on 2026-11-23: stolen")
+
+    async with OverseerClient(federation.client._kit, check=check) as client:
+        await client.beat(BEAT)
+        revoked.append(serial_of(load_certificate(federation.kits["overseer"].cert.read_bytes(), "x")))
+        client.reconnect()
+        with pytest.raises(BadCertificate, match="overseer was revoked on 2026-11-23: stolen"):
+            await client.beat(BEAT)
+    assert len(federation.first.of("beat")) == 1
 
 
 async def test_calls_to_one_that_hangs_do_not_pile_up(federation):

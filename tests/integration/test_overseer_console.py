@@ -157,6 +157,19 @@ def test_a_connection_that_was_closed_meanwhile_is_made_anew(connect, overseer):
     assert overseer.connections == 3
 
 
+def test_a_new_kit_gets_new_connections(connect, overseer):
+    client = connect(overseer.socket)
+    for connections in (1, 2):
+        assert [client.primary().epoch for _ in range(2)] == [3, 3]
+        assert overseer.connections == connections
+        client.reconnect()
+
+
+def test_the_list_of_revoked_certificates_comes_as_it_was_signed(connect, overseer):
+    overseer.answers["/api/v1/revocations?after=3&wait=1.500"] = (200, {"signed": "as it is"})
+    assert connect(overseer.socket).revocations(3, 1.5) == b'{"signed": "as it is"}'
+
+
 def test_a_frozen_overseer_is_passed_over_and_asked_last_from_then_on(connect, overseer, frozen):
     client = connect(frozen, overseer.socket)
     assert client.primary().epoch == 3
@@ -202,6 +215,18 @@ def test_an_overseer_without_its_store_is_passed_over_and_an_election_is_an_answ
         assert connect(away.socket, overseer.socket).primary().epoch == 3, "somebody knows better"
     finally:
         away.close()
+
+
+def test_after_a_refused_certificate_the_next_call_connects_anew(connect, overseer):
+    client = connect(overseer.socket)
+    good, overseer.answers["/api/v1/primary"] = (
+        overseer.answers["/api/v1/primary"],
+        (401, {"code": "BAD_CERTIFICATE", "message": "it was revoked"}),
+    )
+    with pytest.raises(BadCertificate, match="it was revoked"):
+        client.primary()
+    overseer.answers["/api/v1/primary"] = good
+    assert (client.primary().epoch, overseer.connections) == (3, 2)
 
 
 def test_certificate_trouble_is_named_as_such(connect, overseer, strangers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -12,6 +13,7 @@ from fedhelm.config.kit import read_kit
 from fedhelm.persist import open_store
 from fedhelm.provision.provision_cli import main
 from fedhelm.provision.stop import Home, live_processes, stop_all
+from fedhelm.security.kit import open_kit
 from tests.integration.test_poc_prepare import free_range
 from tests.support.waiting import eventually_sync
 
@@ -72,3 +74,27 @@ def test_a_changed_kit_is_refused_before_its_store_is_founded(prod, tmp_path):
     assert refused.returncode == 4
     assert "log.config was changed" in refused.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("password", [None, "correct horse"], ids=["open zips", "closed zips"])
+def test_two_hundred_sites_are_provisioned_within_twenty_seconds(tmp_path, password):
+    """On a machine where nothing else runs. Everybody gets a kit that opens, and a zip."""
+    sites = [f"site-{number}" for number in range(2, 201)]
+    text = TEXT.format(store=tmp_path / "store", port=8443, first=8002, second=8003)
+    text += "".join(f"- {{name: {name}, type: client, org: hospital}}\n" for name in sites)
+    (tmp_path / "project.yml").write_text(text)
+    secret = tmp_path / "password"
+    secret.write_text(f"{password}\n")
+    secret.chmod(0o600)
+    closed = [] if password is None else ["--zip-password-file", str(secret)]
+    command = [sys.executable, "-m", "fedhelm.cli", "provision", "-w", str(tmp_path / "made"), *closed]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    prod = tmp_path / "made" / "demo" / "prod_00"
+    for name in ("overseer", "server1", "site-1", *sites):
+        assert open_kit(prod / name).name == name
+        assert (prod / f"{name}.zip").is_file()
+    assert took < 20

@@ -380,35 +380,22 @@ def limit_of(port):
 
 def test_a_connection_that_never_comes_to_a_request_is_closed_in_time(world):
     """Nor one that finishes it and never asks. All ports at once; others are served meanwhile, past a hundred callers."""
-    ports = [port for port in PORTS if port != "overseer"]
     with contextlib.ExitStack() as crowd:
         for _ in range(100):
             address = ("127.0.0.1", world.ports["server1 admin"][1])
             crowd.enter_context(socket.create_connection(address, timeout=10))
         calls = {
             (port, said): (lambda port=port, said=said: silent_caller(world, port, said))
-            for port, said in itertools.product(ports, (b"", CLIENT_HELLO, b"GET / HTTP/1.1\r\n"))
+            for port, said in itertools.product(PORTS, (b"", CLIENT_HELLO, b"GET / HTTP/1.1\r\n"))
         }
-        for port in ports:
+        for port in PORTS:
             calls[port, "a handshake alone"] = lambda port=port: quiet_caller(world, port)
-        calls["server1 metrics", "a letter now and then"] = lambda: slow_caller(world, "server1 metrics")
+        for port in ("overseer", "server1 metrics"):
+            calls[port, "a letter now and then"] = lambda port=port: slow_caller(world, port)
         calls["others", b""] = lambda: others_are_served(world)
         took = all_at_once(calls)
     late = {key: seconds for key, seconds in took.items() if seconds and seconds > limit_of(key[0]) + SLACK_S}
     assert not late
-
-
-OVERSEER_S = 60.0
-"""asyncio's own limit; the overseer sets none yet."""
-
-
-@pytest.mark.long
-def test_an_overseer_closes_it_too(world):
-    took = all_at_once(
-        {said: (lambda said=said: silent_caller(world, "overseer", said)) for said in (b"", CLIENT_HELLO)}
-    )
-    assert max(took.values()) < OVERSEER_S + SLACK_S
-    others_are_served(world)
 
 
 # -- who has a certificate, and says too much or too little -----------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from fedhelm.config.kit import OverseerAddress
 from fedhelm.config.timing import PROFILES
-from fedhelm.errors import AlreadyRunning
+from fedhelm.errors import AlreadyRunning, BadCertificate
 from fedhelm.process import ParticipantLock, marked_processes, read_state
 from fedhelm.tasks import cancel, spawn
 from fedhelm.wire import overseer_api as api
@@ -156,6 +157,21 @@ async def test_an_overseer_that_goes_away_makes_it_unleased_and_its_return_heals
     await eventually(lambda: len(server.heard("lease")) > count)
     assert len(server.children) == 1
     assert server.overseer.of("release") == []
+
+
+async def test_a_server_that_overseers_refuse_says_why_in_its_state_until_they_do_not(start, caplog):
+    caplog.set_level(logging.INFO, "fedhelm.supervisor")
+    server = start()
+    await server.leading()
+    why = "the certificate of server server1 was revoked on 2026-11-23: stolen"
+    server.overseer.away = BadCertificate(why)
+    await eventually(lambda: (s := read_state(server.kit.run))["reason"] == why and not s["ready"])
+    await eventually(lambda: server.heard("unleased"))
+    server.overseer.away = False
+    await eventually(lambda: (s := read_state(server.kit.run))["reason"] is None and s["ready"])
+    assert [one.getMessage() for one in caplog.records if why in one.getMessage()] == [
+        f"server1: no answer from the overseer: {why}"
+    ]
 
 
 async def test_another_holder_in_the_row_demotes_at_once(start):
@@ -404,6 +420,24 @@ def test_a_kit_of_another_role_is_refused(kit):
     assert done.returncode == 4
     assert "error[BAD_KIT]" in done.stderr
     assert "not of a server" in done.stderr
+
+
+def test_where_there_is_no_store_yet_the_way_to_make_it_is_told(kit):
+    store = kit.parent / "store"
+    store.rename(kit.parent / "elsewhere")
+    done = fedhelm("server", "--kit", str(kit), cwd=kit)
+    assert done.returncode == 1
+    assert f"error[WRONG_STORE]: {store} is not a store" in done.stderr
+    assert f"{kit}/startup/start.sh --found-store" in done.stderr
+    (kit.parent / "elsewhere").rename(store)
+
+
+def test_a_mistake_in_the_servers_own_log_levels_is_named(kit):
+    (kit / "local" / "log.config").write_text("[levels]\nfedhelm = LOUD\n")
+    done = fedhelm("server", "--kit", str(kit), cwd=kit)
+    assert done.returncode == 2
+    assert "local/log.config: fedhelm: 'LOUD' is not one of DEBUG, INFO, WARNING, ERROR" in done.stderr
+    assert marked_processes(kit) == []
 
 
 def test_a_running_server_is_not_started_twice(kit):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from fedhelm.persist.store import open_store
+from fedhelm.provision.provenance_check import check_folder, trust_of_kit
 from fedhelm.security.kit import open_kit
 from fedhelm_server.segments import read_segments
 from tests.fakes.server_log import fold
@@ -100,15 +101,23 @@ def test_a_long_job_keeps_log_and_store_small_and_survives_its_primary(federatio
     owners = _owners(federation, job)
     assert len([one for one in owners if one.endswith("sites")]) < ROUNDS / 2
     kept = {one for one in owners if one.endswith("model")}
-    summary = json.loads((federation.download(job) / "summary.json").read_text())
+    folder = federation.download(job)
+    summary, signed = json.loads((folder / "summary.json").read_text()), (folder / "provenance.json").read_bytes()
     assert len(summary["rounds"]) == ROUNDS
+    verified, checks = check_folder(folder, *trust_of_kit(federation.admin_kit))
+    assert [(one.what, one.told) for one in checks if not one.good] == []
+    assert [one.model_sha256 for one in verified.provenance.rounds] == [
+        one["model_sha256"] for one in summary["rounds"]
+    ]
     assert f"0-{ROUNDS}/model" in kept
 
     # A server that starts now begins with the checkpoint, and knows the job.
     federation.stop()
     federation.start()
     assert federation.show(job)["status"] == "FINISHED:COMPLETED"
-    assert json.loads((federation.download(job) / "summary.json").read_text()) == summary
+    folder = federation.download(job)
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert (folder / "provenance.json").read_bytes() == signed
 
 
 EPHEMERAL = """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+from fedhelm.provision.provenance_check import check_folder, trust_of_kit
 from tests.support.jobs import calls, make_job
 from tests.support.waiting import eventually_sync
 
@@ -33,6 +35,22 @@ def _run_held_at_round_2(federation, folder, fault):
     return _result(federation, job), shared
 
 
+def _prove(federation, summary, epochs):
+    """What was downloaded carries a statement that holds, of the primary that ended the job."""
+    folder = Path(federation.admin_kit) / "transfer" / summary["job_id"]
+    verified, checks = check_folder(folder, *trust_of_kit(federation.admin_kit))
+    assert [(one.what, one.told) for one in checks if not one.good] == []
+    assert (verified.signer.name, verified.provenance.epochs) == (summary["rounds"][-1]["primary"], epochs)
+    assert verified.provenance.members == ("site-1", "site-2")
+
+
+def _same_words_of_another_server(federation, summary, tmp_path):
+    """The server that signed is gone; the next one hands out what it signed, byte for byte."""
+    first = Path(federation.admin_kit) / "transfer" / summary["job_id"] / "provenance.json"
+    again = federation.console(f"download_job {summary['job_id']} {tmp_path / 'again'}").data["path"]
+    assert (Path(again) / "provenance.json").read_bytes() == first.read_bytes()
+
+
 def test_killed_primary_in_mid_round_gives_the_same_bits_and_one_call_per_site_and_round(federation, tmp_path):
     unfaulted, shared = _run_held_at_round_2(federation, tmp_path / "quiet", lambda: None)
     for site in federation.sites:
@@ -50,6 +68,8 @@ def test_killed_primary_in_mid_round_gives_the_same_bits_and_one_call_per_site_a
         assert calls(shared, site) == ["train 1", "train 2", "train 3"], federation.tails()
     assert [entry["epoch"] for entry in faulted["rounds"]] == [before["epoch"]] + 2 * [before["epoch"] + 1]
     assert faulted["rounds"][1]["members"] == ["site-1", "site-2"]
+    _prove(federation, faulted, (before["epoch"], before["epoch"] + 1))
+    _same_words_of_another_server(federation, unfaulted, tmp_path)
 
     federation.stop()
     for name in [*federation.overseers, *federation.servers, *federation.sites]:

@@ -308,7 +308,7 @@ def test_a_job_folder_that_leads_out_or_is_none(standing, tmp_path):
 
 def test_the_same_submit_twice_is_one_job(standing, tmp_path):
     from fedhelm.admin import connect
-    from fedhelm.errors import Conflict
+    from fedhelm.errors import BadSignature, Conflict
     from fedhelm.ids import new_job_id, new_request_id
     from fedhelm.v1 import admin_pb2
 
@@ -316,10 +316,11 @@ def test_the_same_submit_twice_is_one_job(standing, tmp_path):
     with connect(standing.admin_kit) as session:
         stub = session._follower.connect(_deadline()).stub
         packed = tmp_path / "packed"
-        session._network.pack(folder, packed)
+        signed_as = session._network.pack(folder, packed)
         job, request_id = new_job_id(), new_request_id()
         ref = session._network.upload(stub, f"jobs/{job}/bundle", packed)
-        request = admin_pb2.SubmitJobRequest(request_id=request_id, job=job, bundle=ref)
+        signed = session._network.sign_job(job, *signed_as)
+        request = admin_pb2.SubmitJobRequest(request_id=request_id, job=job, bundle=ref, submission=signed)
         first = stub.submit_job(request, timeout=20)
         assert session.wait(job, timeout=40).status == "FINISHED:COMPLETED"
         second = stub.submit_job(request, timeout=20)  # also when it has long ended
@@ -328,8 +329,13 @@ def test_the_same_submit_twice_is_one_job(standing, tmp_path):
         assert calls(shared, "site-1") == ["train 1"]
         other = new_job_id()
         ref = session._network.upload(stub, f"jobs/{other}/bundle", packed)
+        request = admin_pb2.SubmitJobRequest(request_id=request_id, job=other, bundle=ref, submission=signed)
+        with pytest.raises(BadSignature, match=f"job is '{job}' there"):
+            stub.submit_job(request, timeout=20)
+        request.submission = session._network.sign_job(other, *signed_as)
         with pytest.raises(Conflict):
-            stub.submit_job(admin_pb2.SubmitJobRequest(request_id=request_id, job=other, bundle=ref), timeout=20)
+            stub.submit_job(request, timeout=20)
+        assert session.jobs(prefix=other) == []
 
 
 def _deadline():
@@ -351,18 +357,28 @@ ADDS_ONE = """
 """
 
 
-def test_the_initial_model_is_what_the_first_round_gets(standing, tmp_path):
+def test_the_initial_model_is_what_the_first_round_gets_and_a_site_filters_its_own_share(standing, tmp_path):
     yaml = GOOD.replace("rounds: 1", "rounds: 2") + "initial_model: start/model.safetensors\n"
     folder, _ = make_job(tmp_path / "initial", ADDS_ONE, yaml=yaml)
     (folder / "start").mkdir()
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.full((3,), 10.0)}
     save_file(arrays, folder / "start" / "model.safetensors")
-    job = standing.submit(folder)
-    assert standing.wait(job) == "FINISHED:COMPLETED", standing.show(job)
-    final = load_file(standing.download(job) / "models" / "final.safetensors")
-    assert {name: value.tolist() for name, value in final.items()} == {
-        name: (value + 2).tolist() for name, value in arrays.items()
-    }
+    decree = standing.kit("site-2") / "local" / "privacy.json"
+    filters = [{"type": "exclude", "tensors": ["b"]}, {"type": "clip", "norm": 6**0.5 / 2}]  # of a: half its change
+    decree.write_text(json.dumps({"format_version": "1.0", "filters": filters, "show_parameters": False}))
+    try:
+        job = standing.submit(folder)
+        assert standing.wait(job) == "FINISHED:COMPLETED", standing.show(job)
+    finally:
+        decree.unlink()
+    result = standing.download(job)
+    final = load_file(result / "models" / "final.safetensors")
+    assert final["a"].tolist() == (arrays["a"] + 1.5).tolist()
+    assert final["b"].tolist() == (arrays["b"] + 1.0).tolist()
+    given = [item for record in standing.records() if record.kind == "contribution" for item in record.body["items"]]
+    told = [(item["site"], item.get("filters")) for item in given if item["job"] == job]
+    assert sorted(told, key=str) == [("site-1", None)] * 2 + [("site-2", ["exclude", "clip"])] * 2
+    assert "privacy filters of this site: exclude, clip" in (result / "logs" / "site-2.log").read_text()
 
 
 TALKS = """

@@ -66,14 +66,13 @@ def _refused(federation, name, code, *said):
     ("name", "file"),
     [
         ("overseer", "fed_overseer.json"),
-        ("server1", "fed_server.json"),
-        ("site-1", "rootCA.pem"),
+        ("server1", "rootCA.pem"),
         ("site-1", "client.key"),
-        ("site-1", "readme.txt"),
         ("site-1", "signature.json"),
     ],
 )
 def test_one_changed_byte_is_named(prepared, name, file):
+    """By the process itself; tests/unit/test_flipped_bytes.py has every file of every kit."""
     with _spoilt(prepared, name) as startup:
         path = startup / file
         data = bytearray(path.read_bytes())

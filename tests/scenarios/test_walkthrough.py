@@ -37,6 +37,7 @@ TREE = {
     "logs/site-2.log",
     "models/best.safetensors",
     "models/final.safetensors",
+    "provenance.json",
     "tensorboard/site-1/EVENTS",
     "tensorboard/site-2/EVENTS",
 }
@@ -167,6 +168,13 @@ def _result(folder, job):
     assert _scalars(folder / "tensorboard" / "site-1", "x") == [[k, 1.75 * (k - 1) + 1] for k in range(1, 6)]
     assert _scalars(folder / "tensorboard" / "site-2", "x") == [[k, 1.75 * (k - 1) + 2] for k in range(1, 6)]
     assert "round 5 of 5" in (folder / "logs" / "server1.log").read_text()
+    proof = Shell(folder).ok("fedhelm", "audit", "provenance", ".")
+    assert f"job {job} (hello-numpy) of project poc, submitted by {ADMIN} (nvidia)" in proof
+    assert re.findall(r"^(\w+) +(models/final\.safetensors|job|submission):", proof, re.MULTILINE) == [
+        ("ok", "models/final.safetensors"),
+        ("ok", "job"),
+        ("ok", "submission"),
+    ]
 
 
 def _logs(poc, job):
@@ -263,7 +271,7 @@ def test_every_command_answers_in_the_contracts_shape(standing, tmp_path):
     assert isinstance(ask("help"), list | dict | str)
 
     for row in standing.status():
-        assert set(row) == {"name", "role", "pid", "alive", "ready", "children"}
+        assert set(row) == {"name", "role", "pid", "alive", "ready", "children", "reason"}
         assert row["alive"] is row["ready"] is True
         assert isinstance(row["pid"], int)
         assert set(row["children"]) == {"child", "runner", "nanny", "job"}

@@ -11,6 +11,12 @@ __all__ = ["BENIGN", "SINGLE", "STORM", "Plan"]
 FIRST = 8.0
 """Seconds in which the federation comes up in peace."""
 
+PROFILES = {"fast": 0.2, "wan": 0.1, "default": 0.7}
+"""How often each profile of times is drawn."""
+
+WAN = 2.5
+"""How many times longer everything lasts at the times of ``wan``: no fault that is to cost the lease ends before it."""
+
 
 class Plan:
     """Sizes, times and faults of one seed."""
@@ -19,16 +25,17 @@ class Plan:
         self.kind, _, only = kind.partition(":")
         self.only = only.split(",") if only else None
         self.rng = rng
-        self.start = FIRST
         self.over = False
-        self.profile = "fast" if rng.random() < 0.2 else "default"
+        self.profile = rng.choices(list(PROFILES), list(PROFILES.values()))[0]
+        self.slower = WAN if self.profile == "wan" else 1.0
+        self.start = FIRST * self.slower
         self.overseers = rng.choice((1, 1, 2, 3))
         self.servers = rng.choice((2, 2, 3))
         self.sites = rng.choice((2, 3))
         self.jobs = rng.randint(1, 4)
         self.unsteady = rng.choice((0.0, 0.0, 0.3))
         self.skewed = self.kind == "storm" and rng.random() < 0.2
-        self.length = rng.uniform(20, 60)
+        self.length = rng.uniform(20, 60) * self.slower
         self.faults = []
         self.reached = None
 
@@ -55,13 +62,13 @@ class Plan:
             sim.world.call_later(
                 self.start + rng.uniform(0, 10), self.inject, sim, rng.choice(self.only or list(SINGLE))
             )
-            self.length = 35.0
+            self.length = 35.0 * self.slower
             return
         names = self.only or list(BENIGN if self.kind == "benign" else STORM)
         if self.only is None and rng.random() < 0.7:
             # A few faults that meet again and again find more than a little of everything.
             names = rng.sample(names, rng.randint(2, 8))
-        gap = rng.choice((1.0, 3.0, 8.0)) if self.kind == "storm" else rng.uniform(4, 12)
+        gap = self.slower * (rng.choice((1.0, 3.0, 8.0)) if self.kind == "storm" else rng.uniform(4, 12))
         when = self.start
         while True:
             when += rng.expovariate(1 / gap)
@@ -72,7 +79,7 @@ class Plan:
     def inject(self, sim, name):
         if self.over:
             return
-        duration = self.rng.choice((0.3, 1.0, 2.5, 5.0, 15.0)) * self.rng.uniform(0.5, 1.5)
+        duration = self.slower * self.rng.choice((0.3, 1.0, 2.5, 5.0, 15.0)) * self.rng.uniform(0.5, 1.5)
         sim.world.note("nemesis", f"{name} for {duration:.1f} s")
         self.faults.append((sim.world.now, name))
         table = {**BENIGN, **SINGLE, **STORM}
@@ -80,7 +87,7 @@ class Plan:
             for overseer in sim.overseer_names:  # no wait may depend on it
                 step = self.rng.uniform(0, 2.5)
                 sim.world.call_later(step, step_wall_clock, sim, self.rng, 0.0, sim.machines[overseer])
-            duration = self.rng.uniform(12.0, 20.0)
+            duration = self.slower * self.rng.uniform(12.0, 20.0)
             self.reached = Reach(sim, name)
         table[name](sim, self.rng, duration)
 
@@ -161,8 +168,10 @@ def freeze(which, what):
     return fault
 
 
-def freeze_in_a_renewal(sim, rng, duration, tries=2000):
+def freeze_in_a_renewal(sim, rng, duration, tries=None):
     """The answer is there when both thaw, long after the lease was over."""
+    if tries is None:
+        tries = max(2000, int(2 * sim.timing.renew / 0.0005))
     boss = sim.supervisors[_primary(sim, rng)]
     if not _alive(boss):
         return

@@ -17,6 +17,7 @@ from tests.simulation.federation import simulate
 from tests.simulation.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
+WAN_SEED = 32
 ENOUGH = 15  # a machine so slow that it gets no further shows nothing
 
 pytestmark = pytest.mark.timeout(300)
@@ -33,6 +34,12 @@ def test_a_printed_seed_replays():
     assert first.stdout == second.stdout
     assert re.search(r"trace [0-9a-f]{16}", first.stdout)
     assert run("13", limit=60).stdout != first.stdout
+
+
+def test_a_seed_at_the_times_of_wan_replays():
+    first, second = simulate(WAN_SEED), simulate(WAN_SEED)
+    assert ", wan: " in first.plan
+    assert (first.digest, first.failures) == (second.digest, ())
 
 
 def test_a_seed_is_the_same_with_and_without_its_trace():

@@ -9,6 +9,7 @@ from fedhelm.provision.kits import write_kits
 from fedhelm.provision.project import Participant, Project
 from fedhelm.security.kit import open_kit
 from fedhelm.security.pki import CertificateAuthority
+from fedhelm.security.signing import SIGNATURE_FILE, make_manifest
 
 ADMIN = "admin@nvidia.com"
 
@@ -40,3 +41,18 @@ def make_kits(tmp_path, servers=1, sites=1, base_port=18443, *, authority=None, 
     project = project if cluster is None else dataclasses.replace(project, cluster=cluster)
     authority = authority or CertificateAuthority.create(project.name)
     return {name: open_kit(root) for name, root in write_kits(project, authority, tmp_path).items()}
+
+
+def newer_kit(kit, authority, target, version, *, trusting=None, signer=None):
+    """Write the ``startup/`` of a newer kit of the same participant, with another key and certificate, into ``target``.
+
+    ``authority`` issues the certificate, ``signer`` signs the manifest, ``trusting`` is the roots to trust; both are
+    ``authority`` where they are not given. Returns the new certificate's serial.
+    """
+    issued = authority.issue(kit.role, kit.name, kit.org)
+    files = {path.name: path.read_bytes() for path in kit.startup.iterdir() if path.name != SIGNATURE_FILE}
+    files |= {kit.cert.name: issued.cert, kit.key.name: issued.key, kit.ca.name: (trusting or authority).cert_pem}
+    (target / "startup").mkdir(parents=True)
+    for name, data in {**files, SIGNATURE_FILE: make_manifest(files, signer or authority, version)}.items():
+        (target / "startup" / name).write_bytes(data)
+    return issued.serial

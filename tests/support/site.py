@@ -12,7 +12,7 @@ from fedhelm.security.pki import CertificateAuthority
 from fedhelm_client.agent import Agent
 from tests.fakes.client_fleet import JOB, FakeFleet, FakeLog
 from tests.support.federation import free_base_port
-from tests.support.kits import make_kits
+from tests.support.kits import ADMIN, make_kits
 from tests.support.waiting import eventually
 
 TRAIN = """
@@ -50,7 +50,7 @@ class SiteBench:
         self.authority = CertificateAuthority.create("poc")
         self.kits = make_kits(tmp_path, servers=2, sites=2, base_port=free_base_port(), authority=self.authority)
         self.kit = self.kits["site-1"]
-        self.log = FakeLog(tmp_path / "store", self.kit.cluster)
+        self.log = FakeLog(tmp_path / "store", self.kit.cluster, submitter=self.kits[ADMIN])
         self.one = FakeFleet(self.log, self.kits["server1"])
         self.two = FakeFleet(self.log, self.kits["server2"])
         self.signals = tmp_path / "signals"

@@ -62,7 +62,10 @@ def test_how_a_call_ended():
         ('{\n "sync": 1}', "audit.json:2:2: sync: true or false is needed"),
         ('{"syslog": 1}', "audit.json:1:2: syslog: a text is needed"),
         ('{"syslog": "http://x"}', "audit.json:1:2: syslog: 'http://x' is not udp://HOST:PORT or tcp://HOST:PORT"),
-        ('{"sislog": "x"}', "audit.json:1:2: sislog: unknown key; there is syslog, sync"),
+        ('{"sislog": "x"}', "audit.json:1:2: sislog: unknown key; there is syslog, sync, max_mb, keep"),
+        ('{"max_mb": 0}', "audit.json:1:2: max_mb: a whole number from 1 to 65536 is needed"),
+        ('{"max_mb": true}', "audit.json:1:2: max_mb: a whole number"),
+        ('{"keep": 1.5}', "audit.json:1:2: keep: a whole number from 1 to 100000 is needed"),
         ("{", "audit.json:1:2: not JSON"),
     ],
 )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import fedhelm.wire.bulk as wire_bulk
 from fedhelm.errors import BadInput, Corrupt, FedhelmError, NotAuthorised, NotPrimary, ProtocolError
 from fedhelm.persist.blobs import BlobReader, BlobWriter, Manifest, blake3_hex
+from fedhelm.security.authorization import Object
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.wire.bulk import (
     fetch_blob,
@@ -334,6 +335,7 @@ async def test_a_console_uploads_and_counts_what_it_sent(kits, tmp_path, small):
     reply = common.BlobRef(owner=OWNER, digest="ab" * 32, size=900)
 
     async def put_blob(messages, call):
+        call.passage.admit(Object())
         async for piece in messages:
             desk.received += len(piece)
         return reply

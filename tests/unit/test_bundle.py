@@ -176,6 +176,13 @@ BAD = {
     "twice": [("a", FILE, b"x"), ("a", FILE, b"y")],
     "file and folder": [("a", FILE, b"x"), ("a/b", FILE, b"y")],
     "folder and file": [("a/b", FILE, b"x"), ("a", FILE, b"y")],
+    "case": [("a/Train.py", FILE, b"x"), ("a/train.py", FILE, b"y")],
+    "case of a folder": [("App/x", FILE, b"x"), ("app/y", FILE, b"y")],
+    "case of a folder and a file": [("App/x", FILE, b"x"), ("app", FILE, b"y")],
+    "accents": [("caf\u00e9", FILE, b"x"), ("cafe\u0301", FILE, b"y")],
+    "accents of a folder": [("caf\u00e9/x", FILE, b"x"), ("cafe\u0301/y", FILE, b"y")],
+    "case and accents": [("CAF\u00c9", FILE, b"x"), ("cafe\u0301", FILE, b"y")],
+    "sharp s": [("stra\u00dfe", FILE, b"x"), ("STRASSE", FILE, b"y")],
 }
 
 
@@ -187,6 +194,27 @@ def test_hostile_archives_are_refused_and_leave_nothing(tmp_path, case):
     with pytest.raises(BadInput):
         bundle.read_member(path, "fine")
     assert [one.name for one in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("app/Train.py", "app/train.py"), ("App/more.py", "app/train.py"), ("caf\u00e9", "cafe\u0301")]
+)
+def test_names_that_are_one_elsewhere_are_refused_before_anything_is_packed(folder, tmp_path, one, other):
+    for name in (one, other):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    with pytest.raises(BadInput, match="are one name on some file systems: rename one of them") as raised:
+        bundle.pack(folder, tmp_path / "b")
+    assert raised.value.message.startswith(f"{folder}: ")
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_same_folder_again_and_other_names_are_no_collision(folder, tmp_path):
+    for name in ("App.py", "app/er", "app/deep/ER2", "\u00e9", "e"):
+        (folder / name).write_text("x")
+    bundle.pack(folder, tmp_path / "b")
+    bundle.unpack(tmp_path / "b", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(folder)
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:xz"])

@@ -29,7 +29,8 @@ from fedhelm.errors import (
     Unreachable,
     error_class,
 )
-from fedhelm.security.pki import CertificateAuthority
+from fedhelm.security.authorization import default_policy
+from fedhelm.security.pki import CertificateAuthority, load_certificate, serial_of
 from fedhelm.security.tls import client_context
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
@@ -38,7 +39,7 @@ from fedhelm.wire import alive, chain
 from fedhelm.wire.chain import ServiceHandlers
 from fedhelm.wire.channels import AdminStub, EpochGuard, FleetStub, aio_channel, sync_channel
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, decode_error, encode_error, epoch_of, status_of
-from tests.fakes.wire_service import ADMIN, FLEET, SERVER_STOPPED, AdminDesk, FleetDesk, serving
+from tests.fakes.wire_service import ADMIN, FLEET, SERVER_STOPPED, AdminDesk, FleetDesk, Noted, serving
 from tests.support.kits import ADMIN as ADMIN_NAME
 from tests.support.kits import make_kits
 from tests.support.proxy import Proxy
@@ -57,6 +58,10 @@ def kits(tmp_path_factory):
 def strangers(tmp_path_factory):
     """The same names, issued by another authority."""
     return make_kits(tmp_path_factory.mktemp("strangers"))
+
+
+def serial(kit):
+    return serial_of(load_certificate(kit.cert.read_bytes(), "certificate"))
 
 
 async def blocking(kit, port, call, name="server1", guard=None):
@@ -105,7 +110,7 @@ async def test_an_upload_to_a_server_that_was_stopped_is_given_up_long_before_it
 
 
 def build(service, implementation):
-    return ServiceHandlers(service, implementation, project="poc", epoch=lambda: 1)
+    return ServiceHandlers(service, implementation, project="poc", epoch=lambda: 1, policy=default_policy())
 
 
 def test_a_service_without_a_handler_cannot_be_built():
@@ -165,21 +170,21 @@ async def test_a_connection_that_never_finishes_its_handshake_is_closed(kits, mo
 
 
 async def test_the_right_role_gets_through_and_is_named(kits):
-    desk, audited = FleetDesk(), []
-    async with serving(kits["server1"], FLEET, desk, audit=audited.append) as port:
+    desk = FleetDesk()
+    async with serving(kits["server1"], FLEET, desk) as port:
         channel, stub = fleet_stub(kits["site-1"], port)
         async with channel:
             receipt = await stub.contribute(fleet.Contribution(site="site-1"), T)
     assert receipt.seq == 1
     (call,) = desk.calls
     assert (call.principal.role, call.principal.name, call.method) == ("site", "site-1", "Contribute")
-    assert audited == [call]
+    assert (call.principal.org, call.principal.serial) == (kits["site-1"].org, serial(kits["site-1"]))
 
 
 @pytest.mark.parametrize("role", ["site-1", "server2", "overseer"])
 async def test_whoever_is_no_admin_gets_nowhere_on_the_admin_port(kits, role):
-    desk, audited = AdminDesk(), []
-    async with serving(kits["server1"], ADMIN, desk, audit=audited.append) as port:
+    desk, trail = AdminDesk(), Noted()
+    async with serving(kits["server1"], ADMIN, desk, trail=trail) as port:
         for call in (
             lambda stub: stub.challenge(T),
             lambda stub: stub.list_jobs(admin.ListJobsRequest(), T),
@@ -188,7 +193,11 @@ async def test_whoever_is_no_admin_gets_nowhere_on_the_admin_port(kits, role):
         ):
             with pytest.raises(NotAuthorised):
                 await blocking(kits[role], port, call)
-    assert desk.calls == audited == []
+    assert desk.calls == []
+    assert [entry.action for entry in trail.entries] == [
+        "Admin.Challenge", "Admin.ListJobs", "Admin.PutBlob", "Admin.WatchJob"
+    ]  # fmt: skip
+    assert {(entry.outcome, entry.by.name) for entry in trail.entries} == {("denied", kits[role].name)}
 
 
 async def test_an_admin_gets_nowhere_on_the_fleets_port(kits):
@@ -526,8 +535,9 @@ def test_a_server_refuses_to_start_where_grpc_came_first(kits):
     program = (
         "import grpc\n"
         "from pathlib import Path\n"
-        "from fedhelm.wire.chain import server_credentials\n"
-        f"server_credentials(*(Path(p).read_bytes() for p in {[str(p) for p in (kit.ca, kit.cert, kit.key)]}))\n"
+        "from fedhelm.config.kit import read_kit\n"
+        "from fedhelm.wire.server_certificate import ServerCertificate\n"
+        f"ServerCertificate(read_kit(Path({str(kit.root)!r})))\n"
     )
     env = {key: value for key, value in os.environ.items() if not key.startswith("GRPC_")}
     env["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)

@@ -6,7 +6,7 @@ from fedhelm.persist.blobs import BlobWriter
 from fedhelm.persist.record import By, Record
 from fedhelm_server.collector import collectable, sweep
 from fedhelm_server.job_book import JobBook
-from fedhelm_server.places import bundle_owner, job_folder, lines_owner, model_owner, sites_owner
+from fedhelm_server.places import bundle_owner, job_folder, lines_owner, model_owner, provenance_owner, sites_owner
 from tests.fakes.persist_memory import MemoryBlobStore
 from tests.fakes.server_log import JOB, TIME, blob, closed, contribution, done, opened, state, submitted
 
@@ -110,6 +110,19 @@ def test_an_ended_job_keeps_bundle_newest_and_best_model():
     log.cover()
     kept = {owner.removeprefix(f"jobs/{JOB}/") for owner in log.every()} - log.collected()
     assert kept == {"bundle", "0-1/model", "0-3/model"}
+
+
+def test_the_statement_of_provenance_stays_for_as_long_as_the_job():
+    log = Log()
+    log.round(1)
+    statement = provenance_owner(JOB)
+    log.add("job_done", done(provenance=blob(statement)))
+    log.cover()
+    assert model_owner(JOB, 0, 1) not in collectable(log.book, [statement, model_owner(JOB, 0, 1)])
+    assert collectable(log.book, [statement, sites_owner(JOB, 0, 1)]) == [sites_owner(JOB, 0, 1)]
+    log.add("job_deleted", {"job": JOB, "request_id": "request9", "by": "a@b", "time": TIME})
+    log.cover()
+    assert collectable(log.book, [statement]) == [statement]
 
 
 def test_all_of_a_deleted_job_goes_when_its_tombstone_is_covered(tmp_path):

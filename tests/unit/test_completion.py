@@ -82,6 +82,13 @@ def test_paths(complete):
     assert words(complete("submit_job /nowhere/x")) == []
 
 
+def test_files(complete):
+    before = words(complete("revoke_certificates "))
+    assert "hello-numpy/" in before
+    assert words(complete("revoke_certificates hello-numpy/j")) == ["hello-numpy/job.yaml"]
+    assert words(complete("submit_job hello-numpy/j")) == []
+
+
 def test_an_unknown_command_completes_to_nothing(complete):
     assert complete("nonsense ") == []
 

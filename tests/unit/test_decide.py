@@ -164,6 +164,12 @@ class TestAPause:
         servers = seen(led(NEW_ONE), led(TWO), unchanged_since=9.9, version_since=8.0)
         assert granted(decide(under_way, servers, TIMING, now=10.0)) == ("server1", 3)
 
+    def test_does_not_leave_everybody_out_when_the_target_of_a_switchover_dies_in_it(self):
+        died = LeaseRow(version=5, epoch=2, holder=TWO.holder, state="released", cause="exit status -9", paused=True)
+        servers = seen(led(NEW_ONE), replace(led(TWO), spent=True))
+        assert granted(decide(replace(died, intent=TO_TWO), servers, TIMING, now=0.0)) == ("server1", 3)
+        assert isinstance(decide(died, servers, TIMING, now=1e6), Wait)
+
     def test_stops_the_failover_of_a_primary_that_was_asked_and_died_instead(self):
         row = replace(HELD, intent=TO_TWO, paused=True)
         action = decide(row, seen(led(ONE), led(TWO)), TIMING, now=T)

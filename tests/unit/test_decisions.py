@@ -56,6 +56,9 @@ def test_a_new_job_is_recorded_and_the_same_write_again_is_not():
     # also with a new request id, after the first one's answer was lost together with its console
     assert decisions.submit(submitted(request_id="request2"))(book_of(*SUBMITTED)) == Answer(2)
     assert decisions.submit(submitted())(book_of(*ENDED)) == Answer(2)
+    for request_id in ("request1", "request2"):  # each try is signed afresh
+        again = submitted(request_id=request_id) | {"submission": "signed later", "submitter_org": "nvidia"}
+        assert decisions.submit(again)(book_of(*SUBMITTED)) == Answer(2)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from tests.fakes.server_log import (
 )
 
 CLUSTER = "c" * 32
+STATEMENT = b'{"statement": "as it was signed"}'
 LOSSES = {1: 0.5, 2: 0.25, 3: 0.75}
 
 
@@ -77,7 +78,7 @@ def finished(tmp_path_factory):
                 ]
             },
         )
-    last = writer.append("job_done", done())
+    last = writer.append("job_done", done(provenance=put(store, f"jobs/{JOB}/provenance", STATEMENT)))
     return root, last.seq
 
 
@@ -101,6 +102,7 @@ def test_everything_of_a_job_is_there(finished, tmp_path):
     assert models == {"models/final.safetensors", "models/best.safetensors"}
     assert set(on_disk) >= {"summary.json", "job/job.yaml", "job/app/train.py", "logs/site-1.log"}
     assert len([path for path in on_disk if path.startswith("tensorboard/site-1/")]) == 1
+    assert on_disk["provenance.json"] == STATEMENT
     assert listed["models/final.safetensors"]["blake3"] == blake3(b"model 3").hexdigest()
     assert listed["models/best.safetensors"]["blake3"] == blake3(b"model 2").hexdigest()  # the least loss
     assert listed["models/best.safetensors"]["blob"]["owner"] == f"jobs/{JOB}/0-2/model"
@@ -136,6 +138,7 @@ def test_an_earlier_position_shows_the_job_as_it_was(finished, tmp_path):
     files = export(open_store(root, CLUSTER), JOB, first_close, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["status"], len(summary["rounds"]), summary["best_round"]) == ("RUNNING", 1, 1)
+    assert "provenance.json" not in {entry["path"] for entry in files}
     assert "logs/site-1.log" not in {entry["path"] for entry in files}
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from bench.faults.check import Evidence, JobEvidence, Receipt, check_history, check_job, check_models
 from bench.faults.history import read_history
+from bench.faults.stalls import STARVED, Stalls, is_excused
 from bench.faults.work import Call, JobPlan, expected_models, safetensors
 from fedhelm.persist.record import NO_RECORD, By, Draft, seal
+from tests.support.waiting import eventually_sync
 
 PLAN = JobPlan("small", ("site-1", "site-2"), rounds=2, size=8, lines=2)
 JOB = "2oce3ptevpwz"
@@ -259,3 +261,37 @@ def test_a_ghost_under_the_number_of_an_archived_slot_is_not_taken_for_it(tmp_pa
     _, ghost = seal(Draft("fence", 1, By("server1", "i1"), told), seq=1, prev=begin.sha256, nonce="n2")
     (tmp_path / "log" / f"{1:016d}").write_bytes(ghost)
     assert read_history(tmp_path) == [begin, real]
+
+
+def test_a_job_that_was_aborted_ends_so_and_never_runs_again():
+    def abort(story, number):
+        if number == 0:
+            story.history.pop()
+            story.add("job_done", {"job": JOB, "status": "FINISHED:ABORTED", "reason": "on purpose"})
+
+    story = tell(spoil=abort)
+    aborted = story.job(status="FINISHED:ABORTED", aborted=True)
+    assert check_job(story.history, aborted) == []
+    assert check_job(tell().history, story.job(aborted=True)) == [f"aborted job {JOB} is FINISHED:COMPLETED"]
+    story.add("round_open", {"job": JOB, "step": 0, "round": 3, "members": []}, epoch=2, by=OTHER)
+    assert any("runs again: round_open" in one for one in check_job(story.history, aborted))
+
+
+def test_only_a_machine_that_starved_excuses_a_needless_failover_and_only_in_a_quick_trial():
+    assert is_excused(STARVED, quick=True)
+    assert not is_excused(STARVED - 0.01, quick=True)
+    assert not is_excused(60.0, quick=False)
+
+
+def test_a_machine_that_stood_still_is_noticed(tmp_path):
+    stalls = Stalls(tmp_path / "stalls").start()
+    eventually_sync((tmp_path / "stalls").exists, 20)
+    stalls.close()
+    stalls.note(10.0, 3.0)
+    stalls.note(20.0, 1.2)
+    assert stalls.longest(0.0) >= 3.0
+    assert Stalls(tmp_path / "unused").longest(0.0) == 0.0
+    known = Stalls(tmp_path / "unused")
+    known.note(10.0, 3.0)
+    known.note(20.0, 1.2)
+    assert (known.longest(5.0), known.longest(15.0), known.longest(25.0)) == (3.0, 1.2, 0.0)

@@ -96,3 +96,12 @@ def test_the_epoch_survives_and_belongs_to_one_federation(tmp_path):
     assert load_epoch(path, "other", CLUSTER) == 0
     path.write_text("{")
     assert load_epoch(path, "poc", CLUSTER) == 0
+
+
+@pytest.mark.parametrize("epoch", ["true", '"3"', "3.0", "-1", "1e999", "Infinity", "null", str(2**63), "[" * 100_000])
+def test_an_epoch_that_is_none_is_none(tmp_path, epoch):
+    path = tmp_path / "epoch.json"
+    save_epoch(path, "poc", "c", 2**63 - 1)
+    assert load_epoch(path, "poc", "c") == 2**63 - 1
+    path.write_text(f'{{"project": "poc", "cluster": "c", "epoch": {epoch}}}')
+    assert load_epoch(path, "poc", "c") == 0

@@ -14,13 +14,13 @@ from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob
-from fedhelm.wire.chain import Call
 from fedhelm_server import admin_service, fleet_service, streams
 from fedhelm_server.admin_service import LOGIN_CONTEXT, AdminService
 from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.holding import Holding
 from tests.fakes.persist_memory import MemoryBlobStore
 from tests.fakes.server_log import JOB, OTHER, Clock
+from tests.support.calls import called
 
 
 class Runtime:
@@ -46,7 +46,7 @@ class Runtime:
 
 
 def site(name="site-1"):
-    return Call(Principal("poc", "site", name), "method", None)
+    return called(Principal("poc", "site", name), "Fleet.Contribute")
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ class Admin:
         self._key.write_bytes(issued.key)
         assert load_key(issued.key, "key")
         context = SimpleNamespace(auth_context=lambda: {"x509_pem_cert": [issued.cert]})
-        self.call = Call(Principal("poc", "project_admin", name), "method", context)
+        self.call = called(Principal("poc", "project_admin", name), "Admin.Login", context=context)
         self._service = service
 
     async def challenge(self):

@@ -32,6 +32,8 @@ from tests.fakes.server_log import (
 
 ADMIN = "admin@nvidia.com"
 SITES = ("site-1", "site-2")
+SIGNED = {"submission": '{"statement": {}}', "submitter_org": "nvidia"}
+STATEMENT = f"jobs/{JOB}/provenance"
 
 
 def requests_of(number):
@@ -122,7 +124,7 @@ ACTIONS = st.one_of(
 
 # Mostly a job that gets somewhere, with anything in between.
 PATH = [
-    action("job_submitted", decisions.submit(submitted(JOB))),
+    action("job_submitted", decisions.submit(submitted(JOB) | SIGNED)),
     action("job_state", decisions.dispatch(JOB, SITES, TIME)),
     action("job_state", decisions.running(JOB, TIME)),
     *(
@@ -136,7 +138,7 @@ PATH = [
             closing(JOB, number, "train"),
         )
     ),
-    action("job_done", decisions.finish(JOB, "FINISHED:COMPLETED", "", "", TIME)),
+    action("job_done", decisions.finish(JOB, "FINISHED:COMPLETED", "", "", TIME, provenance=blob(STATEMENT))),
 ]
 
 
@@ -365,3 +367,39 @@ def test_an_ended_job_keeps_the_rounds_that_are_asked_for_and_no_more():
     assert (job.best()["round"], job.model["round"]) == (before.best()["round"], before.model["round"])
     assert assignment(book, "site-1", 1, {JOB}).jobs[0].closed == assignment(whole, "site-1", 1, {JOB}).jobs[0].closed
     assert seen(revived(book)) == seen(book)
+
+
+def test_what_was_signed_is_in_the_book_and_goes_to_the_sites_until_the_job_has_ended():
+    book = fold(log_of(PATH[:-1]))
+    job = book.jobs[JOB]
+    assert (job.submission, job.submitter_org, job.provenance) == (*SIGNED.values(), None)
+    (told,) = assignment(book, "site-1", 1, ()).jobs
+    assert told.submission == SIGNED["submission"].encode()
+    book = revived(fold(log_of(PATH)))
+    assert book.jobs[JOB].provenance == blob(STATEMENT)
+    assert book.jobs[JOB].submission == SIGNED["submission"]
+    (told,) = assignment(book, "site-1", 1, {JOB}).jobs
+    assert told.submission == b""
+
+
+def test_a_checkpoint_and_a_record_of_before_jobs_were_signed_are_read():
+    unsigned = [action("job_submitted", decisions.submit(submitted(JOB)))]
+    state = fold(log_of([*unsigned, *PATH[1:]])).to_state()
+    (job,) = state["jobs"]
+    for key in ("submission", "submitter_org", "provenance"):
+        del job[key]
+    former = JobBook.restore(json.loads(json.dumps(state))).jobs[JOB]
+    assert (former.submission, former.submitter_org, former.provenance) == (None, "", None)
+
+
+def test_a_job_that_goes_on_without_a_site_says_why():
+    refusal = "site site-1 takes no job that brings its own code (enable_byoc is not set in its kit)"
+    steps = [
+        *PATH[:4],
+        action("site_failed", decisions.fail_site(failure(JOB, "site-2"))),
+        action("site_failed", decisions.fail_site({**failure(JOB, "site-1"), "reason": refusal})),
+    ]
+    job = fold(log_of(steps)).jobs[JOB]
+    assert detail(job, Clock().utcnow(), SITES, {}, {}).reason == f"{refusal}; site-2: boom"
+    job.failed = {f"site-{n}": {**failure(JOB, f"site-{n}"), "seq": 9} for n in range(1, 9)}
+    assert detail(job, Clock().utcnow(), SITES, {}, {}).reason.endswith("site-5: boom; and 3 more")

@@ -85,3 +85,18 @@ def test_the_list_of_the_next_root_is_good_once_the_kit_trusts_it(kit, authority
     kit.ca.write_bytes(authority.trusting(new.signing_pem).cert_pem)
     kept.trust(kit)
     assert kept.offer(data) == ("1f",)
+
+
+def test_another_process_of_the_participant_reads_what_one_of_them_wrote(kit, authority):
+    writer, reader = KeptRevocations(kit), KeptRevocations(kit)
+    with pytest.raises(KitError, match=r"run/revoked\.json cannot be read: No such file"):
+        reader.read_again()
+    writer.offer(of(2, "1f").to_bytes(authority))
+    assert reader.read_again() == ("1f",)
+    assert reader.read_again() == ()
+    assert reader.signed == writer.signed
+    (kit.run / "revoked.json").write_bytes(of(9).to_bytes(CertificateAuthority.create("poc")))
+    with pytest.raises(KitError, match=r"run/revoked\.json: .* was not signed by this project's root"):
+        reader.read_again()
+    with pytest.raises(BadCertificate):
+        reader.check("1f")

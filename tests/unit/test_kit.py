@@ -82,6 +82,13 @@ def test_another_roles_kit_is_refused(kits):
     assert message.endswith("is the kit of a site (site-1), not of a server")
 
 
+def test_one_of_several_roles_is_taken(kits):
+    admins = [kit for kit in kits.values() if kit.role in ADMIN_ROLES]
+    assert [open_kit(kit.root, role=ADMIN_ROLES) for kit in admins] == admins
+    message = refused(kits["site-1"].root, role=ADMIN_ROLES)
+    assert message.endswith("is the kit of a site (site-1), not of a project_admin or org_admin or lead or member")
+
+
 def test_a_folder_that_is_no_kit(tmp_path):
     assert "it has no startup folder" in refused(tmp_path)
     (tmp_path / "startup").mkdir()
@@ -171,6 +178,9 @@ def test_a_key_of_another_certificate_is_refused(kits, authority):
         ({"resources": [1]}, "resources is not an object"),
         ({"role": "server", "resources": {"gpu": [0]}}, "resources is not an object, or not a site's"),
         ({"docker_image": 5}, "docker_image"),
+        ({"site_orgs": ["site-1"]}, "site_orgs is not an object"),
+        ({"site_orgs": {"site-1": ""}}, "site_orgs is not an object of texts"),
+        ({"site_orgs": {"../x": "a"}}, "not a host name"),
     ],
 )
 def test_a_configuration_with_a_wrong_value_names_file_and_key(kits, tmp_path, change, what):
@@ -216,6 +226,14 @@ def test_resources_and_image_come_back_and_kits_without_them_are_read(kits, tmp_
     former = kit_to_json(kits["site-1"])
     assert not {"resources", "docker_image"} & set(former)
     assert kit_from_json(kit.root, former, "fed_client.json").resources == {}
+
+
+def test_a_servers_kit_knows_the_organisations_of_the_sites_and_one_of_before_knows_none(kits):
+    server = kits["server1"]
+    assert dict(server.site_orgs) == {name: kits[name].org for name in server.sites}
+    assert dict(kits["site-1"].site_orgs) == {}
+    former = {key: value for key, value in kit_to_json(server).items() if key != "site_orgs"}
+    assert kit_from_json(server.root, former, "fed_server.json").site_orgs == {}
 
 
 def own_key_kit(kit, authority, *, key=True):

@@ -312,3 +312,30 @@ def test_what_was_gone_is_made_anew_only_for_a_log_that_was_restored_since(tmp_p
     assert outbox.answered(FIRST)
     outbox.reopen(FIRST, again=True)
     assert not outbox.answered(FIRST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "../key.pem"},
+        {"file": "0-0-2-train-0.safetensors"},
+        {"id": {"attempt": 0, "step": 0, "round": 2, "kind": "train", "sequence": 0}},
+        {"id": {"attempt": 0, "step": 0, "round": 1, "kind": "../..", "sequence": 0}},
+        {"id": {"attempt": 0, "step": 0, "round": -1, "kind": "train", "sequence": 0}},
+        {"weight": "3"},
+        {"metrics": {"a": "b"}},
+        {"lines": None},
+    ],
+)
+def test_a_result_that_says_what_no_result_says_is_set_aside(tmp_path, change):
+    folder, outside = tmp_path / "job", tmp_path / "key.pem"
+    outside.write_bytes(b"secret")
+    Outbox(folder).save(saved(), result_file(tmp_path))
+    (folder / "0-0-2-train-0.safetensors").write_bytes(b"of another")
+    meta = folder / f"{FIRST.key}.result.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_bytes()), **change}))
+    outbox = Outbox(folder)
+    assert list(outbox) == []
+    assert len(outbox.damaged) == 1
+    assert not meta.exists()
+    assert outside.read_bytes() == b"secret"

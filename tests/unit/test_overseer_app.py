@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,12 +10,13 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedhelm.errors import StoreUnavailable
-from fedhelm_overseer.app import MAX_BODY, MAX_REGISTRATION, Allowed, check_routes, create_app
+from fedhelm_overseer.app import Allowed, check_routes, create_app
 from fedhelm_overseer.desk import Desk
+from fedhelm_overseer.edge import MAX_BODY, MAX_REGISTRATION, BodyLimit
 from tests.fakes.overseer_clock import FakeClock
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.support.kits import ADMIN, make_kits
@@ -36,6 +38,7 @@ VIEW = (
     "/api/v1/system",
     "/api/v1/history",
     "/api/v1/events/recent",
+    "/api/v1/revocations",
     "/api/v1/primary",
 )
 OPERATE = {
@@ -193,7 +196,7 @@ async def test_a_lease_that_could_not_be_read_for_a_term_is_503(call, app):
 @pytest.mark.parametrize("caller", ["site-1", ADMIN, "overseer", "server1"])
 async def test_every_role_may_look(call, caller):
     for path in VIEW[:-1]:
-        assert (await call(caller, "GET", path)).status_code == 200
+        assert (await call(caller, "GET", path)).status_code == (204 if path.endswith("revocations") else 200)
     assert told(await call(caller, "GET", "/api/v1/primary")) == (503, "NO_PRIMARY")
 
 
@@ -261,6 +264,43 @@ def test_an_app_with_a_route_that_declares_no_permission_is_not_built():
 
     with pytest.raises(RuntimeError, match="/open"):
         check_routes(app.routes)
+
+
+@pytest.mark.parametrize(
+    ("path", "permission", "said"),
+    [
+        ("/open", "overseer.view", "GET /open is not in the table"),
+        ("/healthz", "overseer.view", "GET /healthz declares 'overseer.view'"),
+    ],
+)
+def test_an_app_with_a_route_that_the_table_does_not_have_so_is_not_built(path, permission, said):
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.get(path, dependencies=[Depends(Allowed(permission))])
+    async def open_to_some():
+        return {}
+
+    with pytest.raises(ValueError, match=said):
+        check_routes(app.routes)
+
+
+async def test_a_body_that_does_not_come_is_given_up():
+    never, sent = asyncio.Event(), []
+
+    async def receive():
+        await never.wait()
+
+    async def send(message):
+        sent.append(message)
+
+    async def within(_scope, _receive, _send):
+        raise AssertionError("nothing gets there without its body")
+
+    scope = {"type": "http", "method": "POST", "path": "/api/v1/servers/beat", "headers": []}
+    await BodyLimit(within, seconds=0.01)(scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["message"] == "the body did not come within 0.01 s"
 
 
 def test_an_unknown_permission_cannot_be_declared():

@@ -178,6 +178,24 @@ class TestDamage:
         with pytest.raises(Corrupt, match="slot 3"):
             log.at(3)
 
+    @pytest.mark.parametrize(("lost", "draft"), [(2, fence(2, TWO)), (2, put(1, "x")), (4, put(1, "x"))])
+    def test_a_lost_slot_is_not_filled_by_who_had_read_up_to_it(self, store, lost, draft):
+        sleeper, log = opened(store), opened(store)
+        for site in "abc":
+            log.append(put(1, site))
+        if lost == 4:
+            sleeper.read_new()
+            log.append(put(1, "d"))
+            log.append(put(1, "e"))
+            lost = sleeper.next_seq
+        saved = store.contents.pop(lost)
+        with pytest.raises(Corrupt, match=f"slot {lost} is missing, slot "):
+            sleeper.append(draft)
+        assert lost not in store.contents
+        store.contents[lost] = saved
+        with pytest.raises(SlotTaken):
+            sleeper.append(draft)
+
     def test_a_lost_slot_does_not_pass_for_the_end(self, store):
         log = opened(store)
         for site in "abc":

@@ -138,6 +138,15 @@ def test_a_policy_that_cannot_be_read(kits):
     assert "authorization.json:1" in find(look(kits["site-1"]), "policy", "fail").said
 
 
+def test_a_privacy_policy_is_told_or_what_is_wrong_with_it(kits):
+    path = kits["site-1"].local / "privacy.json"
+    assert not [one for one in look(kits["site-1"]) if one.what == "privacy"]
+    path.write_text('{"format_version": "1.0", "filters": [{"type": "clip", "norm": 1}], "show_parameters": false}')
+    assert find(look(kits["site-1"]), "privacy", "ok").said == "clip(norm=1)"
+    path.write_text('{"format_version": "1.0", "filters": [{"type": "clap"}]}')
+    assert "privacy.json:1:40: filters[0].type: unknown filter" in find(look(kits["site-1"]), "privacy", "fail").said
+
+
 def test_the_store_that_is_not_there_or_somebody_elses(kits):
     kit = kits["server1"]
     missing = find(look(kit), "store", "fail")
@@ -269,3 +278,15 @@ def test_the_command(kits, capsys):
     assert "do: at the federation's very first start" in capsys.readouterr().out
     assert worst([]) == "ok"
     assert worst([Finding("ok", "a", "b"), Finding("warn", "a", "b")]) == "warn"
+
+
+def test_the_command_says_of_one_that_runs_that_it_does(kits, capsys):
+    kit = kits["site-1"]
+    kit.run.mkdir()
+    lock = ParticipantLock(kit.run)
+    lock.acquire()
+    try:
+        assert main([str(kit.root), "--offline"]) == 0
+    finally:
+        lock.release()
+    assert capsys.readouterr().out.splitlines()[-1] == f"{kit.root}: it runs, pid {os.getpid()}; nothing is amiss"

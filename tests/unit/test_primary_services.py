@@ -32,7 +32,6 @@ from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
-from fedhelm.wire.chain import Call
 from fedhelm_server import decisions
 from fedhelm_server.admin_service import RESTART_DELAY_S, AdminService
 from fedhelm_server.checkpoints import Checkpoints
@@ -61,6 +60,7 @@ from tests.fakes.server_log import (
     submitted,
 )
 from tests.fakes.wire_service import SERVER_STOPPED
+from tests.support.calls import called
 from tests.support.waiting import eventually
 
 REQUEST = "request99"
@@ -121,7 +121,7 @@ class Primary:
     async def offer(self, site, data=b"result", number=1, **extra):
         blob = await self.upload(site, data)
         request = fleet.Contribution(
-            job=JOB, attempt=1, step=0, round=number, kind="train", site=site, blob=blob, weight=1, metrics_json="{}"
+            job=JOB, attempt=1, step=0, round=number, kind="train", site=site, blob=blob, weight=1, **extra
         )
         return await self.fleet.contribute(request, site_call(site))
 
@@ -152,11 +152,11 @@ class Primary:
 
 
 def site_call(site):
-    return Call(Principal("poc", "site", site), "method", None)
+    return called(Principal("poc", "site", site), "Fleet.Contribute")
 
 
 def admin_call():
-    return Call(Principal("poc", "project_admin", "admin@nvidia.com"), "method", None)
+    return called(Principal("poc", "project_admin", "admin@nvidia.com"), "Admin.DeleteJob")
 
 
 @asynccontextmanager
@@ -188,6 +188,34 @@ async def test_a_stream_that_ends_with_this_server_is_no_failure(tmp_path, error
         with pytest.raises(OSError, match="a defect") if defect else contextlib.nullcontext():
             await primary.fleet._read(stream, messages())
         assert stream.held == {JOB: "TRAINING"}
+
+
+async def test_a_site_is_away_also_when_its_call_is_cancelled_a_second_time(tmp_path):
+    stuck = asyncio.Event()
+
+    async def messages(cluster):
+        yield fleet.SiteMessage(hello=fleet.Hello(cluster=cluster, wire_versions=[2]))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await stuck.wait()  # it takes a moment to end
+
+    async with primary_in(tmp_path) as primary:
+        call = called(Principal("poc", "site", "site-1"), "Fleet.Connect")
+
+        async def serve():
+            async with contextlib.aclosing(primary.fleet.connect(messages(primary.runtime.kit.cluster), call)) as told:
+                async for _ in told:
+                    pass
+
+        task = spawn(serve(), "call")
+        await eventually(lambda: primary.runtime.streams.connected() == {"site-1"})
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        stuck.set()
+        await asyncio.wait({task}, timeout=10)
+        assert primary.runtime.streams.connected() == frozenset()
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------
@@ -265,6 +293,18 @@ async def test_a_contribution_whose_blob_was_collected_with_its_round_gets_the_a
         request.site = "site-1"
         again = await primary.fleet.contribute(request, site_call("site-1"))
         assert (again.seq, again.superseded) == (receipt.seq, True)
+
+
+async def test_the_record_of_a_contribution_names_the_sites_privacy_filters_where_it_has_any(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        for wrong in (["x"] * 81, ["x" * 201], ["\x1b[2J"]):
+            with pytest.raises(BadInput, match="privacy filters are told in"):
+                await primary.offer("site-1", filters=wrong)
+        await primary.offer("site-1", filters=["exclude(tensors=head.*)", "clip(norm=1)"])
+        await primary.offer("site-2")
+        given = {site: one.item for site, one in primary.book.jobs[JOB].open.contributions.items()}
+        assert given["site-1"]["filters"] == ["exclude(tensors=head.*)", "clip(norm=1)"]
+        assert "filters" not in given["site-2"]
 
 
 # -- ephemeral jobs ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -292,12 +293,51 @@ def root_logger():
     ours.setLevel(before[2])
 
 
+def flush(logger):
+    for handler in logger.handlers:
+        handler.flush()
+
+
+def test_a_disk_that_hangs_holds_nobody_who_writes_a_line(tmp_path, root_logger, monkeypatch):
+    monkeypatch.setattr(log_module, "WAITING", 3)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log_module.setup("site-1", path, stdout=False)
+    big = "x" * (1 << 20)  # more than a pipe takes: the thread that writes it waits
+    logging.getLogger("fedhelm.x").info("0 %s", big)
+    assert select.select([reader], [], [], 30)[0]
+    for number in range(1, 8):
+        logging.getLogger("fedhelm.x").info("%d", number)
+    os.set_blocking(reader, True)
+    with os.fdopen(reader) as file:
+        assert file.readline().endswith(big + "\n")
+        told = [file.readline().split(" INFO ")[1].strip() for _ in range(3)]
+        logging.getLogger("fedhelm.x").info("after")
+        told += [file.readline().split(" INFO ")[1].strip() for _ in range(2)]
+    assert told == ["1", "2", "3", "4 lines were lost: the disk is slow", "after"]
+
+
+def test_the_last_lines_of_a_process_are_written(tmp_path):
+    program = (
+        "import logging, sys; from pathlib import Path; from fedhelm.log import setup; "
+        "setup('site-1', Path(sys.argv[1]), stdout=False)\n"
+        "for number in range(500): logging.getLogger('fedhelm.x').info('line %d', number)\n"
+        "raise SystemExit(3)"
+    )
+    path = tmp_path / "log.txt"
+    done = subprocess.run([sys.executable, "-c", program, str(path)], timeout=60, check=False)
+    assert done.returncode == 3
+    assert [line.rsplit(" ", 1)[1] for line in path.read_text().splitlines()] == [str(number) for number in range(500)]
+
+
 def test_logs_go_to_the_file_with_name_and_utc_stamp(tmp_path, root_logger, capsys):
     path = tmp_path / "new" / "log.txt"
     log_module.setup("site-1", path, stdout=False)
     logging.getLogger("fedhelm.x").info("what happened")
     logging.getLogger("library").info("chatter")
     logging.getLogger("library").warning("careful")
+    flush(root_logger)
     first, second = path.read_text().splitlines()
     assert first.endswith("Z site-1 INFO what happened")
     assert first[10] == "T"
@@ -305,6 +345,7 @@ def test_logs_go_to_the_file_with_name_and_utc_stamp(tmp_path, root_logger, caps
     assert capsys.readouterr().out == ""
     log_module.setup("site-1")  # again, elsewhere: nothing is doubled
     logging.getLogger("fedhelm.x").info("once")
+    flush(root_logger)
     assert capsys.readouterr().out.count("once") == 1
     assert "once" not in path.read_text()
 

@@ -7,6 +7,7 @@ import pytest
 from fedhelm.config.timing import PROFILES
 from fedhelm.config.yaml_source import load_yaml
 from fedhelm.errors import BadInput, NotSupportedYet
+from fedhelm.privacy.policy import PrivacyPolicy
 from fedhelm.provision.flare import notes_as_lines
 from fedhelm.provision.project_file import parse_project, read_project_file
 from fedhelm.provision.sample import SAMPLE
@@ -64,12 +65,14 @@ def test_the_sample_is_a_project_and_so_is_each_thing_that_it_shows_as_a_comment
     ]
     assert project.participants[3].resources == {"gpu": [0, 1]}
     shown = SAMPLE.replace("# docker_image", "docker_image").replace("# overseer:\n#   l", "overseer:\n  l")
-    policy = SAMPLE.index("# authorization:")
-    shown = shown[: shown.index("# authorization:")] + SAMPLE[policy:].replace("# ", "")
+    for key in ("authorization", "privacy"):
+        policy = SAMPLE[SAMPLE.index(f"# {key}:") :].split("\n\n")[0]
+        shown = shown.replace(policy, policy.replace("# ", ""))
     more = project_of(shown)
     assert more.docker_image == "fedhelm:0.1"
     assert more.lease_store.startswith("postgresql://")
     assert '"manage_job": "n:submitter"' in more.authorization
+    assert '"norm": 1.0' in more.privacy
 
 
 def test_a_project_file_of_flare_is_read_as_it_stands(tmp_path):
@@ -194,10 +197,20 @@ def test_a_store_in_a_bucket_is_refused_with_the_reason(url):
     assert "is not served yet: a directory that all servers share is" in line
 
 
-def test_privacy_filters_are_refused_and_not_ignored():
-    assert project_of(GOOD + "privacy: {filters: []}\n").name == "demo"
-    (line,) = refused(GOOD + "privacy: {filters: [{type: noise}]}\n", NotSupportedYet)
-    assert "privacy.filters: privacy filters are not supported yet" in line
+def test_the_sites_privacy_policy_is_checked_and_named_in_the_file():
+    made = project_of(GOOD + "privacy:\n  filters: [{type: clip, norm: 1.5}]\n  lines: [scalar]\n").privacy
+    assert PrivacyPolicy.parse(made, "made").describe() == ("clip(norm=1.5)", "lines(only=scalar)")
+    (line,) = refused(GOOD + "privacy:\n  filters:\n    - {type: noise}\n")
+    assert line.startswith("project.yml:11:8: privacy.filters[0].type: unknown filter 'noise'")
+    (line,) = refused(GOOD + "privacy:\n  filters:\n    - {type: clip, nrom: 1}\n")
+    assert "privacy.filters[0].nrom: unknown key (did you mean norm?)" in line
+    (line,) = refused(GOOD + "privacy: {scopes: []}\n", NotSupportedYet)
+    assert "privacy.scopes: there are no scopes" in line
+
+
+@pytest.mark.parametrize("nothing", ["", "privacy: {}\n", "privacy: {filters: []}\n"])
+def test_a_privacy_policy_of_nothing_is_no_file_in_the_kits(nothing):
+    assert project_of(GOOD + nothing).privacy is None
 
 
 def test_the_policy_of_the_file_is_checked_and_named_in_the_file():

@@ -49,7 +49,17 @@ def test_a_kit_holds_what_its_role_needs_and_no_more(kits, name, files):
     root = kits[name]
     assert {path.name for path in (root / "startup").iterdir()} == files
     assert {path.name for path in root.iterdir()} == {"startup", "local"} | ({"transfer"} if name == ADMIN else set())
-    assert {path.name for path in (root / "local").iterdir()} == {"local.yaml"}
+    sample = {"privacy.json.sample"} if name == "site-1" else set()
+    assert {path.name for path in (root / "local").iterdir()} == {"local.yaml"} | sample
+
+
+def test_sites_alone_get_the_projects_privacy_policy(tmp_path, authority):
+    project = dataclasses.replace(make_project(), privacy='{"format_version": "1.0", "lines": ["scalar"]}\n')
+    kits = write_kits(project, authority, tmp_path)
+    assert [name for name, root in kits.items() if (root / "startup" / "privacy.json").exists()] == ["site-1"]
+    assert (kits["site-1"] / "startup" / "privacy.json").read_text() == project.privacy
+    assert "privacy.json" in (kits["site-1"] / "startup" / "readme.txt").read_text()
+    assert open_kit(kits["site-1"]).name == "site-1"
 
 
 def test_modes_do_not_depend_on_the_umask(tmp_path, authority):

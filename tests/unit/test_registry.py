@@ -27,6 +27,7 @@ NAMES = [
     "restart",
     "remove_sp",
     "shutdown_system",
+    "revoke_certificates",
     "help",
     "clear",
     "bye",
@@ -70,6 +71,7 @@ def test_confirmation_grades():
         "restart": 1,
         "remove_sp": 2,
         "shutdown_system": 3,
+        "revoke_certificates": 1,
     }
 
 

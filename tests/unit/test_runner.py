@@ -15,13 +15,18 @@ from fedhelm.errors import StoreUnavailable
 from fedhelm.persist.blobs import BlobReader, BlobRef
 from fedhelm.persist.posix import PosixBlobStore, PosixLogStore
 from fedhelm.persist.store import init_store, open_store
+from fedhelm.security.pki import CertificateAuthority
+from fedhelm.security.provenance import verify_provenance
+from fedhelm.security.statements import Trust
 from fedhelm.tensors.codec import read_file
 from fedhelm_server.runner import Runner, _Gone
 from tests.fakes.server_child import Child, FaultyBlobs, arrays_of
+from tests.fakes.server_kit import server_kit
 from tests.fakes.server_log import JOB, TIME, Writer, cover, done, fold, items, line, state, submitted
 from tests.support.waiting import eventually_sync
 
 CLUSTER = "c" * 32
+AUTHORITY = CertificateAuthority.create("poc")
 
 
 class Bench:
@@ -30,7 +35,11 @@ class Bench:
     def __init__(self, tmp_path):
         self.root = tmp_path / "store"
         init_store(self.root, CLUSTER, "poc")
-        self.kit = SimpleNamespace(run=tmp_path / "run", name="server1")
+        (tmp_path / "kit" / "startup").mkdir(parents=True)
+        self.kit = dataclasses.replace(server_kit(tmp_path / "kit"), cluster=CLUSTER)
+        issued = AUTHORITY.issue("server", "server1", "nvidia")
+        self.kit.cert.write_bytes(issued.cert)
+        self.kit.key.write_bytes(issued.key)
         self.writer = Writer(PosixLogStore(self.root), blobs=PosixBlobStore(self.root))
         self.threads = []
 
@@ -330,7 +339,7 @@ def test_a_runner_that_starts_from_a_checkpoint_has_all_lines_and_goes_on_at_the
     whole = other.run(other.child())
     other.stop()
     assert [e["model_sha256"] for e in job.closed] == [e["model_sha256"] for e in whole.closed]
-    accumulated = EventAccumulator(str(tmp_path / "run" / "jobs" / JOB / "tensorboard" / "site-1"))
+    accumulated = EventAccumulator(str(tmp_path / "kit" / "run" / "jobs" / JOB / "tensorboard" / "site-1"))
     accumulated.Reload()
     assert [(event.step, event.value) for event in accumulated.Scalars("loss")] == [(0, 0.0), (1, 1.0), (1, 1.0)]
 
@@ -402,3 +411,90 @@ def test_a_job_that_was_complete_but_for_its_last_record_ends_and_does_nothing_a
     job = bench.run(later)
     assert (job.status, len(job.closed)) == ("FINISHED:COMPLETED", 1)
     assert later.proposed == ["job_done"]
+
+
+# -- provenance -------------------------------------------------------------------------------------------------------
+
+
+def statements(bench):
+    """Every statement that the log names, verified; the bytes and what they say."""
+    store = open_store(bench.root, CLUSTER)
+    bodies = [record.body for record in store.log.read_new().records if record.kind == "job_done"]
+    found = [BlobReader(store.blobs, BlobRef.from_json(body["provenance"])).read() for body in bodies]
+    return [(data, verify_provenance(data, Trust(AUTHORITY.cert_pem, "poc"))) for data in found]
+
+
+def test_a_job_that_completes_has_a_signed_statement_of_every_round(bench):
+    bench.job(rounds=2, evaluate=True)
+    child = bench.child()
+    child.refuse = {"job_done": ["NOT_PRIMARY"]}
+    job = bench.run(child)
+    assert job.status == "FINISHED:COMPLETED"
+    ((_, verified),) = statements(bench)
+    assert verified.signer.name == "server1"
+    said = verified.provenance
+    assert (said.project, said.cluster, said.job, said.name) == ("poc", CLUSTER, JOB, "hello")
+    assert (said.submitter, said.submission, said.code) == ("admin@nvidia.com", None, "ab" * 32)
+    assert said.members == ("site-1", "site-2")
+    rounds = [(one.round, one.kind, one.primary, one.epoch, one.members, one.model_sha256) for one in said.rounds]
+    assert rounds == [
+        (entry["round"], entry["kind"], "server1", entry["epoch"], ("site-1", "site-2"), entry["model_sha256"])
+        for entry in job.closed
+    ]
+    assert said.final_model_sha256 == job.model["model_sha256"]
+    assert "fedhelm" in said.software
+    owned = PosixBlobStore(bench.root)
+    assert [one for one in owned.owners("jobs") if one.endswith("provenance")] == [f"jobs/{JOB}/provenance"]
+
+
+def test_it_names_what_the_submitter_signed_and_rounds_that_have_left_the_log(bench):
+    item = submitted(rounds=3)
+    signed = {"submission": '{"statement": {}}', "submitter_org": "nvidia"}
+    bench.writer.append("job_submitted", {**item, **signed})
+    bench.writer.append("job_state", state())
+    child = bench.child()
+    for _ in range(2):
+        child.hold_after = "round_close"
+        bench.start(child).thread.join(30)
+        cover(PosixLogStore(bench.root), PosixBlobStore(bench.root), bench.writer)
+    job = bench.run(bench.child())
+    assert [set(entry) >= {"members"} for entry in job.closed] == [False, False, True], "two are in segments"
+    ((_, verified),) = statements(bench)
+    said = verified.provenance
+    assert (said.submission, said.submitter_org) == (signed["submission"], "nvidia")
+    assert [(one.round, one.members) for one in said.rounds] == [(n, ("site-1", "site-2")) for n in (1, 2, 3)]
+
+
+def test_the_statement_is_that_of_the_record_whoever_looks_at_the_job_later(bench):
+    bench.job()
+    child = bench.child()
+    child.hold_after = "job_done"  # the record is in the log, its runner does not learn of it
+    bench.start(child).thread.join(30)
+    before = statements(bench)
+    job = bench.run(bench.child())
+    assert job.status == "FINISHED:COMPLETED"
+    assert statements(bench) == before
+    assert len(before) == 1
+
+
+def test_a_key_that_cannot_be_read_costs_the_statement_and_not_the_result(bench):
+    bench.kit.key.unlink()
+    bench.job()
+    child = bench.child()
+    job = bench.run(child)
+    assert (job.status, job.provenance) == ("FINISHED:COMPLETED", None)
+    assert "no signed statement of provenance: " in child.said[-2]
+    assert "server.key" in child.said[-2]
+    assert "provenance" not in fold(PosixLogStore(bench.root))[1][-1].body
+
+
+def test_a_job_that_fails_has_none(bench):
+    bench.job(min_responses=2)
+
+    def fails(child):
+        failed = {"job": JOB, "attempt": 1, "site": "site-1", "round": 1, "reason": "x", "traceback": "", "time": TIME}
+        child.writer.append("site_failed", failed)
+        child.poke()
+
+    job = bench.run(bench.child(fails))
+    assert (job.status, job.provenance) == ("FINISHED:FAILED", None)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import dataclasses
+import os
 import threading
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from fedhelm.errors import NotPrimary, StoreUnavailable
+from fedhelm.config.timing import PROFILES
+from fedhelm.errors import NotPrimary, StoreUnavailable, WrongStore
 from fedhelm.persist.log import Log
 from fedhelm.persist.store import Store, init_store
 from fedhelm.tasks import cancel, spawn
 from fedhelm_server import decisions
+from fedhelm_server.cli import _check_store
 from fedhelm_server.ledger import Placement
 from fedhelm_server.local_settings import LocalSettings
 from fedhelm_server.role import Role
@@ -254,7 +258,6 @@ async def test_the_supervisors_stop_and_its_end_stop_the_child(tmp_path, end):
         bench.link.say("from the future")
         bench.link.hang_up() if end == "hang up" else bench.link.say("stop")
         await asyncio.wait_for(bench.runtime.stopping.wait(), 10)
-    shutil.rmtree(bench.root)
 
 
 # --- a store that hangs or is full, and what follows from a lease that is over
@@ -302,6 +305,49 @@ async def test_a_standby_tries_the_store_every_five_seconds_and_says_that_it_cou
         away.rename(bench.root)
         await eventually(lambda: beats(bench)["store_ok"])
         assert beats(bench)["reason"] is None
+
+
+def overwrite(source, target):
+    Path(source).replace(target)
+
+
+async def test_a_store_in_which_names_can_be_created_twice_is_no_candidates(tmp_path, monkeypatch):
+    link = os.link
+    monkeypatch.setattr(os, "link", overwrite)
+    async with bench_in(tmp_path) as bench:
+        await eventually(lambda: bench.link.beats and "created twice" in (beats(bench)["reason"] or ""))
+        assert (beats(bench)["ready"], beats(bench)["store_ok"]) == (False, False)
+        bench.link.say("grant", epoch=2, deadline=1e9, cause="start", log_seq=5)
+        await eventually(lambda: "refused" in bench.link.types())
+        assert "created twice" in bench.link.heard[-1]["reason"]
+        monkeypatch.setattr(os, "link", link)  # the right one is mounted
+        await eventually(lambda: beats(bench)["ready"] and beats(bench)["store_ok"])
+        await bench.lead()
+
+
+def test_a_server_does_not_start_on_such_a_store(tmp_path, monkeypatch):
+    kit = dataclasses.replace(server_kit(tmp_path, "fast"), store=tmp_path / "store")
+    init_store(kit.store, kit.cluster, kit.project)
+    _check_store(kit)
+    monkeypatch.setattr(os, "link", overwrite)
+    with pytest.raises(WrongStore, match=f"{kit.store} lets a name be created twice"):
+        _check_store(kit)
+
+
+async def test_a_primary_whose_store_stops_being_exclusive_appends_nothing_more(tmp_path, monkeypatch):
+    async with bench_in(tmp_path) as bench:
+        await eventually(lambda: bench.runtime.ready)
+        await bench.lead()
+        assert isinstance(await bench.offer(), Placement)
+        before = bench.slots.highest()
+        monkeypatch.setattr(os, "link", overwrite)
+        bench.clock.now += 5
+        await bench.reaches(Role.READONLY)
+        with pytest.raises(NotPrimary, match="created twice"):
+            await bench.offer("site-2")
+        bench.runtime.ledger.on_append(0.1)  # an append that had begun before ends well: it shows nothing
+        await eventually(lambda: len(bench.link.beats) > 3)
+        assert (bench.role, beats(bench)["store_ok"], bench.slots.highest()) == (Role.READONLY, False, before)
 
 
 async def test_the_pause_without_a_lease_follows_the_median_append_whatever_the_role(tmp_path):
@@ -378,3 +424,17 @@ async def test_a_defect_in_the_promotion_ends_the_child(tmp_path):
         await eventually(lambda: bench.runtime.ready)
         bench.link.say("grant", epoch=2, deadline=1e9, cause="start", log_seq="a number")
         await asyncio.wait_for(bench.runtime.stopping.wait(), 10)
+
+
+async def test_a_site_that_a_new_kit_names_is_known_at_once_and_the_times_stay(tmp_path):
+    async with bench_in(tmp_path) as bench:
+        runtime, looked = bench.runtime, []
+        runtime.on_change.append(looked.append)
+        kit, timing = runtime.kit, runtime.kit.timing
+        new = dataclasses.replace(
+            kit, sites=(*kit.sites, "site-9"), site_orgs={"site-9": "c"}, timing=PROFILES["wan"], name="other"
+        )
+        runtime.take_kit(new)
+        assert (runtime.kit.sites[-1], runtime.org_of("site-9")) == ("site-9", "c")
+        assert (runtime.kit.timing, runtime.kit.name) == (timing, kit.name)
+        assert looked, "jobs that wait for it are looked at"

@@ -6,7 +6,7 @@ import pytest
 
 from fedhelm.admin.follow import told
 from fedhelm.admin.session import Session
-from fedhelm.errors import DeadlineExceeded, JobNotFound, NoPrimary, Refused, Unreachable
+from fedhelm.errors import BadCertificate, DeadlineExceeded, JobNotFound, NoPrimary, Refused, Unreachable
 from tests.fakes.admin_network import FakeClock, FakeCluster, FakeNetwork, make_kit
 
 JOB = "k7m3tq4w2zpx"
@@ -52,6 +52,21 @@ def test_one_login_serves_many_calls(session, cluster):
     assert session.signed_in.server == "server1"
 
 
+def test_a_certificate_that_counts_no_longer_is_told_once_and_the_next_call_logs_in_anew(session, cluster):
+    """By then another kit may lie there."""
+
+    def refuse():
+        raise BadCertificate("the certificate of project_admin admin@nvidia.com was revoked on 2026-11-23")
+
+    session.jobs()
+    cluster.before.append(("list_jobs", refuse))
+    with pytest.raises(BadCertificate, match="was revoked"):
+        session.jobs()
+    assert cluster.channels[0].closed
+    assert session.jobs() == []
+    assert cluster.names("login") == ["server1", "server1"]
+
+
 def test_a_call_that_has_no_time_left_does_not_cost_the_others_their_connection(session, cluster):
     session.jobs()
     cluster.hanging.add("server1")
@@ -91,6 +106,8 @@ def test_an_answer_that_was_lost_after_the_submit_is_one_job(session, cluster, t
     assert len({request.job for request in sent}) == 1
     assert list(cluster.jobs) == [handle.job_id]
     assert sent[0].bundle.owner == f"jobs/{handle.job_id}/bundle"
+    signed = [request.submission.decode() for request in sent]
+    assert signed == [f"signed:{handle.job_id} hello {'d' * 64} {n}" for n in (1, 2)], "its own digest, and afresh"
 
 
 def test_a_line_that_breaks_during_the_upload_uploads_under_the_same_owner(session, cluster, tmp_path):

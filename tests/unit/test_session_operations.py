@@ -3,8 +3,13 @@
 import pytest
 
 from fedhelm.admin.session import Session
-from fedhelm.errors import NoPrimary, Unreachable
+from fedhelm.errors import KitError, NoPrimary, Refused, Unreachable
+from fedhelm.security.pki import CertificateAuthority
+from fedhelm.wire.overseer_answers import HandedOver
+from fedhelm.wire.overseer_api import RevocationsView
 from tests.fakes.admin_network import FakeClock, FakeCluster, FakeNetwork, make_kit
+from tests.support.kits import ADMIN, make_kits
+from tests.support.revoking import signed_list
 
 JOB = "k7m3tq4w2zpx"
 
@@ -144,3 +149,39 @@ def test_who_waits_for_a_primary_is_told_that_failover_is_paused(session, cluste
     assert {note.text.rpartition("… ")[0] for note in notes if note.kind == "electing"} == {
         "no primary, failover is paused"
     }
+
+
+def test_every_overseer_says_what_it_made_of_the_list(session, cluster):
+    away = Unreachable("overseer2 does not answer")
+    cluster.overseers_said = (
+        HandedOver("overseer", RevocationsView(version=3, certificates=1, taken=True)),
+        HandedOver("overseer2", error=away),
+    )
+    said = session.revoke_certificates(b"list")
+    assert [(one.overseer, one.taken, one.error) for one in said] == [
+        ("overseer", True, None),
+        ("overseer2", False, away),
+    ]
+    assert cluster.handed_over == [b"list"]
+
+
+def test_a_list_that_no_overseer_takes_is_an_error_and_a_reason_says_more_than_silence(session, cluster):
+    refused = Refused("version 4 is in force")
+    cluster.overseers_said = (HandedOver("o1", error=Unreachable("silent")), HandedOver("o2", error=refused))
+    with pytest.raises(Refused, match="version 4"):
+        session.revoke_certificates(b"list")
+    cluster.overseers_said = cluster.overseers_said[:1]
+    with pytest.raises(Unreachable):
+        session.revoke_certificates(b"list")
+
+
+def test_a_list_is_read_with_the_root_of_the_kit(cluster, tmp_path):
+    authority = CertificateAuthority.create("poc")
+    kits = make_kits(tmp_path, authority=authority, cluster="c1")
+    with Session(kits[ADMIN], network=FakeNetwork(cluster), clock=cluster.clock, pause=cluster.clock.pause) as session:
+        found = session.read_revocations(signed_list(authority, 2, kits["server1"], kits["site-1"]))
+        assert (found.version, found.certificates, found.own) == (2, 2, False)
+        assert found.names == ("site site-1", "server server1")
+        assert session.read_revocations(signed_list(authority, 3, kits[ADMIN])).own
+        with pytest.raises(KitError, match="not signed"):
+            session.read_revocations(signed_list(CertificateAuthority.create("poc"), 3, kits[ADMIN]))

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import socket
 import ssl
 import threading
 
 import pytest
 
-from fedhelm.errors import KitError
-from fedhelm.security.pki import CertificateAuthority
-from fedhelm.security.tls import client_context, refresh_client, refresh_server, server_context
+from fedhelm.errors import BadCertificate, KitError
+from fedhelm.provision.install import exchange
+from fedhelm.security.pki import CertificateAuthority, load_certificate, serial_of
+from fedhelm.security.tls import client_context, read_credentials, refresh_server, server_context
 from tests.support.kits import make_kits
 
 
@@ -154,7 +156,7 @@ def test_a_root_is_rotated_under_one_listening_context(tmp_path):
         replaced(server, old, old.trusting(new.signing_pem))  # begin: both are trusted, the old one signs
         replaced(site, old, old.trusting(new.signing_pem))
         refresh_server(listening_context, server)
-        refresh_client(dialling, site)
+        dialling = client_context(site)
         second = listening.dial(dialling, "server1")
         assert second != first
 
@@ -163,7 +165,7 @@ def test_a_root_is_rotated_under_one_listening_context(tmp_path):
         assert listening.dial(dialling, "server1") not in (first, second)
         before = client_context(site)
         replaced(site, new, new)
-        refresh_client(dialling, site)
+        dialling = client_context(site)
         listening.dial(dialling, "server1")
         listening.dial(before, "server1")
 
@@ -180,11 +182,66 @@ def test_a_certificate_that_does_not_load_leaves_the_context_as_it_was(kits):
     context, dialling = server_context(kits["server1"]), client_context(kits["site-1"])
     with contextlib.closing(Listening(context)) as listening:
         first = listening.dial(dialling, "server1")
-        for name, refresh, what in (("server1", refresh_server, context), ("site-1", refresh_client, dialling)):
-            kits[name].key.write_bytes(CertificateAuthority.create("poc").issue("site", "x", "y").key)
-            with pytest.raises(KitError, match="cannot be used for TLS"):
-                refresh(what, kits[name])
+        kits["server1"].key.write_bytes(CertificateAuthority.create("poc").issue("site", "x", "y").key)
+        with pytest.raises(KitError, match="cannot be used for TLS"):
+            refresh_server(context, kits["server1"])
         assert listening.dial(dialling, "server1") == first
+
+
+def refusing(serial):
+    def check(seen):
+        if seen == serial:
+            raise BadCertificate("the certificate of server server1 was revoked on 2026-11-23: stolen")
+
+    return check
+
+
+async def test_who_dials_may_refuse_a_certificate_that_was_revoked(kits):
+    serial = serial_of(load_certificate(kits["server1"].cert.read_bytes(), "x"))
+    good, bad = (client_context(kits["site-1"], refusing(one)) for one in ("1", serial))
+    with contextlib.closing(Listening(server_context(kits["server1"]))) as listening:
+        assert int(listening.dial(good, "server1"), 16) == int(serial, 16)
+        assert int(await serial_at(listening.port, good), 16) == int(serial, 16)
+        with pytest.raises(ssl.SSLCertVerificationError, match="was revoked on 2026-11-23: stolen"):
+            listening.dial(bad, "server1")
+        with pytest.raises(ssl.SSLCertVerificationError, match="was revoked on 2026-11-23: stolen"):
+            await serial_at(listening.port, bad)
+
+
+def test_roots_certificate_and_key_are_those_of_one_kit_while_kits_take_turns(kits):
+    """The folder is exchanged in one step, and the former one deleted, as `kit install` does."""
+    kit, draft = kits["site-1"], kits["site-1"].root / "draft"
+    stop = threading.Event()
+    for path in (kit.ca, kit.cert, kit.key):
+        path.write_bytes(b"0")
+
+    def turns():
+        version = 0
+        while not stop.is_set():
+            version += 1
+            draft.mkdir()
+            for path in (kit.ca, kit.cert, kit.key):
+                (draft / path.name).write_bytes(str(version).encode())
+            exchange(kit.startup, draft)
+            shutil.rmtree(draft)
+
+    thread = threading.Thread(target=turns)
+    thread.start()
+    try:
+        seen = set()
+        while len(seen) < 20:
+            try:
+                found = read_credentials(kit)
+            except KitError:
+                continue  # three folders in a row were deleted while it read
+            assert len({found.ca, found.cert, found.key}) == 1
+            seen.add(found.cert)
+    finally:
+        stop.set()
+        thread.join(20)
+    shutil.rmtree(kit.startup)
+    with pytest.raises(KitError, match="cannot be read: No such file"):
+        read_credentials(kit)
 
 
 def test_no_session_is_resumed(kits):

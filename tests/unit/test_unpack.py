@@ -90,6 +90,24 @@ def test_names_that_lead_out_of_the_folder_are_refused(folder, capsys):
     assert "has no place in a kit" in run(capsys, "kit.zip", status=4)["message"]
 
 
+@pytest.mark.parametrize("other", ["CLIENT.KEY", "client.\u212aey"])  # the sign for kelvin folds to k
+def test_names_that_are_one_elsewhere_are_refused(kits, folder, capsys, other):
+    write_zip(kits["site-1"].root, folder / "kit.zip")
+    with zipfile.ZipFile(folder / "kit.zip", "a") as archive:
+        archive.writestr(f"site-1/startup/{other}", "mine")
+    message = run(capsys, "kit.zip", status=4)["message"]
+    assert f"'client.key' and {other!r} are one name on some file systems" in message
+    assert [path.name for path in folder.iterdir()] == ["kit.zip"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_what_is_packed_as_no_kit_is_packed_is_not_even_begun(folder, capsys, method):
+    with zipfile.ZipFile(folder / "kit.zip", "w", compression=method) as archive:
+        archive.writestr("site-1/startup/client.key", "x" * 1000)
+    message = run(capsys, "kit.zip", status=4)["message"]
+    assert "'site-1/startup/client.key' is packed in a way that no kit is" in message
+
+
 def test_a_folder_that_is_not_there_is_named(kits, folder, capsys):
     write_zip(kits["site-1"].root, folder / "kit.zip")
     assert run(capsys, "none.zip", status=1)["code"] == "NOT_FOUND"

@@ -232,3 +232,13 @@ def test_aliases_that_multiply_are_refused_before_they_do_harm(first, more):
     lines += [f"v{i}: &v{i} {more.format(f'v{i - 1}')}" for i in range(1, 12)]
     with pytest.raises(BadInput, match="aliases expand it to more than 200000 values"):
         aliased("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("number", ["9" * 101, "0x" + "f" * 5000, "-" + "1" * 5000])
+def test_a_number_that_nobody_can_write_again_is_refused(tmp_path, number):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"name: a\noptions: {{n: {number}}}\n")
+    with pytest.raises(BadInput) as raised:
+        load_yaml(path, "job.yaml")
+    told = f"job.yaml:2:14: options.n: a number of {len(number)} digits, more than 100"
+    assert raised.value.message == told

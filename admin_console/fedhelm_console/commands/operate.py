@@ -122,6 +122,10 @@ def restart(
             f"{name} is {state}: only the primary can be told from here",
             hint="promote_sp first, or stop_fl.sh and start.sh on its machine",
         )
+    if console.session.system(timeout=console.timeout).paused:
+        raise Refused(
+            f"failover is paused: nobody would take over from {name}", hint="promote_sp first, or resume_failover"
+        )
     standbys = [one.name for one in servers.values() if one.candidate and one.name != name]
     whither = f"{' or '.join(standbys)} takes over" if standbys else "nobody can take over meanwhile"
     console.confirm(f"Restart {name}, primary of epoch {now.epoch}: {whither}.")

@@ -19,6 +19,7 @@ from fedhelm.admin.models import (
     SiteStatus,
     Status,
     System,
+    Told,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
     "signed_in",
     "status",
     "system",
+    "told",
 ]
 
 
@@ -142,3 +144,8 @@ def failover(entry: Any) -> Failover:
 def event(body: Any) -> Event:
     """Read the overseer's ``Event``."""
     return Event(body.id, body.kind, body.time, body.text, body.data)
+
+
+def told(said: Any) -> Told:
+    """Read the client's ``HandedOver``."""
+    return Told(said.overseer, said.view is not None and said.view.taken, said.error)

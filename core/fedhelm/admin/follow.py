@@ -19,7 +19,16 @@ from fedhelm.admin.network import AdminCalls, Network
 from fedhelm.admin.remember import Remembered, forget, recall, remember
 from fedhelm.clock import Clock
 from fedhelm.config.kit import ServerAddress
-from fedhelm.errors import DeadlineExceeded, FedhelmError, Fenced, NoPrimary, NotPrimary, SlotTaken, Unreachable
+from fedhelm.errors import (
+    BadCertificate,
+    DeadlineExceeded,
+    FedhelmError,
+    Fenced,
+    NoPrimary,
+    NotPrimary,
+    SlotTaken,
+    Unreachable,
+)
 from fedhelm.wire.roster import known_servers, learn_servers
 
 if TYPE_CHECKING:
@@ -135,6 +144,7 @@ class Follower:
         Raises:
             DeadlineExceeded: the time is over.
             Unreachable: nobody answers at all.
+            BadCertificate: this certificate counts no longer; another one is tried at the next call.
         """
         failures = 0
         while True:
@@ -147,6 +157,9 @@ class Follower:
                     deadline.check(str(lost))
                     raise
                 self.lost(connection, lost, deadline)
+            except BadCertificate:
+                self.drop(connection)  # the next call logs in with the certificate that lies in the kit by then
+                raise
             if failures:
                 self._pause(deadline.within(PAUSE))
             failures += 1

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedhelm.errors import FedhelmError
+
 __all__ = [
     "Check",
     "Event",
@@ -15,6 +17,7 @@ __all__ = [
     "JobDetail",
     "Operated",
     "Primary",
+    "Revocations",
     "Server",
     "Shutdown",
     "SignedIn",
@@ -22,6 +25,7 @@ __all__ = [
     "SiteStatus",
     "Status",
     "System",
+    "Told",
 ]
 
 
@@ -247,3 +251,25 @@ class Shutdown:
     def complete(self) -> bool:
         """Nothing is left but the overseers."""
         return not (self.sites_left or self.servers_left)
+
+
+@dataclass(frozen=True)
+class Revocations:
+    """A list of revoked certificates that was read: its version, how many, and whose (role and name, newest first).
+
+    ``own``: the reader's own certificate is among them.
+    """
+
+    version: int
+    certificates: int
+    names: tuple[str, ...]
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one overseer said: ``taken``, or had already; ``error`` is why it did not take it."""
+
+    overseer: str
+    taken: bool = False
+    error: FedhelmError | None = None

@@ -96,6 +96,9 @@ class OverseerCalls(Protocol):
     def remove(self, server: str, request: OperateRequest, timeout: float | None = None) -> None:
         """Forget a server that is down."""
 
+    def revoke(self, data: bytes, timeout: float | None = None) -> Iterable[Any]:
+        """Hand the list of revoked certificates to every overseer; a ``HandedOver`` of each."""
+
     def events(self, after: int | None = None) -> Iterator[Any]:
         """Yield each ``Event`` after this id (None: from now on), across lost connections, until ``close``."""
 
@@ -104,7 +107,7 @@ class OverseerCalls(Protocol):
 
 
 class Network(Protocol):
-    """Everything outside this process, and the key that signs a login."""
+    """Everything outside this process, and the key that signs a login or a job."""
 
     def dial(self, server: ServerAddress) -> tuple[AdminCalls, Any]:
         """Return the service of a server and the channel to close when it is no longer used."""
@@ -117,14 +120,21 @@ class Network(Protocol):
     ) -> common_pb2.BlobRef:
         """Send what the server does not have yet of a file; ``moved`` is told the bytes of each message."""
 
-    def pack(self, folder: Path, target: Path) -> None:
-        """Check a job's folder and write its archive; BadInput names file, line and key."""
+    def pack(self, folder: Path, target: Path) -> tuple[str, str]:
+        """Check a job's folder and write its archive; BadInput names file, line and key.
+
+        Returns:
+            The job's name, and the digest of the archive's manifest: what is signed is what this side computed.
+        """
 
     def close(self) -> None:
         """Close the overseers' client."""
 
     def sign(self, data: bytes) -> bytes:
         """Sign with the certificate's key."""
+
+    def sign_job(self, job: str, name: str, digest: str) -> bytes:
+        """Return the signed submission of a job with this id, name and digest of its bundle, as of now."""
 
 
 class WireNetwork:
@@ -160,18 +170,26 @@ class WireNetwork:
 
         return ref_to_proto(upload_sync(stub, owner, path, moved))
 
-    def pack(self, folder: Path, target: Path) -> None:
-        """Validate, then pack."""
+    def pack(self, folder: Path, target: Path) -> tuple[str, str]:
+        """Validate, pack, hash."""
         from fedhelm.job import bundle, load_job
+        from fedhelm.wire.bulk import manifest_of
 
-        load_job(folder)
+        name = load_job(folder).config.name
         bundle.pack(folder, target)
+        return name, manifest_of(target).digest
 
     def sign(self, data: bytes) -> bytes:
         """Sign with the kit's key."""
         from fedhelm.security.pki import sign
 
         return sign(self._kit.key, data)
+
+    def sign_job(self, job: str, name: str, digest: str) -> bytes:
+        """Sign with the kit's key; the certificate travels with it."""
+        from fedhelm.security.job_signing import sign_submission
+
+        return sign_submission(self._kit, job, name, digest)
 
     def close(self) -> None:
         """Close the overseers' client, if there is one."""

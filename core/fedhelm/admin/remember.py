@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedhelm.plain_json import parse_plain
+
 __all__ = ["Remembered", "forget", "recall", "remember"]
 
 _NAME = "primary.json"
@@ -24,9 +26,9 @@ class Remembered:
 def recall(run_dir: Path) -> Remembered | None:
     """Return what was remembered, or None (also for a file that does not read)."""
     try:
-        value = json.loads((run_dir / _NAME).read_bytes())
+        value = parse_plain((run_dir / _NAME).read_bytes())
         return Remembered(str(value["server"]), int(value["epoch"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -50,9 +50,10 @@ def connect(
         Unreachable: nobody answers.
         DeadlineExceeded: nobody led in time.
     """
+    from fedhelm.config.kit import ADMIN_ROLES
     from fedhelm.security.kit import open_kit
 
-    session = Session(open_kit(Path(kit), role="project_admin"), notice=notice)
+    session = Session(open_kit(Path(kit), role=ADMIN_ROLES), notice=notice)
     try:
         session.sign_in(timeout=timeout)
     except BaseException:
@@ -120,7 +121,7 @@ class Session(SystemCalls):
     def submit(
         self, folder: str | Path, *, timeout: float | None = TIMEOUT, progress: Progress | None = None
     ) -> JobHandle:
-        """Check a job's folder, upload it and make it a job: one job, however often the line breaks.
+        """Check a job's folder, upload it, sign it and make it a job: one job, however often the line breaks.
 
         Args:
             folder: the one that holds ``job.yaml``.
@@ -139,13 +140,14 @@ class Session(SystemCalls):
         self.kit.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="submit-", dir=self.kit.run) as scratch:
             bundle = Path(scratch) / "bundle"
-            self._network.pack(Path(folder), bundle)
+            name, digest = self._network.pack(Path(folder), bundle)
 
             def write(stub: AdminCalls, limit: float) -> str:
                 meter = Meter(bundle.stat().st_size, progress)
                 meter.missing(bundle.stat().st_size)
                 ref = self._network.upload(stub, f"jobs/{job}/bundle", bundle, meter.moved)
-                request = admin_pb2.SubmitJobRequest(request_id=request_id, job=job, bundle=ref)
+                signed = self._network.sign_job(job, name, digest)  # each time: a server takes what is fresh
+                request = admin_pb2.SubmitJobRequest(request_id=request_id, job=job, bundle=ref, submission=signed)
                 return stub.submit_job(request, timeout=limit).job
 
             return JobHandle(self, self._follower.ask(deadline, write, limit=_SUBMIT_LIMIT))

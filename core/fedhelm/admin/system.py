@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 from fedhelm.admin import decode
 from fedhelm.admin.deadline import Deadline
 from fedhelm.admin.follow import Follower, Note
-from fedhelm.admin.models import Event, Explanation, Failover, Operated, Primary, Server, Shutdown, Status, System
+from fedhelm.admin.models import (
+    Event,
+    Explanation,
+    Failover,
+    Operated,
+    Primary,
+    Revocations,
+    Server,
+    Shutdown,
+    Status,
+    System,
+    Told,
+)
 from fedhelm.clock import Clock
 from fedhelm.errors import NoPrimary, Refused, Unreachable
 from fedhelm.ids import new_request_id
@@ -130,6 +142,34 @@ class SystemCalls:
             Refused: it is not down.
         """
         self._tell(lambda overseer, request, left: overseer.remove(server, request, left), reason, timeout)
+
+    def read_revocations(self, data: bytes) -> Revocations:
+        """Verify a list of revoked certificates with the root of this kit, and say what is in it.
+
+        Raises:
+            KitError: it is not one that this project's root signed.
+        """
+        from fedhelm.security.pki import load_certificate
+        from fedhelm.security.revocation import RevocationList
+
+        found = RevocationList.parse(data, self.kit.ca.read_bytes(), self.kit.project, self.kit.cluster)
+        names = dict.fromkeys(f"{one.role} {one.name}" for one in reversed(found.entries))
+        own = f"{load_certificate(self.kit.cert.read_bytes(), str(self.kit.cert)).serial_number:x}"
+        return Revocations(found.version, len(found.entries), tuple(names), found.revoked(own) is not None)
+
+    def revoke_certificates(self, data: bytes, *, timeout: float | None = TIMEOUT) -> tuple[Told, ...]:
+        """Hand a list of revoked certificates, as the root signed it, to every overseer; return what each said.
+
+        Raises:
+            Refused: none took it; an overseer has a newer one.
+            NotAuthorised: none took it; this admin may not hand it over.
+            Unreachable: no overseer answers.
+        """
+        told = tuple(decode.told(one) for one in self._network.overseer().revoke(data, timeout))
+        errors = [one.error for one in told if one.error is not None]
+        if errors and len(errors) == len(told):
+            raise next((one for one in errors if not isinstance(one, Unreachable)), errors[0])
+        return told
 
     def operate_sites(
         self, action: str, sites: tuple[str, ...], *, reason: str = "", timeout: float | None = TIMEOUT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Progress = Callable[[int, int], None]
 """Is told (bytes done, bytes in all)."""
 
 _BLOCK = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def local_path(root: Path, relative: str) -> Path:
@@ -147,6 +149,8 @@ class Staging:
 
     def _file(self, entry: Any) -> _File:
         target = local_path(self.root, entry.path)
+        if not _DIGEST.fullmatch(entry.blake3):  # it becomes part of a file's name
+            raise ProtocolError(f"the server gives no digest of {entry.path}")
         return _File(entry, target, target.with_name(f"{target.name}.{entry.blake3[:12]}.part"))
 
     @staticmethod

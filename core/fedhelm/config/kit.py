@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 from fedhelm.config.timing import Timing
 from fedhelm.errors import BadInput, KitError
 from fedhelm.ids import check_admin_name, check_host_name
+from fedhelm.plain_json import parse_plain
 
 __all__ = [
     "ADMIN_ROLES",
@@ -84,6 +84,7 @@ class Kit:
     ``sites`` names every site of the project, deployed or not; ``enable_byoc`` is this participant's own (may jobs
     bring their own code?). ``resources`` are what a site has to give to jobs, as the project file says it, such as
     ``{"gpu": [0, 1]}``. ``docker_image`` is the image that the project's participants may be started in.
+    ``site_orgs`` has the organisation of each site, in servers' kits; empty in kits of before.
     """
 
     root: Path
@@ -101,6 +102,7 @@ class Kit:
     lease_store: str | None = None
     resources: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     docker_image: str | None = None
+    site_orgs: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def startup(self) -> Path:
@@ -186,6 +188,7 @@ def kit_to_json(kit: Kit, *, store: str | None = None) -> dict[str, Any]:
         **({} if kit.lease_store is None else {"lease_store": kit.lease_store}),
         **({"resources": dict(kit.resources)} if kit.resources else {}),
         **({} if kit.docker_image is None else {"docker_image": kit.docker_image}),
+        **({"site_orgs": dict(kit.site_orgs)} if kit.site_orgs else {}),
     }
     return {
         "version": VERSION,
@@ -304,6 +307,9 @@ def kit_from_json(root: Path, data: Any, where: str) -> Kit:
     resources = fields.data.get("resources", {})
     if not isinstance(resources, dict) or (resources and role != "site"):
         raise KitError(f"{where}: resources is not an object, or not a site's")
+    orgs = fields.data.get("site_orgs", {})
+    if not isinstance(orgs, dict) or not all(isinstance(org, str) and org for org in orgs.values()):
+        raise KitError(f"{where}: site_orgs is not an object of texts")
     root = root.resolve()  # one kit has one path, whatever links led here: process marks carry it
     try:
         name = fields.text("name")
@@ -318,15 +324,23 @@ def kit_from_json(root: Path, data: Any, where: str) -> Kit:
             servers=tuple(map(_server, fields.rows("servers"))),
             sites=tuple(check_host_name(str(one), "site") for one in fields.items("sites")),
             timing=Timing.from_json(fields.data.get("timing")),
-            store=Path(root, store).resolve() if store is not None else None,
+            store=None if store is None else _path(root, store),
             enable_byoc=byoc,
             lease_store=None if lease_store is None else check_lease_store(lease_store, secrets=False),
             resources=resources,
             docker_image=fields.text_or_none("docker_image"),
+            site_orgs={check_host_name(site, "site"): org for site, org in orgs.items()},
         )
     except BadInput as error:
         raise KitError(f"{where}: {error}") from error
     return kit
+
+
+def _path(root: Path, said: str) -> Path:
+    try:
+        return Path(root, said).resolve()
+    except (ValueError, OSError, RuntimeError):  # a NUL, halves of surrogate pairs, a circle of links
+        raise BadInput(f"store {said!r:.80} is not the path of a folder") from None
 
 
 def find_config(root: Path) -> Path:
@@ -354,7 +368,7 @@ def read_kit(root: Path) -> Kit:
     """
     path = find_config(root)
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_plain(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise KitError(f"{path}: cannot be read: {error}") from error
     return kit_from_json(root, data, str(path))

@@ -30,6 +30,7 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 _MAX_DEPTH = 64
 _MAX_BYTES = 1 << 20
+_MAX_DIGITS = 100  # of a whole number; Python itself refuses to write one of more than 4,300
 _MAX_EXPANDED = 200_000  # values, after aliases and merge keys: some 20,000 participants
 _TAG = "tag:yaml.org,2002:"
 
@@ -202,12 +203,14 @@ class _Reader:
                 return None
             if kind == "bool":
                 return {"true": True, "false": False}[text.lower()]
-            if kind == "int":
+            if kind == "int" and len(text) <= _MAX_DIGITS:
                 return int(text, 16) if text.startswith("0x") else int(text)
             if kind == "float":
                 return float(text)
         except (ValueError, KeyError) as error:
-            raise self.refuse(node.start_mark, key, f"{text!r} is not a valid {kind}") from error
+            raise self.refuse(node.start_mark, key, f"{text!r:.80} is not a valid {kind}") from error
+        if kind == "int":
+            raise self.refuse(node.start_mark, key, f"a number of {len(text)} digits, more than {_MAX_DIGITS}")
         raise self.refuse(node.start_mark, key, f"the tag {node.tag} is not allowed")
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A job's folder as one archive, and back. The same folder gives the same bytes; a hostile archive gives an error.
 
 The archive is an uncompressed tar of regular files, sorted by path, with fixed owners, modes and times. Reading one
-accepts nothing else: no folders, links or devices, no path that leaves the target, nothing twice, and within caps.
+accepts nothing else: no folders, links or devices, no path that leaves the target, nothing twice (not even where upper
+case and the form of accents do not count), and within caps.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from fedhelm.errors import BadInput, Conflict
+from fedhelm.file_names import Spellings
 
 __all__ = ["MAX_BYTES", "MAX_FILES", "copy_member", "index", "members", "pack", "read_member", "unpack", "wrong_path"]
 
@@ -51,6 +53,7 @@ class _Caps:
     def __init__(self) -> None:
         self._files: set[str] = set()
         self._folders: set[str] = set()
+        self._spellings = Spellings()
         self._bytes = 0
 
     def add(self, path: str, size: int) -> str | None:
@@ -61,6 +64,9 @@ class _Caps:
         parents = {path[:at] for at, char in enumerate(path) if char == "/"}
         if path in self._files or path in self._folders or parents & self._files:
             return f"{path!r} is there twice"
+        for name in (*sorted(parents - self._folders), path):
+            if (other := self._spellings.add(name)) is not None:
+                return f"{other!r} and {name!r} are one name on some file systems: rename one of them"
         self._files.add(path)
         self._folders |= parents
         self._bytes += size

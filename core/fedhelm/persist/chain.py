@@ -6,13 +6,13 @@ rules, checked against what was read, hold for the log itself, however long the 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from fedhelm.errors import BadInput, Corrupt
 from fedhelm.persist.blobs import BlobRef
 from fedhelm.persist.record import NO_RECORD, READABLE_VERSIONS, VERSION, By, Draft, Record, decode, encode
+from fedhelm.plain_json import parse_plain
 
 __all__ = ["CHECKPOINT", "CONFIG", "EPOCH_RAISING", "GENESIS", "KEPT", "Checkpoint", "Tip", "checkpoint_owner"]
 
@@ -200,11 +200,11 @@ class Tip:
             fence = None
             if value["fence"] is not None:
                 text = value["fence"].encode()
-                fence = decode(text, json.loads(text)["seq"])
+                fence = decode(text, parse_plain(text)["seq"])
             checkpoints = tuple(Checkpoint.from_json(one) for one in value["checkpoints"])
             version = value["version"]
         except (KeyError, TypeError, AttributeError, ValueError, BadInput) as error:
             raise Corrupt(f"not a position in the log: {error!r}") from error
-        if version not in READABLE_VERSIONS:
-            raise Corrupt(f"a log of version {version!r}; this program reads {sorted(READABLE_VERSIONS)}")
+        if type(version) is not int or version not in READABLE_VERSIONS:
+            raise Corrupt(f"a log of version {version!r:.40}; this program reads {sorted(READABLE_VERSIONS)}")
         return cls(next_seq, last, fence, version, checkpoints)

@@ -13,7 +13,7 @@ from fedhelm.ids import new_nonce
 from fedhelm.persist import checkpoint
 from fedhelm.persist.base import BlobStore, LogStore
 from fedhelm.persist.blobs import BlobRef
-from fedhelm.persist.chain import GENESIS, Tip
+from fedhelm.persist.chain import EPOCH_RAISING, GENESIS, Tip
 from fedhelm.persist.checkpoint import Base
 from fedhelm.persist.compaction import Compaction, compact
 from fedhelm.persist.marks import Marks
@@ -149,7 +149,7 @@ class Log:
                 away long since, and the next `read_new` starts from a checkpoint. Nothing was written that counts.
             StoreUnavailable: no answer from the store; it may or may not have been written.
             Corrupt: the record before is not the one that was read: a restore replaced the log while this writer
-                slept. Nothing was written.
+                slept; or a slot is missing where this would go. Nothing was written.
             BadInput: not JSON (NaN), too large, genesis in a log that has begun, or a kind or checkpoint that the log
                 cannot have here.
             WrongStore: the log was not read yet, or has no genesis.
@@ -164,6 +164,7 @@ class Log:
             if reason := tip.misstated(record):
                 raise BadInput(f"slot {tip.next_seq} cannot be written: {reason}")
             self._require_ground(tip)
+            self._require_end(tip, draft)
             self._attempt = record, data
             self._create(tip.next_seq, data)
             self._advance(tip.after(record))
@@ -270,6 +271,25 @@ class Log:
             return
         if tip.last.seq >= self._marks.look().low_water:
             raise Corrupt(f"slot {tip.last.seq} is not what was read there: the log was replaced")
+
+    def _require_end(self, tip: Tip, draft: Draft) -> None:
+        """See that the log ends here: a slot that was lost must not be filled with something else.
+
+        Who raises the epoch lists the slots: it is about to answer for what others wrote. Any other writer looks at
+        the one that follows.
+        """
+        seq = tip.next_seq
+        if draft.kind == GENESIS:
+            return
+        if draft.kind in EPOCH_RAISING:
+            highest = self._store.highest()
+        else:
+            highest = None if self._store.read(seq + 1) is None else seq + 1
+        if highest is None or highest <= seq:
+            return
+        # Slots are created in order. If this one is there now, or was compacted away, creating it will say so.
+        if self._store.read(seq) is None and seq >= self._marks.look().low_water:
+            raise Corrupt(f"slot {seq} is missing, slot {highest} is there")
 
     def _create(self, seq: int, data: bytes) -> None:
         """Create the slot; when this returns, it counts."""

@@ -6,7 +6,6 @@ Whoever mends must be the only one at the store: no server may run. Nothing is d
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedhelm.persist.fsck import ELSE, RESTORE, Finding, Remedy, look_at, store_
 from fedhelm.persist.marks import Mark, Marks, decode_mark
 from fedhelm.persist.posix import PosixBlobStore, PosixLogStore
 from fedhelm.persist.record import Record
+from fedhelm.plain_json import parse_plain
 
 __all__ = ["repair"]
 
@@ -183,7 +183,7 @@ def _content_from(path: str, backup: Path) -> dict[str, bytes]:
     good = data is not None and blake3_hex(data) == digest
     if good and data is not None and kind == "m":
         try:
-            Manifest.from_json(json.loads(data))
+            Manifest.from_json(parse_plain(data))
         except (BadInput, ValueError):
             good = False
     if data is None or not good:

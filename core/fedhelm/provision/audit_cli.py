@@ -16,8 +16,8 @@ from fedhelm.errors import BadInput, BadSignature, ExitStatus, FedhelmError, Not
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
 from fedhelm.process import atomic_write
 from fedhelm.provision.provenance_check import Check, check_folder, find_kit, trust_of_kit
-from fedhelm.security.audit import AUDIT_FILE
-from fedhelm.security.audit_lines import Line, Outcome, Report, examine, read_lines
+from fedhelm.security.audit_files import AUDIT_FILE, open_files, read_files
+from fedhelm.security.audit_lines import Line, Outcome, Report
 from fedhelm.security.provenance import VerifiedProvenance
 from fedhelm.security.syslog import SYSLOG_URL, SyslogSink
 
@@ -25,6 +25,7 @@ __all__ = ["main"]
 
 _ABOUT = """\
 Look at the audit file of a participant. WHERE is its kit, or the file itself. Nothing is changed, and it may run.
+What was set aside when the file had grown large (audit-NUMBER.jsonl beside it) is read as well, in its order.
 
   fedhelm audit verify WHERE            every line fits, or the first that does not
   fedhelm audit show WHERE              the newest lines
@@ -79,40 +80,47 @@ def main(argv: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _opened(where: Path) -> Iterator[BinaryIO]:
+def _opened(where: Path) -> Iterator[list[BinaryIO]]:
     path = where / AUDIT_FILE if where.is_dir() else where
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise NotFound(f"{path}: there is none", hint="a participant makes it when it starts") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
-    with file:
-        yield file
+    with contextlib.ExitStack() as stack:
+        try:
+            files = stack.enter_context(open_files(path))
+        except FileNotFoundError:
+            raise NotFound(f"{path}: there is none", hint="a participant makes it when it starts") from None
+        except OSError as error:
+            raise BadInput(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+        yield files
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 
 def _verify(args: argparse.Namespace, fmt: Format) -> ExitStatus:
-    with _opened(args.where) as file:
-        expected = None if args.expect is None else _expected(args.expect)
-        report = examine(file) if expected is None else _examine_for(file, *expected)
+    with _opened(args.where) as files:
+        report = _examine(files, None if args.expect is None else _expected(args.expect))
+        names = [file.name for file in files]
     data = {
-        "file": file.name,
+        "file": report.file,
+        "files": names,
         "sound": report.sound,
         "lines": report.lines,
+        "first": report.first,
         "last": {"number": report.last[0], "sha256": report.last[1]},
         "problem": report.problem,
         "unfinished": report.torn,
         "tail": report.tail,
     }
-    emit(data, fmt, lambda: _told(file.name, report))
+    emit(data, fmt, lambda: _told(names, report))
     return ExitStatus.OK if report.sound else ExitStatus.FAILED
 
 
-def _told(name: str, report: Report) -> str:
-    lines = [f"{name}: {report.problem}" if report.problem else f"{name}: every line fits"]
+def _told(names: list[str], report: Report) -> str:
+    older = len(names) - 1
+    more = f" and {older} older file{'s' if older > 1 else ''}" if older else ""
+    sound = f"{names[-1]}{more}: every line fits"
+    lines = [f"{report.file}: {report.problem}" if report.problem else sound]
+    if report.first > 1:
+        lines.append(f"begins with number {report.first}: what came before is in files that are not here")
     lines.append(f"{report.lines} lines, the last that fits is {report.last[0]}:{report.last[1]}")
     if report.torn:
         places = ", ".join(map(str, report.torn[:5]))
@@ -129,27 +137,27 @@ def _expected(text: str) -> tuple[int, str]:
     return int(number), digest.lower()
 
 
-def _examine_for(file: BinaryIO, number: int, digest: str) -> Report:
+def _examine(files: list[BinaryIO], expected: tuple[int, str] | None) -> Report:
     report, seen = Report(), ""
-    for line in read_lines(file, report):
-        if line.number == number:
+    for line in read_files(files, report):
+        if expected is not None and line.number == expected[0]:
             seen = line.digest
-    if report.problem is None and seen != digest:
-        report.problem = (
-            f"line number {number} is another" if seen else f"line number {number} is missing: the end was cut"
-        )
+    if report.problem is None and expected is not None and seen != expected[1]:
+        number = expected[0]
+        gone = "it is in a file that is not here" if number < report.first else "the end was cut"
+        report.problem = f"line number {number} is another" if seen else f"line number {number} is missing: {gone}"
     return report
 
 
 # -- show and export ---------------------------------------------------------------------------------------------------
 
 
-def _sound_lines(file: BinaryIO) -> Iterator[Line]:
+def _sound_lines(files: list[BinaryIO]) -> Iterator[Line]:
     """Yield every line; a file that does not fit ends in an error, after the lines that do."""
     report = Report()
-    yield from read_lines(file, report)
+    yield from read_files(files, report)
     if report.problem is not None:
-        raise BadSignature(f"{file.name}: {report.problem}", hint=f"fedhelm audit verify {file.name}")
+        raise BadSignature(f"{report.file}: {report.problem}", hint=f"fedhelm audit verify {files[-1].name}")
 
 
 def _show(args: argparse.Namespace, fmt: Format) -> ExitStatus:
@@ -157,9 +165,9 @@ def _show(args: argparse.Namespace, fmt: Format) -> ExitStatus:
         raise UsageError(f"-n {args.lines}: less than none")
     chosen: deque[Line] = deque(maxlen=args.lines or None)
     problem: FedhelmError | None = None
-    with _opened(args.where) as file:
+    with _opened(args.where) as files:
         try:
-            chosen.extend(line for line in _sound_lines(file) if _wanted(line.body, args))
+            chosen.extend(line for line in _sound_lines(files) if _wanted(line.body, args))
         except BadSignature as error:
             problem = error
     bodies = [line.body for line in chosen]
@@ -194,14 +202,14 @@ def _lines_table(bodies: list[Any]) -> str:
 def _export(args: argparse.Namespace, fmt: Format) -> ExitStatus:
     if args.to == "-" and fmt == "json":
         raise UsageError("--to - writes the lines themselves; -o json belongs to the other places")
-    with _opened(args.where) as file:
-        lines = (line for line in _sound_lines(file) if line.number >= args.since)
+    with _opened(args.where) as files:
+        lines = (line for line in _sound_lines(files) if line.number >= args.since)
         if args.to == "-":
             for line in lines:
                 sys.stdout.write(line.raw.decode() + "\n")
             return ExitStatus.OK
         if "://" in args.to:
-            count = _send(SyslogSink(args.to, _participant(file.name)), lines)
+            count = _send(SyslogSink(args.to, _participant(files[-1].name)), lines)
         else:
             count = _copy(Path(args.to), lines)
     return emit({"lines": count, "to": args.to}, fmt, f"{count} lines to {args.to}")

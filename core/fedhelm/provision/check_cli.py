@@ -8,12 +8,14 @@ from pathlib import Path
 
 from fedhelm.errors import ExitStatus
 from fedhelm.output import CommandParser, add_output_option, emit, format_of, guarded
+from fedhelm.process import ParticipantLock
 from fedhelm.provision.preflight import examine
-from fedhelm.provision.reach import Finding, worst
+from fedhelm.provision.reach import Finding, Level, worst
 
 __all__ = ["main"]
 
 _HEADS = {"ok": "ready to start", "warn": "can be started; see the warnings", "fail": "cannot work like this"}
+_RUNNING = {"ok": "nothing is amiss", "warn": "see the warnings", "fail": "cannot work like this"}
 
 
 def _parser() -> CommandParser:
@@ -35,6 +37,11 @@ def _line(one: Finding) -> str:
     return f"{one.level:<4}  {one.what:<11} {one.said}{hint}"
 
 
+def _head(root: Path, level: Level) -> str:
+    pid = ParticipantLock.holder(root / "run")
+    return f"{root}: {_HEADS[level]}" if pid is None else f"{root}: it runs, pid {pid}; {_RUNNING[level]}"
+
+
 def main(argv: list[str]) -> int:
     """Run ``fedhelm check``; return its exit status."""
     fmt = format_of(argv)
@@ -44,7 +51,7 @@ def main(argv: list[str]) -> int:
         findings = list(examine(args.kit, network=not args.offline))
         level = worst(findings)
         data = {"kit": str(args.kit), "level": level, "findings": [dataclasses.asdict(one) for one in findings]}
-        lines = [*map(_line, findings), f"{args.kit}: {_HEADS[level]}"]
+        lines = [*map(_line, findings), _head(args.kit, level)]
         emit(data, fmt, "\n".join(lines))
         return ExitStatus.FAILED if level == "fail" else ExitStatus.OK
 

@@ -12,12 +12,15 @@ from typing import IO, Any, Final, cast
 import pyzipper  # type: ignore[import-untyped]  # it has no type information
 
 from fedhelm.errors import KitError, NotFound
+from fedhelm.file_names import Spellings
 
 __all__ = ["MAX_BYTES", "MAX_FILES", "read_startup"]
 
 MAX_FILES: Final = 1000
 MAX_BYTES: Final = 32 * 1024 * 1024
 """Largest kit that is read: the files of ``startup/`` together."""
+
+_METHODS: Final = (pyzipper.ZIP_STORED, pyzipper.ZIP_DEFLATED)
 
 _BROKEN: Final = (
     pyzipper.BadZipFile,
@@ -83,6 +86,9 @@ def _from_archive(source: Path, archive: Any, password: str | None) -> dict[str,
     if len(infos) > MAX_FILES:
         raise KitError(f"{source}: {len(infos)} entries, a kit has at most {MAX_FILES}")
     wanted = _startup_entries(source, infos)
+    for info in wanted:
+        if info.compress_type not in _METHODS:  # LZMA would take as much memory as the archive asks for
+            raise KitError(f"{source}: {info.filename!r} is packed in a way that no kit is")
     if any(info.flag_bits & 1 for info in wanted) and not password:
         raise KitError(f"{source} is encrypted", hint="give its password")
     secret = password.encode() if password else None
@@ -112,10 +118,12 @@ def _startup_entries(source: Path, infos: list[Any]) -> list[Any]:
 
 def _collect(source: Path, entries: list[tuple[str, Callable[[str], IO[bytes]]]], mode: str) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    left = MAX_BYTES
+    left, spellings = MAX_BYTES, Spellings()
     for name, opened in entries:
         if name in files:
             raise KitError(f"{source}: {name} is there twice")
+        if (other := spellings.add(name)) is not None:
+            raise KitError(f"{source}: {other!r} and {name!r} are one name on some file systems, which no kit has")
         with opened(mode) as file:
             files[name] = file.read(left + 1)  # whatever size the archive says
         left -= len(files[name])

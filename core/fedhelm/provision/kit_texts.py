@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from fedhelm.config.kit import CERT_STEM
 from fedhelm.config.log_levels import LOG_CONFIG
+from fedhelm.privacy.files import PRIVACY_FILE
+from fedhelm.privacy.policy import PRIVACY_SAMPLE
 from fedhelm.provision.project import Participant, Project
 from fedhelm.security.authorization import DEFAULT_AUTHORIZATION
 
-__all__ = ["LOCAL_FILES", "local_texts", "log_config", "policy", "readme"]
+__all__ = ["local_texts", "log_config", "policy", "readme"]
 
 _README = """\
 {title}
@@ -29,6 +28,7 @@ _FILES = {
     "docker.sh": "runs it in a container; -h explains",
     "fl_admin.sh": "opens the admin console (-h explains); jobs and results are in ../transfer",
     "authorization.json": "who may do what; ../local/authorization.json may only tighten it",
+    PRIVACY_FILE: "what this site does to results before they leave; ../local/privacy.json adds to it",
     LOG_CONFIG: "how much the log says; ../local/log.config goes above it",
     "rootCA.pem": "the project's root certificate: it says who belongs to the project",
 }
@@ -92,17 +92,13 @@ def policy(project: Project) -> str:
     return DEFAULT_AUTHORIZATION if project.authorization is None else project.authorization
 
 
-LOCAL_FILES: Mapping[str, str] = MappingProxyType(
-    {
-        "local.yaml": """\
+_LOCAL = """\
 # Settings of {name} itself: nothing here is signed, and this folder survives a new kit.
 # This version reads no key of this file yet.
 """
-    }
-)
-"""Name -> content of the files that ``local/`` begins with: the participant's own, never signed."""
 
 
-def local_texts(participant: Participant) -> dict[str, str]:
-    """Return name -> content of the files that a participant's ``local/`` begins with."""
-    return {name: text.format(name=participant.name) for name, text in LOCAL_FILES.items()}
+def local_texts(name: str, role: str) -> dict[str, str]:
+    """Return name -> content of the files that a participant's ``local/`` begins with: its own, never signed."""
+    sample = {f"{PRIVACY_FILE}.sample": PRIVACY_SAMPLE} if role == "site" else {}
+    return {"local.yaml": _LOCAL.format(name=name), **sample}

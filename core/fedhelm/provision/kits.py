@@ -66,6 +66,7 @@ def _kit_of(project: Project, participant: Participant, root: Path) -> Kit:
         lease_store=project.lease_store if participant.role == "overseer" else None,
         resources=participant.resources,
         docker_image=project.docker_image,
+        site_orgs={one.name: one.org for one in project.of("site")} if participant.role == "server" else {},
     )
 
 
@@ -170,7 +171,7 @@ def _write_folder(participant: Participant, files: Mapping[str, bytes], folder: 
         (root / "transfer").mkdir(mode=0o700)
     for name, data in files.items():
         _write(startup / name, data)
-    for name, text in local_texts(participant).items():
+    for name, text in local_texts(participant.name, participant.role).items():
         _write(local / name, text.encode())
     return root
 

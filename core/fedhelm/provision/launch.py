@@ -32,6 +32,7 @@ __all__ = [
     "last_error",
     "log_tail",
     "main",
+    "obstacle",
     "role_command",
     "spawn",
     "start_all",
@@ -72,6 +73,14 @@ def is_ready(run_dir: Path) -> bool:
     state = read_state(run_dir)
     pid = ParticipantLock.holder(run_dir)
     return bool(pid is not None and state and state.get("pid") == pid and state.get("ready") is True)
+
+
+def obstacle(run_dir: Path) -> str | None:
+    """Return why a participant that runs says that it is not ready; None where it does not say."""
+    state = read_state(run_dir) or {}
+    reason, pid = state.get("reason"), ParticipantLock.holder(run_dir)
+    waits = pid is not None and state.get("pid") == pid and state.get("ready") is not True
+    return reason if waits and isinstance(reason, str) else None
 
 
 def log_tail(log_file: Path, lines: int = 5, offset: int = 0) -> list[str]:
@@ -194,14 +203,6 @@ def _died(launched: Launched) -> bool:
     return launched.exited and ParticipantLock.holder(launched.kit.run) is None
 
 
-def _obstacle(kit: Kit) -> str | None:
-    """Return why a participant that runs says that it is not ready."""
-    state = read_state(kit.run) or {}
-    reason = state.get("reason")
-    mine = state.get("pid") == ParticipantLock.holder(kit.run)
-    return reason if mine and state.get("ready") is not True and isinstance(reason, str) else None
-
-
 class _Refusals:
     """Who says for how long that it cannot become ready, and why."""
 
@@ -215,7 +216,7 @@ class _Refusals:
         """Return the first that will not go away by itself, as far as one can tell."""
         now = time.monotonic()
         for name, (kit, patience) in self._kits.items():
-            if _obstacle(kit) is None:
+            if obstacle(kit.run) is None:
                 self._since.pop(name, None)
             elif now - self._since.setdefault(name, now) >= patience and (refusal := self._told(kit)) is not None:
                 return refusal
@@ -227,7 +228,7 @@ class _Refusals:
         if error is not None:
             return type(error)(f"{kit.name} is not ready: {error.message}", hint=error.hint or f"see {kit.log_file}")
         if kit.role == "overseer":
-            return DeadlineExceeded(f"{kit.name} is not ready: {_obstacle(kit)}", hint=f"see {kit.log_file}")
+            return DeadlineExceeded(f"{kit.name} is not ready: {obstacle(kit.run)}", hint=f"see {kit.log_file}")
         return None
 
 

@@ -187,7 +187,7 @@ def _reissue(
     try:
         for one, identity in identities:
             root = write_kit(project, one, authority, draft, identity=identity, version=version)
-            write_zip(root, draft / f"{one.name}.zip", given.zip_password)
+            write_zip(root, draft / f"{one.name}.zip", given.password_of(one.name))
             if identity.key is not None and folder.kept_key(one.name) is not None:
                 folder.keep_key(one.name, key_to_pem(load_key(identity.key, "key"), given.passphrase))
             issued.append(IssuedCertificate.of(identity.cert, project.name, version, number))

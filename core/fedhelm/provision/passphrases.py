@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
+import secrets
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from fedhelm.errors import BadInput
+from fedhelm.errors import BadInput, FedhelmError, WorkspaceExists
 
-__all__ = ["ask_secret", "read_secret"]
+__all__ = ["FreshPasswords", "ask_secret", "read_secret", "writing_passwords"]
 
 _MAX_BYTES = 4096
 _LEAST = 8
@@ -64,3 +67,62 @@ def _checked(secret: bytes, what: str) -> bytes:
     if b"\0" in secret:
         raise BadInput(f"{what} is not text")
     return secret
+
+
+class FreshPasswords:
+    """A password for each name that is asked for, made when it is, and on disk before anything is encrypted with it.
+
+    Args:
+        path: a line ``NAME PASSWORD`` for each; a new file, 0600.
+
+    Raises:
+        WorkspaceExists: the file is there already.
+        FedhelmError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made: dict[str, bytes] = {}
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise WorkspaceExists(
+                f"{path} exists already", hint="passwords are never overwritten: name another file"
+            ) from None
+        except OSError as error:
+            raise FedhelmError(f"{path}: {error.strerror}") from error
+
+    def __call__(self, name: str) -> bytes:
+        """Return the password of this name: 120 random bits."""
+        if name not in self._made:
+            password = secrets.token_urlsafe(15)
+            line = f"{name} {password}\n".encode()
+            if os.write(self._file, line) != len(line):
+                raise FedhelmError(f"{self._path}: a line could not be written whole")
+            os.fsync(self._file)
+            self._made[name] = password.encode()
+        return self._made[name]
+
+    def close(self) -> None:
+        """Close the file. It stays once it has a password, however the run ended: a zip may need it."""
+        os.close(self._file)
+        if not self._made:
+            self._path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_passwords(path: Path | None) -> Iterator[FreshPasswords | None]:
+    """Make passwords into a file for as long as this lasts; None: no file, no passwords.
+
+    Raises:
+        WorkspaceExists: the file is there already.
+        FedhelmError: it cannot be written.
+    """
+    if path is None:
+        yield None
+        return
+    made = FreshPasswords(path)
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,4 +1,4 @@
-"""``fedhelm pki``: certificates after the first kit: requested, approved, renewed, revoked, and the root rotated."""
+"""``fedhelm pki``: certificates after the first kit: requested, approved, renewed, revoked; the root and its key."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from fedhelm.config.kit import ROLES
 from fedhelm.errors import BadInput, FedhelmError, WorkspaceExists
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
 from fedhelm.provision import lifetimes
-from fedhelm.provision.passphrases import ask_secret, read_secret
+from fedhelm.provision.passphrases import ask_secret, read_secret, writing_passwords
 from fedhelm.provision.provisioned import IssuedCertificate, ProjectFolder
 from fedhelm.provision.provisioning import Secrets
+from fedhelm.provision.root_passphrase import change_passphrase
 from fedhelm.security.pki import load_certificate
 from fedhelm.security.requests import MAX_BYTES, make_request, read_request
 from fedhelm.security.trust import expiry_warnings
@@ -33,6 +34,7 @@ _EXAMPLES = """\
   fedhelm pki approve site-3.csr -w workspace/hospitals                    # at the administrator's
   fedhelm pki revoke site-2 --reason "laptop stolen" -w workspace/hospitals
   fedhelm pki rotate begin -w workspace/hospitals                          # then switch, then finish
+  fedhelm pki passphrase -w workspace/hospitals                            # asks for the new one
 
 New kits are in a new prod_NN; hand them over, and `fedhelm kit install KIT ZIP` puts each in place. A passphrase or
 password is the first line of a file that nobody else may read; `-` asks for it on the terminal.
@@ -48,8 +50,10 @@ def _add(commands: Any, name: str, about: str, *, folder: bool = True, kits: boo
     if folder and name != "list":
         parser.add_argument("--passphrase-file", type=Path, metavar="FILE", help="opens the root key (- asks)")
     if folder and kits:
-        parser.add_argument(
-            "--zip-password-file", type=Path, metavar="FILE", help="zips do not open without it (- asks)"
+        zips = parser.add_mutually_exclusive_group()
+        zips.add_argument("--zip-password-file", type=Path, metavar="FILE", help="no zip opens without it (- asks)")
+        zips.add_argument(
+            "--zip-passwords", type=Path, metavar="FILE", help="make one for each zip, and write them all to a new FILE"
         )
     add_output_option(parser)
     return parser
@@ -90,6 +94,10 @@ def _parser() -> CommandParser:
         metavar="begin|switch|finish",
         help="begin: all trust a new root as well; switch: it signs; finish: the former one counts no longer",
     )
+    changing = _add(commands, "passphrase", "encrypt the root key, or change the passphrase that opens it", kits=False)
+    changing.add_argument(
+        "--new-passphrase-file", type=Path, metavar="FILE", help="the new one (- asks, and so does no FILE)"
+    )
     return parser
 
 
@@ -104,7 +112,7 @@ def _secrets(args: argparse.Namespace, folder: ProjectFolder) -> Secrets:
     if folder.root_is_encrypted and passphrase is None:
         passphrase = ask_secret("passphrase of the root key")
     password = _secret(getattr(args, "zip_password_file", None), "password of the zips", twice=True)
-    return Secrets(passphrase, password)
+    return Secrets(passphrase, password, zip_passwords=args.made_passwords)
 
 
 # -- one function for each command
@@ -166,7 +174,8 @@ def _revoke(args: argparse.Namespace, fmt: Format) -> int:
         "version": version,
     }
     said = "".join(f"{one.role} {one.name}: certificate {one.serial} is revoked\n" for one in gone)
-    return emit(data, fmt, f"{said}The signed list of all, version {version}: {path}")
+    hint = f"It counts once an administrator hands it over, in the console: revoke_certificates {path}"
+    return emit(data, fmt, f"{said}The signed list of all, version {version}: {path}\n{hint}")
 
 
 def _request(args: argparse.Namespace, fmt: Format) -> int:
@@ -219,6 +228,17 @@ def _rotate(args: argparse.Namespace, fmt: Format) -> int:
     return emit({"step": args.step, "prod": str(prod)}, fmt, said)
 
 
+def _passphrase(args: argparse.Namespace, fmt: Format) -> int:
+    folder = ProjectFolder.open(args.workspace)
+    old = _secrets(args, folder).passphrase
+    new = _secret(args.new_passphrase_file, "new passphrase of the root key", twice=True)
+    if new is None:
+        new = ask_secret("new passphrase of the root key", twice=True)
+    files = change_passphrase(folder, old, new)
+    said = "".join(f"{path}: encrypted under the new passphrase\n" for path in files)
+    return emit({"files": [str(path) for path in files]}, fmt, said.rstrip("\n"))
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Format], int]] = {
     "list": _list,
     "renew": _renew,
@@ -226,6 +246,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Format], int]] = {
     "request": _request,
     "approve": _approve,
     "rotate": _rotate,
+    "passphrase": _passphrase,
 }
 
 
@@ -235,7 +256,8 @@ def main(argv: list[str]) -> int:
 
     def body() -> int:
         args = _parser().parse_args(argv)
-        return _COMMANDS[args.command](args, fmt)
+        with writing_passwords(getattr(args, "zip_passwords", None)) as args.made_passwords:
+            return _COMMANDS[args.command](args, fmt)
 
     return guarded(body, fmt)
 

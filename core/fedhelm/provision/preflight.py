@@ -5,6 +5,7 @@ Each check yields findings and raises nothing. What it cannot find out is a find
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from typing import Final
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import ADMIN_ROLES, Kit, OverseerAddress, ServerAddress, read_kit
 from fedhelm.errors import FedhelmError, WrongStore
+from fedhelm.privacy.files import privacy_texts
 from fedhelm.process import ParticipantLock
 from fedhelm.provision.reach import TIMEOUT, Finding, Level, ask_others, reason_of
 from fedhelm.security.kit import open_kit, remembered_version
@@ -54,6 +56,7 @@ def examine(root: Path, *, clock: Clock | None = None, network: bool = True) -> 
     yield from _identity(kit, clock)
     yield from _permissions(kit)
     yield from _policy(kit)
+    yield from _privacy(kit)
     yield from _software()
     yield from _disk(kit)
     yield from _store(kit)
@@ -117,6 +120,23 @@ def _policy(kit: Kit) -> Iterator[Finding]:
             return
     if found:
         yield Finding("ok", "policy", " and ".join(str(path.relative_to(kit.root)) for path in found) + " can be read")
+
+
+def _privacy(kit: Kit) -> Iterator[Finding]:
+    """Read what the site does to results before they leave."""
+    if kit.role != "site":
+        return
+    from fedhelm.privacy.policy import PrivacyPolicy
+
+    try:
+        texts = privacy_texts(kit.startup, kit.local)
+        policy = PrivacyPolicy.of_texts(texts)
+    except FedhelmError as error:
+        yield Finding("fail", "privacy", str(error), error.hint)
+        return
+    if texts:
+        told = ", ".join(dataclasses.replace(policy, show_parameters=True).describe()) or "nothing is filtered"
+        yield Finding("ok", "privacy", told)
 
 
 _REQUIREMENT: Final = re.compile(r"([A-Za-z0-9._-]+)\s*([<>=!~].*)?")

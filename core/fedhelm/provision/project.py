@@ -100,6 +100,7 @@ class Project:
         docker_image: The image that participants may be started in; then kits have a ``docker.sh``.
         description: A line for people.
         authorization: The text of the default policy in the kits of servers and sites; the built-in one if None.
+        privacy: The text of the privacy policy in the kits of sites, ``startup/privacy.json``; no such file if None.
         interpreter: The Python that the kits' scripts try first; empty: the one of ``fedhelm`` on the PATH.
     """
 
@@ -112,6 +113,7 @@ class Project:
     docker_image: str | None = None
     description: str = ""
     authorization: str | None = None
+    privacy: str | None = None
     interpreter: str = sys.executable
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from fedhelm.config.timing import PROFILES
 from fedhelm.config.yaml_source import Document, Key, load_yaml
 from fedhelm.errors import BadInput, NotSupportedYet
 from fedhelm.ids import check_admin_name, check_host_name
+from fedhelm.privacy.policy import PrivacyPolicy
 from fedhelm.provision.container_values import gpus_of
 from fedhelm.provision.flare import MANAGERS, ROLE_NAMES, Note, adopt
 from fedhelm.provision.project import Participant, Project, check_org, check_project_name
@@ -132,9 +133,6 @@ def parse_project(document: Document) -> tuple[Project, tuple[Note, ...]]:
     if re.match(r"(?i)[a-z][a-z0-9+.-]*://", store):
         what = f"{store.partition('://')[0]}:// is not served yet: a directory that all servers share is"
         raise document.error(("snapshot_persistor",), what, NotSupportedYet)
-    for key, value in (file.privacy or {}).items():
-        if value:
-            raise document.error(("privacy", key), "privacy filters are not supported yet", NotSupportedYet)
     found = [*_top(file, store), *_entries(file), *_together(file, document)]
     if found:
         found.sort(key=lambda one: [int(part) for part in document.where(one[0], of_key=True).rsplit(":", 2)[1:]])
@@ -327,6 +325,7 @@ def _project(file: _File, store: str, document: Document) -> Project:
         docker_image=file.docker_image,
         description=file.description or "",
         authorization=_policy(file, document),
+        privacy=_privacy(file, document),
         interpreter="",
     )
 
@@ -339,8 +338,24 @@ def _policy(file: _File, document: Document) -> str | None:
     try:
         Policy.parse(text, "authorization")
     except BadInput as error:
-        # Its places are those of the JSON text; the keys that it names are the ones of this file.
-        dotted, _, what = re.sub(r"^authorization:\d+:\d+: ", "", error.message).partition(": ")
-        parts = [int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", dotted) if part]
-        raise document.error(("authorization", *parts), what) from error
+        raise _in_project(document, "authorization", error) from error
     return text
+
+
+def _privacy(file: _File, document: Document) -> str | None:
+    """Return the text of the sites' ``privacy.json`` that the file asks for; None where it asks for nothing."""
+    if not file.privacy:
+        return None
+    text = json.dumps({"format_version": "1.0", **file.privacy}, indent=2) + "\n"
+    try:
+        policy = PrivacyPolicy.parse(text, "privacy")
+    except BadInput as error:
+        raise _in_project(document, "privacy", error) from error
+    return None if policy == PrivacyPolicy() else text
+
+
+def _in_project(document: Document, key: str, error: BadInput) -> BadInput:
+    """Return what is wrong with a policy: its places are those of a JSON text; the keys it names are this file's."""
+    dotted, _, what = re.sub(rf"^{key}:\d+:\d+: ", "", error.message).partition(": ")
+    parts = [int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", dotted) if part]
+    return document.error((key, *parts), what, type(error))

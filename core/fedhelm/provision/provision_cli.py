@@ -14,7 +14,7 @@ from fedhelm.clock import SystemClock
 from fedhelm.errors import ExitStatus, FedhelmError, NotFound, Refused, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, harmless, table
 from fedhelm.provision.flare import notes_as_lines
-from fedhelm.provision.passphrases import ask_secret, read_secret
+from fedhelm.provision.passphrases import ask_secret, read_secret, writing_passwords
 from fedhelm.provision.project_file import ProjectFile, read_project_file
 from fedhelm.provision.provisioned import ProjectFolder
 from fedhelm.provision.provisioning import Happens, Plan, Secrets, make_plan, provision
@@ -59,7 +59,11 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--passphrase-file", type=Path, metavar="FILE", help="the root key is encrypted under it (- asks)"
     )
-    parser.add_argument("--zip-password-file", type=Path, metavar="FILE", help="zips do not open without it (- asks)")
+    zips = parser.add_mutually_exclusive_group()
+    zips.add_argument("--zip-password-file", type=Path, metavar="FILE", help="no zip opens without it (- asks)")
+    zips.add_argument(
+        "--zip-passwords", type=Path, metavar="FILE", help="make one for each zip, and write them all to a new FILE"
+    )
     parser.add_argument(
         "--keep-keys", action="store_true", help="keep participants' private keys in state/, encrypted as the root's"
     )
@@ -133,7 +137,9 @@ def _body(args: argparse.Namespace, fmt: Format) -> ExitStatus:
     given = Secrets()
     if not args.dry_run:
         given = _secrets(args, folder, plan)
-        folder, plan = provision(file.project, file.source, args.workspace, given)
+        with writing_passwords(args.zip_passwords) as passwords:
+            given = dataclasses.replace(given, zip_passwords=passwords)
+            folder, plan = provision(file.project, file.source, args.workspace, given)
         if fmt == "table" and plan.number == 0 and not plan.empty and given.passphrase is None:
             _say([f"note: {folder.state / 'rootCA.key'} is not encrypted: who reads it can make certificates"])
     place = (args.workspace / file.project.name).absolute()
@@ -146,7 +152,7 @@ def _data(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace, 
     def row(change: Any) -> dict[str, Any]:
         body = dataclasses.asdict(change) | {"happens": str(change.happens)}
         del body["cert"]
-        made = not plan.empty and not args.dry_run and change.happens is not Happens.REMOVED
+        made = not plan.empty and not args.dry_run and change.happens not in (Happens.REMOVED, Happens.REVOKED)
         kit = prod / change.name
         return body | {"kit": str(kit) if made else None, "zip": f"{kit}.zip" if made else None}
 
@@ -170,8 +176,11 @@ def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace,
         return f"{shown}\n\nNo kit has changed: there is no new prod folder."
     if args.dry_run:
         return f"{shown}\n\nNothing was written. Without --dry-run this would be in {last}."
-    zips = "zips without a password" if given.zip_password is None else "encrypted zips"
+    encrypted = given.zip_password is not None or given.zip_passwords is not None
+    zips = "encrypted zips" if encrypted else "zips without a password"
     lines = [shown, "", f"Kits and {zips} of project {file.project.name}: {last}"]
+    if args.zip_passwords is not None:
+        lines += [f"The password of each zip is in {args.zip_passwords}: send none of them the way its zip goes."]
     if plan.number == 0:
         first = file.project.of("server")[0].name
         lines += [
@@ -183,7 +192,8 @@ def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace,
         lines += ["Next: hand over the kits that are new; the others' former kits go on as well."]
     if plan.revoke:
         names = ", ".join(dict.fromkeys(one.name for one, _ in plan.revoke))
-        lines += [f"Revoked: {names}. Hand {os.path.relpath(place / 'state' / 'revoked.json')} to an overseer."]
+        path = os.path.relpath(place / "state" / "revoked.json")
+        lines += [f"Revoked: {names}. Hand the list over, in the console: revoke_certificates {path}"]
     return "\n".join(lines)
 
 

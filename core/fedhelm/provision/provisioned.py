@@ -22,6 +22,7 @@ from typing import Any
 from fedhelm.clock import Clock, SystemClock, iso
 from fedhelm.errors import Conflict, DeadlineExceeded, KitError, NotFound, WorkspaceExists
 from fedhelm.ids import new_cluster_id
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write, fsync_dir
 from fedhelm.provision.stop import wait_until
 from fedhelm.security.identity import principal_from_certificate
@@ -72,6 +73,23 @@ class IssuedCertificate:
             prod=prod,
         )
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> IssuedCertificate:
+        """Return the line that ``dataclasses.asdict`` gave.
+
+        Raises:
+            ValueError: it is none; also TypeError.
+        """
+        one = cls(**value)
+        texts = (one.serial, one.role, one.name, one.org, one.not_before, one.not_after, one.cert_pem)
+        good = all(isinstance(text, str) for text in texts) and _is_number(one.kit_version)
+        maybe = (one.revoked_at, one.reason)
+        if not good or not all(text is None or isinstance(text, str) for text in maybe):
+            raise ValueError("a certificate with a value of another kind")
+        if one.prod is not None and not _is_number(one.prod):
+            raise ValueError("a certificate of no prod_NN")
+        return one
+
     @property
     def revoked(self) -> bool:
         """Whether it was taken back."""
@@ -80,6 +98,22 @@ class IssuedCertificate:
     def expired(self, now: datetime) -> bool:
         """Return whether its time is over at ``now``."""
         return iso(now) >= self.not_after
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_project(body: Any) -> bool:
+    kits, last = body.get("kits", {}), body.get("last_prod")
+    return (
+        body["format"] == _FORMAT
+        and isinstance(body["project"], str)
+        and isinstance(body["cluster"], str)
+        and _is_number(body["kit_version"])
+        and (last is None or _is_number(last))
+        and isinstance(kits, dict)
+    )
 
 
 class ProjectFolder:
@@ -108,12 +142,12 @@ class ProjectFolder:
         """
         file = path / "state" / "project.json"
         try:
-            body = json.loads(file.read_bytes())
-            good = body["format"] == _FORMAT and isinstance(body["project"], str) and isinstance(body["cluster"], str)
+            body = parse_plain(file.read_bytes())
+            good = _is_project(body)
         except FileNotFoundError:
             hint = "fedhelm provision -p project.yml makes it"
             raise NotFound(f"{path}: no provisioned project: it has no state/project.json", hint=hint) from None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise KitError(f"{file}: cannot be read: {error}") from error
         if not good:
             raise KitError(f"{file}: not the state of a project, format {_FORMAT}")
@@ -417,9 +451,9 @@ class ProjectFolder:
     def _all(self) -> list[IssuedCertificate]:
         path = self.state / "certificates.json"
         try:
-            body = json.loads(self._read_bytes("certificates.json"))
-            return [IssuedCertificate(**one) for one in body["certificates"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            body = parse_plain(self._read_bytes("certificates.json"))
+            return [IssuedCertificate.from_json(one) for one in body["certificates"]]
+        except (ValueError, KeyError, TypeError) as error:
             hint = "restore the project's state from a backup"
             raise KitError(f"{path}: not a list of certificates", hint=hint) from error
 

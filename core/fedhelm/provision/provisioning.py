@@ -8,7 +8,7 @@ import enum
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,9 @@ __all__ = ["Change", "Happens", "Plan", "Secrets", "make_plan", "provision"]
 SOON: Final = timedelta(days=30)
 """A certificate that expires within this time is named."""
 
+_REMOVED: Final = "removed from the project"
+_CHANGED: Final = "role or organisation changed"
+
 
 class Happens(enum.StrEnum):
     """What a run does for one participant."""
@@ -45,6 +48,8 @@ class Happens(enum.StrEnum):
     """The kit says what it said; the old one goes on as well."""
     REMOVED = "removed"
     """It is in the project no more."""
+    REVOKED = "revoked"
+    """No kit: somebody revoked it by name. Others' kits may name it still."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +74,28 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether nothing is to be done."""
-        return not self.revoke and all(one.happens is Happens.SAME for one in self.changes)
+        return not self.revoke and all(one.happens in (Happens.SAME, Happens.REVOKED) for one in self.changes)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Secrets:
-    """What a run may need: the root key's passphrase, the zips' password. Neither is ever shown."""
+    """What a run may need: the root key's passphrase, the zips' passwords. None is ever shown.
+
+    Attributes:
+        passphrase: the root key's.
+        zip_password: that of every zip.
+        zip_passwords: gives that of a participant's zip by its name, in place of ``zip_password``.
+        keep_keys: whether participants' private keys are kept in the state.
+    """
 
     passphrase: bytes | None = None
     zip_password: bytes | None = None
     keep_keys: bool = False
+    zip_passwords: Callable[[str], bytes] | None = None
+
+    def password_of(self, name: str) -> bytes | None:
+        """Return the password of one participant's zip; None: it opens without one."""
+        return self.zip_password if self.zip_passwords is None else self.zip_passwords(name)
 
 
 def make_plan(project: Project, folder: ProjectFolder | None, now: datetime) -> Plan:
@@ -105,9 +122,9 @@ def make_plan(project: Project, folder: ProjectFolder | None, now: datetime) -> 
         if certificate.revoked or certificate.expired(now):
             continue
         if mine is not None and (mine.role, mine.org) != (certificate.role, certificate.org):
-            revoke.append((certificate, "role or organisation changed"))
+            revoke.append((certificate, _CHANGED))
         elif mine is None and certificate.name in digests:
-            revoke.append((certificate, "removed from the project"))
+            revoke.append((certificate, _REMOVED))
     gone = [name for name in digests if name not in here]
     roles = {one.name: one.role for one in issued}
     changes += [Change(name, roles.get(name, ""), Happens.REMOVED, "its certificate is revoked") for name in gone]
@@ -131,20 +148,36 @@ def _change(basis: _Basis, participant: Participant, issued: Iterable[IssuedCert
     if not mine:
         return Change(name, role, Happens.NEW)
     if not valid:
-        return Change(name, role, Happens.CERTIFICATE, "the former one was revoked")
+        return _after_revocation(mine[-1], role)
     newest = valid[-1]
-    for what, before, after in (("role", newest.role, role), ("organisation", newest.org, participant.org)):
-        if before != after:
-            return Change(name, role, Happens.CERTIFICATE, f"{what} was {before}, is {after}")
-    if newest.expired(basis.now):
-        return Change(name, role, Happens.CERTIFICATE, f"the former one expired on {newest.not_after[:10]}")
-    if not _issued_by(newest.cert_pem.encode(), basis.roots):
-        return Change(name, role, Happens.CERTIFICATE, "the former one is of a root that is trusted no more")
+    if why := _outdated(newest, basis, participant):
+        return Change(name, role, Happens.CERTIFICATE, why)
     same = digest == digest_of(basis.project, participant, basis.roots, newest.cert_pem.encode())
     happens = Happens.SAME if same else Happens.KIT
     soon = newest.expired(basis.now + SOON)
     why = f"its certificate expires on {newest.not_after[:10]}" if soon else ""
     return Change(name, role, happens, why, newest.cert_pem)
+
+
+def _after_revocation(last: IssuedCertificate, role: str) -> Change:
+    if last.reason in (_REMOVED, _CHANGED):
+        return Change(last.name, role, Happens.CERTIFICATE, "the former one was revoked")
+    # By name, by somebody: it does not come back because it is in the file still.
+    why = f"on {(last.revoked_at or '')[:10]}: {last.reason}; fedhelm pki renew gives it a new certificate"
+    return Change(last.name, role, Happens.REVOKED, why)
+
+
+def _outdated(newest: IssuedCertificate, basis: _Basis, participant: Participant) -> str | None:
+    """Return why a participant needs another certificate than its newest one; None: it keeps that."""
+    told = (("role", newest.role, participant.role), ("organisation", newest.org, participant.org))
+    for what, before, after in told:
+        if before != after:
+            return f"{what} was {before}, is {after}"
+    if newest.expired(basis.now):
+        return f"the former one expired on {newest.not_after[:10]}"
+    if not _issued_by(newest.cert_pem.encode(), basis.roots):
+        return "the former one is of a root that is trusted no more"
+    return None
 
 
 def _issued_by(cert: bytes, roots: bytes) -> bool:
@@ -259,7 +292,10 @@ def _fill(task: _Task, draft: Path, version: int) -> tuple[list[IssuedCertificat
     kept = {one.name: one.cert for one in plan.changes if one.cert is not None}
     issued: list[IssuedCertificate] = []
     digests: dict[str, str] = {}
+    left_out = {one.name for one in plan.changes if one.happens is Happens.REVOKED}
     for one in project.participants:
+        if one.name in left_out:
+            continue
         if one.name in kept:
             cert = kept[one.name].encode()
             identity = Identity(cert, _key_of(folder, one, cert, given.passphrase))
@@ -270,7 +306,7 @@ def _fill(task: _Task, draft: Path, version: int) -> tuple[list[IssuedCertificat
         if given.keep_keys and identity.key is not None:
             folder.keep_key(one.name, key_to_pem(load_key(identity.key, "key"), given.passphrase))
         root = write_kit(project, one, authority, draft, identity=identity, version=version)
-        write_zip(root, draft / f"{one.name}.zip", given.zip_password)
+        write_zip(root, draft / f"{one.name}.zip", given.password_of(one.name))
         _to_disk(root / "startup" / f"{CERT_STEM[one.role]}.key")
         digests[one.name] = digest_of(project, one, authority.cert_pem, identity.cert)
     fsync_dir(draft)

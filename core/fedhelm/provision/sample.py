@@ -77,4 +77,12 @@ participants:
 #   permissions:
 #     project_admin: any
 #     lead: {submit_job: any, view: ["o:submitter"], manage_job: "n:submitter", download_job: "n:submitter"}
+
+# What every site does to results before they leave it, whatever a job asks: startup/privacy.json. A site's own
+# local/privacy.json adds to it. Without this key there is none.
+# privacy:
+#   filters:
+#     - {type: min_samples, samples: 50}
+#     - {type: clip, norm: 1.0}
+#   metrics: {only: [loss, accuracy]}
 """

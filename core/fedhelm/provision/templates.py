@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from fedhelm.config.log_levels import LOG_CONFIG
+from fedhelm.privacy.files import PRIVACY_FILE
 from fedhelm.provision.containers import container_files
 from fedhelm.provision.kit_texts import log_config, policy, readme
 from fedhelm.provision.project import Participant, Project
@@ -73,5 +74,7 @@ def startup_texts(project: Project, participant: Participant, *, missing_key: st
     texts[LOG_CONFIG] = log_config(participant)
     if participant.role in ("server", "site"):
         texts["authorization.json"] = policy(project)
+    if participant.role == "site" and project.privacy is not None:
+        texts[PRIVACY_FILE] = project.privacy
     texts["readme.txt"] = readme(project, participant, [*texts, "rootCA.pem"], missing_key=missing_key)
     return texts

@@ -11,7 +11,7 @@ from fedhelm.config.kit import ADMIN_ROLES, Kit, read_kit
 from fedhelm.errors import FedhelmError, WorkspaceExists
 from fedhelm.process import fsync_dir
 from fedhelm.provision.kit_source import read_startup
-from fedhelm.provision.kit_texts import LOCAL_FILES
+from fedhelm.provision.kit_texts import local_texts
 from fedhelm.provision.kits import file_mode
 from fedhelm.security.signing import verify_startup
 
@@ -48,8 +48,8 @@ def unpack(source: Path, into: Path, password: str | None = None) -> Kit:
         (draft / "local").mkdir(mode=0o700)
         if kit.role in ADMIN_ROLES:
             (draft / "transfer").mkdir(mode=0o700)
-        for name, text in LOCAL_FILES.items():
-            _write(draft / "local" / name, text.format(name=kit.name).encode(), 0o644)
+        for name, text in local_texts(kit.name, kit.role).items():
+            _write(draft / "local" / name, text.encode(), 0o644)
         return _in_place(draft, into / kit.name)
     except OSError as error:
         raise FedhelmError(f"{error.filename or into}: {error.strerror}", hint="nothing was left half done") from error

@@ -20,15 +20,16 @@ from typing import Final, Self
 from fedhelm.clock import Clock, SystemClock, iso
 from fedhelm.errors import AlreadyRunning
 from fedhelm.process import fsync_dir
-from fedhelm.security.audit_lines import START, Entry, Line, Outcome, encode, parse_line, torn_entry
+from fedhelm.security.audit_files import AUDIT_FILE, delete_oldest, older_files, set_aside
+from fedhelm.security.audit_lines import START, Entry, Line, Outcome, continued_entry, encode, parse_line, torn_entry
 from fedhelm.security.audit_pace import Pace
 
-__all__ = ["AUDIT_FILE", "MAX_WAITING", "AuditFile", "AuditTrail", "Sink"]
+__all__ = ["AUDIT_FILE", "MAX_BYTES", "MAX_WAITING", "AuditFile", "AuditTrail", "Sink"]
 
 _log = logging.getLogger("fedhelm.audit")
 
-AUDIT_FILE: Final = "audit.jsonl"
-"""Name of the file, in the participant's folder beside ``log.txt``."""
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""Size from which on a file is set aside before the next line: some 150,000 lines."""
 
 MAX_WAITING: Final = 4096
 """Entries that may wait for the disk; more are counted, and the count is written."""
@@ -50,28 +51,34 @@ class AuditFile:
         path: the file; made with mode 0600 if it is not there.
         clock: for the time of lines that bring none.
         sync: whether lines are on the disk (fsync) when `append` returns; otherwise the system writes them in its time.
+        max_bytes: from this size on the file is set aside, and a new one goes on with its chain.
+        keep: so many files that were set aside are kept, older ones are deleted; None: all of them.
 
     Raises:
         AlreadyRunning: another process writes it.
         OSError: it cannot be opened, read or written.
     """
 
-    def __init__(self, path: Path, *, clock: Clock | None = None, sync: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock | None = None,
+        sync: bool = True,
+        max_bytes: int = MAX_BYTES,
+        keep: int | None = None,
+    ) -> None:
         self.path = path
         self._clock, self._sync = clock or SystemClock(), sync
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(path, flags, 0o600)
+        self._max_bytes, self._keep = max_bytes, keep
+        self._last = START
+        self._prefix = b""
+        self._torn = True
+        self._stuck = False
+        self._fd = self._open()
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(self._fd).st_size == 0:
-                fsync_dir(path.parent)
-            self._last = START
-            self._prefix = b""
-            self._torn = True
+            self._last = _last_before(path)
             self._recover()
-        except BlockingIOError:
-            os.close(self._fd)
-            raise AlreadyRunning(f"{path} is being written by another process") from None
         except BaseException:
             os.close(self._fd)
             raise
@@ -89,10 +96,13 @@ class AuditFile:
         """
         if self._torn:
             self._recover()
+        if os.fstat(self._fd).st_size >= self._max_bytes:
+            self._begin_anew()
         lines: list[Line] = []
         now = iso(self._clock.utcnow())
         number, digest = self._last
-        for entry in entries:
+        goes_on = [continued_entry(number, digest)] if number > 0 and os.fstat(self._fd).st_size == 0 else []
+        for entry in (*goes_on, *entries):
             line = encode(entry, number + 1, digest, now)
             number, digest = line.number, line.digest
             lines.append(line)
@@ -110,6 +120,39 @@ class AuditFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open(self, more_flags: int = 0) -> int:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self.path, flags | more_flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_size == 0:
+                fsync_dir(self.path.parent)
+        except BlockingIOError:
+            os.close(fd)
+            raise AlreadyRunning(f"{self.path} is being written by another process") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _begin_anew(self) -> None:
+        """Set the file aside and write to a new one from now on; where that fails, go on writing to the old one."""
+        try:
+            set_aside(self.path, self._fd, self._last[0])
+            new = self._open(os.O_EXCL)
+        except (OSError, AlreadyRunning) as error:
+            if not self._stuck:
+                _log.error("%s has grown large, and no new one can be begun: %s", self.path, error)
+            self._stuck = True
+            return
+        os.close(self._fd)
+        self._fd, self._stuck = new, False
+        try:
+            for one in [] if self._keep is None else delete_oldest(self.path, self._keep):
+                _log.info("%s deleted: %d newer ones are kept", one, self._keep)
+        except OSError as error:
+            _log.warning("an old audit file cannot be deleted: %s", error)
+
     def _write(self, data: bytes) -> None:
         self._torn = True  # until all of it is there
         view = memoryview(self._prefix + data)
@@ -121,7 +164,8 @@ class AuditFile:
 
     def _recover(self) -> None:
         """Find the last whole line, and note what stands behind it."""
-        self._last, left, ended = _find_last(self._fd)
+        found, left, ended = _find_last(self._fd)
+        self._last = self._last if found == START else found
         if not left:
             self._prefix, self._torn = b"" if ended else b"\n", False
             return
@@ -132,6 +176,15 @@ class AuditFile:
         self._write(note.raw + b"\n")
         self._last = (note.number, note.digest)
         _log.warning("%s: %d bytes of a line that was not finished", self.path, len(left))
+
+
+def _last_before(path: Path) -> tuple[int, str]:
+    """Return number and digest of the last line of the file that was set aside last; START where there is none."""
+    older = older_files(path)
+    if not older:
+        return START
+    with older[-1].open("rb") as file:
+        return _find_last(file.fileno())[0]
 
 
 def _find_last(fd: int) -> tuple[tuple[int, str], bytes, bool]:

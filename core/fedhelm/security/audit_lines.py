@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Final
 from fedhelm.security.identity import Principal
 
 __all__ = [
+    "CONTINUED",
     "MAX_LINE",
     "NO_LINE",
     "START",
@@ -26,6 +27,7 @@ __all__ = [
     "Line",
     "Outcome",
     "Report",
+    "continued_entry",
     "encode",
     "examine",
     "parse_line",
@@ -38,6 +40,9 @@ MAX_LINE: Final = 8192
 
 START: Final = (0, "0" * 64)
 """Number and digest before the first line."""
+
+CONTINUED: Final = "audit.continued"
+"""Action of the first line of a file that goes on where another one, which was set aside, ends."""
 
 TORN: Final = "audit.torn"
 """Action of the line after what a killed writer left unfinished: how many bytes, and their digest."""
@@ -159,6 +164,12 @@ def torn_entry(size: int, sha256: str) -> Entry:
     return Entry(TORN, Outcome.FAILED, object={"bytes": size, "digest": sha256}, why=why)
 
 
+def continued_entry(number: int, digest: str) -> Entry:
+    """Return the entry that a file begins with, which goes on after the line with this number and digest."""
+    why = "the lines before are in files that were set aside"
+    return Entry(CONTINUED, Outcome.ALLOWED, object={"after": number, "digest": digest}, why=why)
+
+
 @dataclasses.dataclass
 class Report:
     """What an examination found.
@@ -166,6 +177,8 @@ class Report:
     Attributes:
         lines: how many lines fit.
         last: number and sha256 of the last one that fits.
+        first: number of the first line; above 1 where the files before are not at hand.
+        file: the name of the file that was read last, where there are several.
         problem: the first line that does not fit, by its place in the file, and why; None: all fit.
         torn: places in the file where a killed writer left something unfinished, and noted it when it came back.
         tail: bytes at the end that are no whole line yet; the next start notes them.
@@ -176,6 +189,8 @@ class Report:
     problem: str | None = None
     torn: list[int] = dataclasses.field(default_factory=list)
     tail: int = 0
+    first: int = 1
+    file: str = ""
     _left: hashlib._Hash | None = None
     _left_at: int = 0
     _left_ended: bool = False
@@ -227,8 +242,12 @@ class Report:
 
     def _wrong(self, line: Line) -> str | None:
         number, digest = self.last
+        if self.last == START and line.body["action"] == CONTINUED:
+            self.first = line.number
+            return None
         if line.number != number + 1:
-            return f"has number {line.number}, and {number + 1} is due"
+            missing = ": a file before it is missing" if line.body["action"] == CONTINUED else ""
+            return f"has number {line.number}, and {number + 1} is due{missing}"
         return None if line.body["prev"] == digest else f"(number {line.number}) does not follow the line before it"
 
 

@@ -11,7 +11,7 @@ from fedhelm.clock import Clock
 from fedhelm.config.json_source import load_commented
 from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput, FedhelmError, NotAuthorised
-from fedhelm.security.audit import AUDIT_FILE, AuditFile, AuditTrail
+from fedhelm.security.audit import AUDIT_FILE, MAX_BYTES, AuditFile, AuditTrail
 from fedhelm.security.audit_lines import Entry, Outcome
 from fedhelm.security.identity import Principal
 from fedhelm.security.syslog import SyslogSink
@@ -19,15 +19,26 @@ from fedhelm.security.syslog import SyslogSink
 __all__ = ["AUDIT_SETTINGS", "AuditSettings", "entry_of", "open_trail", "read_audit_settings"]
 
 AUDIT_SETTINGS: Final = "audit.json"
-"""Name of the file in ``local/``: JSON with comments, ``{"syslog": "tcp://HOST:PORT", "sync": true}``."""
+"""Name of the file in ``local/``: JSON with comments, as :class:`AuditSettings`."""
+
+_MOST: Final = {"max_mb": 65536, "keep": 100_000}
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditSettings:
-    """``syslog``: where lines go besides; ``sync``: whether each batch of lines is forced to the disk."""
+    """What ``local/audit.json`` may say.
+
+    Attributes:
+        syslog: where lines go besides: ``udp://HOST:PORT`` or ``tcp://HOST:PORT``.
+        sync: whether each batch of lines is forced to the disk.
+        max_mb: size in MiB from which on the file is set aside and a new one begun.
+        keep: how many files that were set aside are kept; None: all of them.
+    """
 
     syslog: str | None = None
     sync: bool = True
+    max_mb: int = MAX_BYTES >> 20
+    keep: int | None = None
 
 
 def read_audit_settings(local: Path) -> AuditSettings:
@@ -47,18 +58,27 @@ def read_audit_settings(local: Path) -> AuditSettings:
     if not isinstance(document.value, dict):
         raise BadInput(f"{document.where()}: an object {{...}} is needed")
     for key, value in document.value.items():
-        if key == "sync" and not isinstance(value, bool):
-            raise document.error((key,), "true or false is needed")
-        if key == "syslog":
-            if not isinstance(value, str):
-                raise document.error((key,), "a text is needed")
-            try:
-                SyslogSink(value, "")
-            except BadInput as error:
-                raise document.error((key,), error.message) from None
-        if key not in ("syslog", "sync"):
-            raise document.error((key,), "unknown key; there is syslog, sync")
+        wrong = _wrong(key, value)
+        if wrong is not None:
+            raise document.error((key,), wrong)
     return AuditSettings(**document.value)
+
+
+def _wrong(key: str, value: object) -> str | None:
+    if key == "sync":
+        return None if isinstance(value, bool) else "true or false is needed"
+    if key in _MOST:
+        good = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST[key]
+        return None if good else f"a whole number from 1 to {_MOST[key]} is needed"
+    if key != "syslog":
+        return "unknown key; there is syslog, sync, max_mb, keep"
+    if not isinstance(value, str):
+        return "a text is needed"
+    try:
+        SyslogSink(value, "")
+    except BadInput as error:
+        return error.message
+    return None
 
 
 def open_trail(kit: Kit, *, clock: Clock | None = None) -> AuditTrail:
@@ -70,7 +90,13 @@ def open_trail(kit: Kit, *, clock: Clock | None = None) -> AuditTrail:
         OSError: the file cannot be opened, read or written.
     """
     settings = read_audit_settings(kit.local)
-    file = AuditFile(kit.root / AUDIT_FILE, clock=clock, sync=settings.sync)
+    file = AuditFile(
+        kit.root / AUDIT_FILE,
+        clock=clock,
+        sync=settings.sync,
+        max_bytes=settings.max_mb << 20,
+        keep=settings.keep,
+    )
     if settings.syslog is None:
         return AuditTrail(file, clock=clock)
     sink = SyslogSink(settings.syslog, kit.name)

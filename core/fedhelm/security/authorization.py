@@ -211,9 +211,14 @@ def decide(policy: Policy, subject: Subject, right: Right, object_: Object) -> D
     for place, (where, conditions) in enumerate(policy.conditions(subject.role, right)):
         found = _look(subject, right, object_, conditions)
         if not found.allowed:
-            return found if place == 0 else dataclasses.replace(found, rule=f"{found.rule} ({where})")
+            return found if place == 0 else dataclasses.replace(found, rule=f"{found.rule} ({_short(where)})")
         answer = found if place == 0 else answer
     return answer
+
+
+def _short(where: str) -> str:
+    """Return the end of a file's path: whoever is denied something is not told where a participant keeps its files."""
+    return "/".join(where.split("/")[-2:])
 
 
 def _look(subject: Subject, right: Right, object_: Object, conditions: tuple[Condition, ...]) -> Decision:

@@ -144,6 +144,8 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "POST /api/v1/failover/resume": Endpoint("system.command", Touches.FEDERATION),
         "POST /api/v1/shutdown": Endpoint("system.command", Touches.FEDERATION),
         "POST /api/v1/servers/{name}/remove": Endpoint("system.command", Touches.FEDERATION),
+        "GET /api/v1/revocations": Endpoint("overseer.view", Touches.NOTHING, written=False),
+        "POST /api/v1/revocations": Endpoint("trust.revoke", Touches.NOTHING),
     }
 )
 """Every method and route -> its permission and what it touches."""

@@ -86,14 +86,14 @@ def principal_from_certificate(certificate: x509.Certificate, project: str) -> P
         BadCertificate: as :func:`principal_from_uris`.
     """
     try:
+        orgs = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     except x509.ExtensionNotFound:
-        names = x509.SubjectAlternativeName([])
-    except ValueError as error:
-        raise BadCertificate(f"the certificate's extensions cannot be read: {error}") from error
-    orgs = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+        uris = []
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise BadCertificate(f"the certificate cannot be read: {error}") from error
     org = str(orgs[0].value) if orgs else ""
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     return principal_from_uris(uris, project, org, f"{certificate.serial_number:x}")
 
 
@@ -105,6 +105,6 @@ def principal_from_der(der: bytes, project: str) -> Principal:
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise BadCertificate(f"not a certificate: {error}") from error
     return principal_from_certificate(certificate, project)

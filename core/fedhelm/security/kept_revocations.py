@@ -85,18 +85,42 @@ class KeptRevocations:
             FedhelmError: it cannot be written. It is in force all the same, until the participant ends.
         """
         with self._lock:
-            new = self._parse(data)
-            former = self._list
-            if not new.newer_than(former):
+            added = self._take(data)
+            if self._data != data:
                 return ()
-            self._list, self._data, self.problem = new, data, None
-            added = tuple(one.serial for one in new.entries if former.revoked(one.serial) is None)
             try:
                 self._path.parent.mkdir(mode=0o700, exist_ok=True)
                 atomic_write(self._path, data, mode=0o644)
             except OSError as error:
                 raise FedhelmError(f"{self._path} cannot be written: {error.strerror}") from error
         return added
+
+    def read_again(self) -> tuple[str, ...]:
+        """Take the list that another process of this participant has written, if it is newer than the one in force.
+
+        Returns:
+            As :meth:`offer`.
+
+        Raises:
+            KitError: the file cannot be read, or holds no list that this project's root signed.
+        """
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise KitError(f"{self._path} cannot be read: {error.strerror}") from error
+        with self._lock:
+            try:
+                return self._take(data)
+            except KitError as error:
+                raise KitError(f"{self._path}: {error}") from error
+
+    def _take(self, data: bytes) -> tuple[str, ...]:
+        new, former = self._parse(data), self._list
+        if not new.newer_than(former):
+            return ()
+        self._list, self._data, self.problem = new, data, None
+        return tuple(one.serial for one in new.entries if former.revoked(one.serial) is None)
 
     def check(self, serial: str) -> None:
         """Let a certificate pass that counts.

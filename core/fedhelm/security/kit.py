@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from cryptography import x509
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import Kit, read_kit
 from fedhelm.errors import BadCertificate, KitError
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write
 from fedhelm.security.identity import principal_from_certificate
 from fedhelm.security.pki import load_certificate, load_key, load_roots
@@ -24,12 +26,18 @@ VERSION_FILE = "kit.json"
 """Name of the file in ``run/`` that holds the highest version of the kit that was ever in use."""
 
 
-def open_kit(root: Path, role: str | None = None, *, clock: Clock | None = None, remember: bool = False) -> Kit:
+def open_kit(
+    root: Path,
+    role: str | Sequence[str] | None = None,
+    *,
+    clock: Clock | None = None,
+    remember: bool = False,
+) -> Kit:
     """Read and verify a kit.
 
     Args:
         root: the participant's folder, the one that holds ``startup/``.
-        role: the role the caller is going to play; any if not given.
+        role: the role the caller is going to play, or those of which it takes one; any if not given.
         clock: for the certificate's validity.
         remember: write the kit's version to ``run/kit.json``, so that no older kit is taken from now on. Whoever only
             looks at a kit leaves it out; nothing is written then.
@@ -41,8 +49,9 @@ def open_kit(root: Path, role: str | None = None, *, clock: Clock | None = None,
     """
     kit = read_kit(root)
     version = verify_startup(kit.startup)
-    if role is not None and kit.role != role:
-        raise KitError(f"{kit.root} is the kit of a {kit.role} ({kit.name}), not of a {role}")
+    wanted = (role,) if isinstance(role, str) else role
+    if wanted is not None and kit.role not in wanted:
+        raise KitError(f"{kit.root} is the kit of a {kit.role} ({kit.name}), not of a {' or '.join(wanted)}")
     roots = load_roots(kit.ca.read_bytes(), str(kit.ca))
     certificate = load_certificate(_read(kit.cert), str(kit.cert))
     root_certificate = check_issued(certificate, roots, str(kit.cert))
@@ -67,12 +76,12 @@ def remembered_version(kit: Kit) -> int:
     """
     path = kit.run / VERSION_FILE
     try:
-        body: Any = json.loads(path.read_bytes())
+        body: Any = parse_plain(path.read_bytes())
     except FileNotFoundError:
         return 0
     except OSError as error:
         raise KitError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         body = None
     version = body.get("version") if isinstance(body, dict) else None
     if type(version) is not int:

@@ -8,7 +8,7 @@ right, has a defect, and its answer is not given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from fedhelm.errors import FedhelmError, NotAuthorised
 from fedhelm.security.audit_lines import Entry
@@ -21,6 +21,7 @@ from fedhelm.security.policy import check_role
 __all__ = ["Passage"]
 
 _Row = TypeVar("_Row")
+_VIEW: Final = "job.view"
 
 
 class Passage:
@@ -40,6 +41,7 @@ class Passage:
         self._endpoint, self._policy = ENDPOINTS[name], policy
         self._told: dict[str, object] = {}
         self._asked = False
+        self._answers: dict[tuple[str, Object], bool] = {}
 
     def enter(self) -> None:
         """Gate one: the role has the permission.
@@ -67,6 +69,10 @@ class Passage:
             self._told["submitter"] = object_.submitter
         admit(self._policy, self.principal, self._endpoint.permission, object_)
 
+    def tell(self, **told: object) -> None:
+        """Have the audit file say more, where gate two is not asked for it."""
+        self._told |= told
+
     def keep(self, rows: Iterable[_Row], object_of: Callable[[_Row], Object]) -> list[_Row]:
         """Gate two for the rows of an answer: return those that the caller may see.
 
@@ -75,8 +81,17 @@ class Passage:
             object_of: what a row is about.
         """
         self._asked = True
-        subject, permission = subject_of(self.principal), self._endpoint.permission
-        return [row for row in rows if ask(self._policy, subject, permission, object_of(row)).allowed]
+        return [row for row in rows if self._allows(self._endpoint.permission, object_of(row))]
+
+    def may_view(self, object_: Object) -> bool:
+        """Tell whether the caller may know of an object at all; whether the call may touch it is asked besides."""
+        return self._allows(_VIEW, object_)
+
+    def _allows(self, permission: str, object_: Object) -> bool:
+        key = (permission, object_)
+        if key not in self._answers:  # many rows are about the same
+            self._answers[key] = ask(self._policy, subject_of(self.principal), permission, object_).allowed
+        return self._answers[key]
 
     def check_asked(self) -> None:
         """Called before an answer is given.

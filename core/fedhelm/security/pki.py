@@ -277,7 +277,7 @@ def load_certificate(pem: bytes, what: str) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise BadCertificate(f"{what}: not a certificate in PEM form") from error
 
 
@@ -289,7 +289,7 @@ def load_roots(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
     """
     try:
         roots = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise BadCertificate(f"{what}: not a certificate in PEM form") from error
     if len(roots) > 2:
         raise BadCertificate(f"{what}: {len(roots)} certificates, one or two are needed")
@@ -353,7 +353,10 @@ def verify_by_root(roots: bytes, signature: bytes, data: bytes) -> bool:
 
 
 def _verify(certificate: x509.Certificate, signature: bytes, data: bytes) -> bool:
-    public = certificate.public_key()
+    try:
+        public = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise BadCertificate(f"the certificate's key cannot be read: {error}") from error
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise BadCertificate("the certificate's key is not an ECDSA key")
     try:

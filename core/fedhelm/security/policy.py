@@ -12,7 +12,7 @@ from types import MappingProxyType
 from fedhelm.errors import NotAuthorised
 from fedhelm.security.identity import Principal
 
-__all__ = ["NOT_SERVED_YET", "PERMISSIONS", "authorise", "check_permission", "check_role"]
+__all__ = ["PERMISSIONS", "check_permission", "check_role"]
 
 _SITE = frozenset({"site"})
 _SERVER = frozenset({"server"})
@@ -41,13 +41,10 @@ PERMISSIONS: Mapping[str, frozenset[str]] = MappingProxyType(
         "overseer.view": _ALL,
         "lease.hold": _SERVER,
         "lease.promote": _PROJECT,
-        "trust.revoke": _OPERATORS,
+        "trust.revoke": _OPERATORS | _SERVER,  # a server gives an overseer the list back that this one lost
     }
 )
 """Permission -> the roles that have it."""
-
-NOT_SERVED_YET = frozenset({"org_admin", "lead", "member"})
-"""Roles whose rights depend on what a call touches: refused whole where no second gate asks that."""
 
 
 def check_permission(permission: str) -> str:
@@ -70,15 +67,3 @@ def check_role(principal: Principal, permission: str) -> None:
     """
     if principal.role not in PERMISSIONS[check_permission(permission)]:
         raise NotAuthorised(f"{principal} lacks the permission {permission}")
-
-
-def authorise(principal: Principal, permission: str) -> None:
-    """Let the call pass where no second gate follows.
-
-    Raises:
-        NotAuthorised: the role lacks the permission, or has rights that only the second gate could bound.
-        ValueError: unknown permission.
-    """
-    check_role(principal, permission)
-    if principal.role in NOT_SERVED_YET:
-        raise NotAuthorised(f"{principal}: the role {principal.role} is not served yet", hint="project_admin is")

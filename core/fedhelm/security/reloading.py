@@ -128,6 +128,13 @@ class ReloadingKit:
         """Say what :func:`~fedhelm.security.trust.expiry_warnings` says of the certificate in use."""
         return expiry_warnings(self._certificate, self._clock.utcnow())
 
+    def expired(self) -> str | None:
+        """Say that the certificate in use has expired, and what to do; None while it counts."""
+        expiry = self.expiry()
+        if expiry is None or not expiry.startswith("expired"):
+            return None
+        return f"the certificate of {self.kit.name} {expiry}: install a new kit"
+
     def look(self) -> Kit | None:
         """Look whether another kit lies on the disk; take it if it is good.
 
@@ -147,6 +154,9 @@ class ReloadingKit:
             remember_version(kit, mark.version)
         except FedhelmError as error:
             self.problem = error  # tried again at the next look: it may be on its way still
+            return None
+        except OSError as error:  # NFS: between two renames the folder is not there
+            self.problem = KitError(f"{error.filename or self.kit.startup}: {error.strerror}")
             return None
         self.problem, self._seen = None, stamp
         if not new:

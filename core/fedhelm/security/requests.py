@@ -26,6 +26,17 @@ __all__ = ["MAX_BYTES", "CertificateRequest", "check_participant", "make_request
 MAX_BYTES: Final = 64 * 1024
 """Largest file that is read as a request."""
 
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    InvalidSignature,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises about a request that is none, sooner or later."""
+
 _URI: Final = re.compile(r"fedhelm-request://([^/?#]+)/([^/?#]+)")
 
 
@@ -99,7 +110,7 @@ def read_request(pem: bytes, what: str) -> CertificateRequest:
         orgs = [str(one.value) for one in request.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
     except x509.ExtensionNotFound:
         raise BadCertificate(f"{what}: the request does not say for whom it is", hint=_HINT) from None
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.DuplicateExtension) as error:
+    except _UNREADABLE as error:
         raise BadCertificate(f"{what}: not a certificate request in PEM form", hint=_HINT) from error
     if not valid:
         raise BadCertificate(f"{what}: the request was not signed with its own key")

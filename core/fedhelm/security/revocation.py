@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from fedhelm.errors import BadCertificate, KitError
+from fedhelm.plain_json import NotPlainJson, parse_plain
 from fedhelm.security.pki import CertificateAuthority, verify_by_root
 
 __all__ = ["MAX_BYTES", "RevocationList", "Revoked"]
@@ -24,6 +25,7 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 """Largest list that is read: some 20,000 certificates."""
 
 _FORMAT: Final = 1
+_MAX_DEPTH: Final = 8
 _DOMAIN: Final = b"fedhelm revocations\n"  # a signature over anything else cannot be passed off as one of these
 _SERIAL: Final = re.compile(r"[1-9a-f][0-9a-f]{0,39}")
 _TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z")
@@ -140,20 +142,13 @@ def _wrong(what: str) -> KitError:
     return KitError(f"not a list of revoked certificates: {what}")
 
 
-def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key twice")
-    return found
-
-
 def _parse_json(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise _wrong(f"{len(data)} bytes, at most {MAX_BYTES} are read")
     try:
-        body: Any = json.loads(data.decode(), object_pairs_hook=_no_twice)
-    except (ValueError, RecursionError) as error:
-        raise _wrong("it cannot be read as JSON") from error
+        body: Any = parse_plain(data, max_depth=_MAX_DEPTH)
+    except NotPlainJson as error:
+        raise _wrong(f"it cannot be read as JSON: {error}") from error
     if not isinstance(body, dict) or set(body) != _KEYS or body["format"] != _FORMAT:
         raise _wrong(f"not an object of format {_FORMAT}")
     return body

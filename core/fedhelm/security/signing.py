@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from fedhelm.errors import KitError
+from fedhelm.plain_json import parse_plain
 from fedhelm.security.pki import CertificateAuthority, verify_by_root
 
 __all__ = ["SIGNATURE_FILE", "Manifest", "make_manifest", "parse_manifest", "verify_startup"]
 
 SIGNATURE_FILE = "signature.json"
+_ROOT_FILE = "rootCA.pem"
+_HINT = "the kit is not what was provisioned: unpack it again"
 _FORMAT = 1
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z")
 _DOMAIN = b"fedhelm startup manifest\n"  # a signature over anything else cannot be passed off as one of these
@@ -79,7 +82,7 @@ def make_manifest(
         "files": digests,
         "signature": base64.b64encode(signature).decode(),
     }
-    return json.dumps(body, indent=2).encode() + b"\n"
+    return _rendered(body)
 
 
 def parse_manifest(data: bytes | str, where: str) -> Manifest:
@@ -89,18 +92,21 @@ def parse_manifest(data: bytes | str, where: str) -> Manifest:
         KitError: it is none; the message begins with ``where``.
     """
     try:
-        body: Any = json.loads(data)
+        body: Any = parse_plain(data)
         version, files, created = body["version"], body["files"], body.get("created", "")
         signature = base64.b64decode(body["signature"], validate=True)
         own_key = body.get("own_key", False)
         good = type(version) is int and isinstance(files, dict) and isinstance(own_key, bool)
         if body["format"] != _FORMAT or not good:
             raise KitError(f"{where}: not a manifest of format {_FORMAT}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise KitError(f"{where}: not a signed manifest") from error
     if not isinstance(created, str) or (created and not _TIME.fullmatch(created)):
         raise KitError(f"{where}: created is not a time")
-    return Manifest(version, created, {str(name): str(digest) for name, digest in files.items()}, signature, own_key)
+    for name in files:
+        if not name.isprintable() or Path(name).name != name:
+            raise KitError(f"{where}: {name!r:.80} is not the name of a file")
+    return Manifest(version, created, {name: str(digest) for name, digest in files.items()}, signature, own_key)
 
 
 def _read(path: Path) -> bytes:
@@ -125,20 +131,35 @@ def verify_startup(startup: Path) -> int:
         KitError: a file is missing, changed or not in the manifest, or the manifest was not signed by the root of
             this kit; the message names the file.
     """
-    path = startup / SIGNATURE_FILE
-    manifest = parse_manifest(_read(path), str(path))
+    manifest = _signed_manifest(startup)
     files = manifest.files
-    hint = "the kit is not what was provisioned: unpack it again"
     for name in sorted(files):
-        data = _read(startup / Path(name).name)
+        data = _read(startup / name)
         if hashlib.sha256(data).hexdigest() != files[name]:
-            raise KitError(f"{startup / name} was changed", hint=hint)
+            raise KitError(f"{startup / name} was changed", hint=_HINT)
     expected = {SIGNATURE_FILE, *files}
     if manifest.own_key:
         expected |= {f"{Path(name).stem}.key" for name in files if name.endswith(".crt")}
     for entry in sorted(startup.iterdir()):
         if entry.name not in expected:
-            raise KitError(f"{entry} does not belong to the kit", hint=hint)
-    if "rootCA.pem" not in files or not manifest.signed_by(_read(startup / "rootCA.pem")):
-        raise KitError(f"{path} was not signed by this project's root", hint=hint)
+            raise KitError(f"{entry} does not belong to the kit", hint=_HINT)
     return manifest.version
+
+
+def _signed_manifest(startup: Path) -> Manifest:
+    """Return the manifest, its signature verified before anything that it says is believed: who is wrong is named."""
+    path, root = startup / SIGNATURE_FILE, startup / _ROOT_FILE
+    data, pem = _read(path), _read(root)
+    manifest = parse_manifest(data, str(path))
+    if manifest.files.get(_ROOT_FILE, digest := hashlib.sha256(pem).hexdigest()) != digest:
+        raise KitError(f"{root} was changed, or {path} was", hint=_HINT)
+    if not manifest.signed_by(pem):
+        raise KitError(f"{path} was not signed by this project's root", hint=_HINT)
+    if data != _rendered(json.loads(data)):  # blanks, or bits of base64 that mean nothing: nobody signed them
+        raise KitError(f"{path} was changed", hint=_HINT)
+    return manifest
+
+
+def _rendered(body: Mapping[str, Any]) -> bytes:
+    signature = base64.b64encode(base64.b64decode(body["signature"])).decode()
+    return json.dumps({**body, "signature": signature}, indent=2).encode() + b"\n"

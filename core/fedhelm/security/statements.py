@@ -13,9 +13,10 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from fedhelm.errors import BadSignature, FedhelmError
+from fedhelm.plain_json import NotPlainJson, parse_plain
 from fedhelm.security.identity import Principal, principal_from_certificate
 from fedhelm.security.pki import load_certificate, load_roots, sign, verify
 from fedhelm.security.trust import check_issued, check_validity
@@ -148,25 +149,6 @@ def parse_json(data: bytes, what: str) -> Any:
         BadSignature: it is none; the message begins with ``what``.
     """
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse)
-        if _depth(value) > MAX_DEPTH:
-            raise BadSignature(f"{what}: nested deeper than {MAX_DEPTH}")
-    except (ValueError, RecursionError) as error:
-        raise BadSignature(f"{what}: not JSON") from error
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
+        return parse_plain(data, max_depth=MAX_DEPTH)
+    except NotPlainJson as error:
+        raise BadSignature(f"{what}: not JSON: {error}") from error

@@ -1,17 +1,66 @@
 """TLS contexts from a kit: version 1.3 only, both sides show a certificate of the project.
 
-A context follows a kit that was replaced: :func:`refresh_server` and :func:`refresh_client` change it in place, for the
-connections that begin after that. Those that exist go on.
+A context that listens follows a kit that was replaced: :func:`refresh_server` changes it in place, for the connections
+that begin after that. Those that exist go on. Whoever dials makes a new context.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from cryptography import x509
 
 from fedhelm.config.kit import Kit
-from fedhelm.errors import KitError
+from fedhelm.errors import BadCertificate, KitError
+from fedhelm.security.pki import serial_of
 
-__all__ = ["client_context", "refresh_client", "refresh_server", "server_context"]
+__all__ = ["Check", "Credentials", "client_context", "read_credentials", "refresh_server", "server_context"]
+
+Check = Callable[[str], None]
+"""Lets a certificate's serial pass, or raises BadCertificate."""
+
+_TRIES: Final = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Credentials:
+    """What TLS needs of one kit, as PEM: the roots, the certificate, and its key."""
+
+    ca: bytes
+    cert: bytes
+    key: bytes = dataclasses.field(repr=False)
+
+
+def read_credentials(kit: Kit) -> Credentials:
+    """Read roots, certificate and key of one and the same kit, also while another takes its place.
+
+    Raises:
+        KitError: a file is missing, or cannot be read.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            folder = os.open(kit.startup, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                ca, cert, key = (_read(folder, path.name) for path in (kit.ca, kit.cert, kit.key))
+            finally:
+                os.close(folder)
+        except OSError as error:
+            # `kit install` exchanges the whole folder, and deletes the former one: then the new one is there.
+            if not left:
+                name = os.path.basename(error.filename or "")  # noqa: PTH119 - relative to an open folder
+                raise KitError(f"{kit.startup / name} cannot be read: {error.strerror}") from error
+        else:
+            return Credentials(ca, cert, key)
+    raise AssertionError("unreachable")
+
+
+def _read(folder: int, name: str) -> bytes:
+    with open(os.open(name, os.O_RDONLY, dir_fd=folder), "rb") as file:  # noqa: PTH123 - in a folder that is open
+        return file.read()
 
 
 def _context(kit: Kit, protocol: int) -> ssl.SSLContext:
@@ -44,15 +93,52 @@ def server_context(kit: Kit) -> ssl.SSLContext:
     return context
 
 
-def client_context(kit: Kit) -> ssl.SSLContext:
+def client_context(kit: Kit, check: Check | None = None) -> ssl.SSLContext:
     """Return a context for dialling. Pass the participant's *name* as ``server_hostname``, whatever host is dialled.
+
+    Args:
+        kit: the participant's.
+        check: is asked about the serial of the other side's certificate, hex in lower case, at the end of each
+            handshake; one that it does not let pass fails the handshake.
 
     Raises:
         KitError: certificate, key or root cannot be loaded.
     """
     context = _context(kit, ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = True
+    if check is not None:
+        _check_peers(context, check)
     return context
+
+
+def _check_peers(context: ssl.SSLContext, check: Check) -> None:
+    class CheckedObject(ssl.SSLObject):
+        """A connection of asyncio's or httpx's."""
+
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            _check_peer(self, check)
+
+    class CheckedSocket(ssl.SSLSocket):
+        """A blocking connection."""
+
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            _check_peer(self, check)
+
+    context.sslobject_class = CheckedObject
+    context.sslsocket_class = CheckedSocket
+
+
+def _check_peer(connection: ssl.SSLSocket | ssl.SSLObject, check: Check) -> None:
+    der = connection.getpeercert(binary_form=True)
+    assert der is not None  # TLS 1.3 with CERT_REQUIRED
+    try:
+        check(serial_of(x509.load_der_x509_certificate(der)))
+    except BadCertificate as error:
+        refused: Any = ssl.SSLCertVerificationError(1, error.message)
+        refused.verify_message = error.message
+        raise refused from error
 
 
 def refresh_server(context: ssl.SSLContext, kit: Kit) -> None:
@@ -73,19 +159,3 @@ def refresh_server(context: ssl.SSLContext, kit: Kit) -> None:
         connection.context = new
 
     context.sni_callback = hand_over
-
-
-def refresh_client(context: ssl.SSLContext, kit: Kit) -> None:
-    """Let a context that dials take the certificate and the roots of ``kit`` from the next connection on.
-
-    A root that the new kit no longer names is trusted until the process makes a new context.
-
-    Args:
-        context: what :func:`client_context` returned.
-        kit: the new kit, verified.
-
-    Raises:
-        KitError: certificate, key or root cannot be loaded; the context stays as it was.
-    """
-    _context(kit, ssl.PROTOCOL_TLS_CLIENT)  # what cannot be loaded shows before anything is changed
-    _load(context, kit)

@@ -11,7 +11,10 @@ from cryptography.exceptions import InvalidSignature
 from fedhelm.clock import iso
 from fedhelm.errors import BadCertificate
 
-__all__ = ["LEAD_TIMES", "check_issued", "check_validity", "expiry_warnings", "issuer_of"]
+__all__ = ["LEAD_TIMES", "NEW_KIT", "check_issued", "check_validity", "expiry_warnings", "issuer_of"]
+
+NEW_KIT: Final = "ask the project's administrator for a new kit"
+"""What to do about a certificate that has expired."""
 
 LEAD_TIMES: Final = (timedelta(days=30), timedelta(days=7), timedelta(days=1))
 """How long before its end a certificate is warned of; the wording gets stronger with each."""
@@ -57,7 +60,7 @@ def check_validity(certificate: x509.Certificate, what: str, now: datetime) -> N
     if now > certificate.not_valid_after_utc:
         raise BadCertificate(
             f"{what} expired on {iso(certificate.not_valid_after_utc)}, and this machine's clock says {iso(now)}",
-            hint="ask the project's administrator for a new kit",
+            hint=NEW_KIT,
         )
 
 

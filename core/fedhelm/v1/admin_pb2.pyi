@@ -123,9 +123,12 @@ class SubmitJobRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     BUNDLE_FIELD_NUMBER: _builtins.int
+    SUBMISSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     job: _builtins.str
     """id made by the console"""
+    submission: _builtins.bytes
+    """what the submitter signed: fedhelm.security.job_signing"""
     @_builtins.property
     def bundle(self) -> _common_pb2.BlobRef: ...
     def __init__(
@@ -134,10 +137,11 @@ class SubmitJobRequest(_message.Message):
         request_id: _builtins.str = ...,
         job: _builtins.str = ...,
         bundle: _common_pb2.BlobRef | None = ...,
+        submission: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "job", b"job", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "job", b"job", "request_id", b"request_id", "submission", b"submission"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

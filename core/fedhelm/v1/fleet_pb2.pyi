@@ -58,12 +58,15 @@ class Hello(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     HIGHEST_EPOCH_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
+    ENABLE_BYOC_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """cluster id from the signed kit"""
     incarnation: _builtins.str
     """of the agent"""
     highest_epoch: _builtins.int
     """highest epoch a server proved to this site"""
+    enable_byoc: _builtins.bool
+    """whether the site takes jobs that bring their own code; absent: it did not say"""
     @_builtins.property
     def wire_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """what the site speaks; the server picks the highest it knows"""
@@ -78,12 +81,15 @@ class Hello(_message.Message):
         incarnation: _builtins.str = ...,
         highest_epoch: _builtins.int = ...,
         jobs: _abc.Iterable[Global___HeldJob] | None = ...,
+        enable_byoc: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc", "enable_byoc", b"enable_byoc"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "highest_epoch", b"highest_epoch", "incarnation", b"incarnation", "jobs", b"jobs", "wire_versions", b"wire_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc", "cluster", b"cluster", "enable_byoc", b"enable_byoc", "highest_epoch", b"highest_epoch", "incarnation", b"incarnation", "jobs", b"jobs", "wire_versions", b"wire_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__enable_byoc: _TypeAlias = _typing.Literal["enable_byoc"]  # noqa: Y015
+    _WhichOneofArgType__enable_byoc: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_byoc) -> _WhichOneofReturnType__enable_byoc | None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
@@ -302,6 +308,7 @@ class AssignedJob(_message.Message):
     CUSTOM_CODE_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    SUBMISSION_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     name: _builtins.str
     attempt: _builtins.int
@@ -318,6 +325,8 @@ class AssignedJob(_message.Message):
     """the bundle brings its own code: the site must allow byoc"""
     durability: _builtins.str
     """durable | ephemeral"""
+    submission: _builtins.bytes
+    """what the submitter signed, as it came; empty once the job has ended"""
     @_builtins.property
     def bundle(self) -> _common_pb2.BlobRef: ...
     @_builtins.property
@@ -349,10 +358,11 @@ class AssignedJob(_message.Message):
         custom_code: _builtins.bool = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
         durability: _builtins.str = ...,
+        submission: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "attempt", b"attempt", "bundle", b"bundle", "closed", b"closed", "custom_code", b"custom_code", "durability", b"durability", "job", b"job", "lines_acknowledged", b"lines_acknowledged", "members", b"members", "name", b"name", "options_json", b"options_json", "script", b"script", "status", b"status", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "attempt", b"attempt", "bundle", b"bundle", "closed", b"closed", "custom_code", b"custom_code", "durability", b"durability", "job", b"job", "lines_acknowledged", b"lines_acknowledged", "members", b"members", "name", b"name", "options_json", b"options_json", "script", b"script", "status", b"status", "submission", b"submission", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -447,6 +457,7 @@ class Contribution(_message.Message):
     BLOB_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     METRICS_JSON_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     attempt: _builtins.int
     step: _builtins.int
@@ -462,6 +473,10 @@ class Contribution(_message.Message):
     def blob(self) -> _common_pb2.BlobRef:
         """absent for kinds that bring no tensors (evaluate)"""
 
+    @_builtins.property
+    def filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The site's privacy filters that were applied, in their order, as it wants to tell them, such as clip(norm=1)."""
+
     def __init__(
         self,
         *,
@@ -475,10 +490,11 @@ class Contribution(_message.Message):
         blob: _common_pb2.BlobRef | None = ...,
         weight: _builtins.float = ...,
         metrics_json: _builtins.str = ...,
+        filters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "blob", b"blob", "job", b"job", "kind", b"kind", "metrics_json", b"metrics_json", "round", b"round", "sequence", b"sequence", "site", b"site", "step", b"step", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "blob", b"blob", "filters", b"filters", "job", b"job", "kind", b"kind", "metrics_json", b"metrics_json", "round", b"round", "sequence", b"sequence", "site", b"site", "step", b"step", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

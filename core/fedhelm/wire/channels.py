@@ -11,6 +11,7 @@ import grpc.aio
 import fedhelm.wire
 from fedhelm.config.kit import Kit
 from fedhelm.errors import NotPrimary
+from fedhelm.security.tls import read_credentials
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
@@ -60,7 +61,8 @@ def _options(name: str) -> list[tuple[str, Any]]:
 
 
 def _credentials(kit: Kit) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(kit.ca.read_bytes(), kit.key.read_bytes(), kit.cert.read_bytes())
+    read = read_credentials(kit)
+    return grpc.ssl_channel_credentials(read.ca, read.key, read.cert)
 
 
 def aio_channel(kit: Kit, host: str, port: int, name: str) -> grpc.aio.Channel:

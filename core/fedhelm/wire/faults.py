@@ -10,6 +10,7 @@ import grpc
 
 import fedhelm.wire
 from fedhelm.errors import BadCertificate, DeadlineExceeded, FedhelmError, ProtocolError, Unreachable, error_class
+from fedhelm.plain_json import parse_plain
 
 __all__ = ["EPOCH_KEY", "ERROR_KEY", "decode_error", "encode_error", "epoch_of", "reason_of", "status_of"]
 
@@ -20,6 +21,12 @@ EPOCH_KEY = "fedhelm-epoch"
 
 MAX_TEXT = 1000
 """Bytes of a message or a hint that travel; the rest is cut off."""
+
+_MAX_ERROR = 16 * 1024
+"""Bytes of an error that is read: more than gRPC lets all metadata of a reply have."""
+
+_MAX_EPOCH_DIGITS = 18
+"""Of an epoch, which is a 64-bit number everywhere else."""
 
 MAX_REASON = 160
 """Characters of a reason that gRPC gives and that has no short form here."""
@@ -75,7 +82,8 @@ def epoch_of(metadata: Metadata | None) -> int | None:
     for key, value in metadata or ():
         if key == EPOCH_KEY:
             text = value.decode() if isinstance(value, bytes) else value
-            return int(text) if text.isascii() and text.isdigit() else None
+            good = len(text) <= _MAX_EPOCH_DIGITS and text.isascii() and text.isdigit()
+            return int(text) if good else None
     return None
 
 
@@ -83,9 +91,11 @@ def _from_metadata(metadata: Metadata | None) -> FedhelmError | None:
     for key, value in metadata or ():
         if key == ERROR_KEY and isinstance(value, bytes):
             try:
-                body = json.loads(value)
-                return error_class(str(body["code"]))(str(body["message"]), hint=body.get("hint"))
-            except (ValueError, KeyError, TypeError):
+                body = parse_plain(value, max_size=_MAX_ERROR)
+                hint = body.get("hint")
+                error = error_class(str(body["code"]))
+                return error(str(body["message"]), hint=hint if isinstance(hint, str) else None)
+            except (ValueError, KeyError, TypeError, AttributeError):
                 return ProtocolError("the server sent an error that cannot be read")
     return None
 

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedhelm.config.kit import OverseerAddress
 from fedhelm.errors import BadCertificate, FedhelmError, NoPrimary, ProtocolError, Unreachable, error_class
-from fedhelm.wire.overseer_api import ErrorBody, Event, HistoryEntry, ServerView
+from fedhelm.wire.overseer_api import (
+    REVOCATIONS_HEADER,
+    ErrorBody,
+    Event,
+    HistoryEntry,
+    RevocationsView,
+    ServerView,
+)
 
 __all__ = [
     "EVENTS",
     "HISTORY",
     "SERVERS",
     "Answer",
+    "Body",
+    "HandedOver",
     "checked",
+    "content_of",
     "failure",
     "headers",
     "parse",
     "parse_all",
     "path_of",
+    "revocations_of",
     "unable",
     "unreachable",
     "who",
@@ -35,6 +47,9 @@ EVENTS = TypeAdapter(tuple[Event, ...])
 
 _ABOUT_US = ("CERTIFICATE", "UNKNOWN_CA")
 """Words of the TLS alerts with which the other side refuses our certificate."""
+
+Body = BaseModel | bytes | None
+"""What a request carries: a model, JSON that is sent as it is, or nothing."""
 
 _M = TypeVar("_M", bound=BaseModel)
 _T = TypeVar("_T")
@@ -52,6 +67,15 @@ class Answer(Protocol):
         """The whole body."""
 
 
+@dataclasses.dataclass(frozen=True)
+class HandedOver:
+    """What one overseer said to the list of revoked certificates: exactly one of ``view`` and ``error`` is set."""
+
+    overseer: str
+    view: RevocationsView | None = None
+    error: FedhelmError | None = None
+
+
 def who(address: OverseerAddress) -> str:
     """Return how messages call an overseer."""
     return f"{address.name} at {address.host}:{address.port}"
@@ -62,9 +86,20 @@ def path_of(address: OverseerAddress, path: str) -> str:
     return path if path == "/healthz" else address.api_root.rstrip("/") + path
 
 
-def headers(body: BaseModel | None) -> dict[str, str]:
+def headers(body: Body) -> dict[str, str]:
     """Return the headers of a request with this body."""
     return {"content-type": "application/json"} if body is not None else {}
+
+
+def content_of(body: Body) -> bytes | None:
+    """Return what is sent of a body."""
+    return body.model_dump_json().encode() if isinstance(body, BaseModel) else body
+
+
+def revocations_of(headers: Mapping[str, str]) -> int | None:
+    """Return the version of the list of revoked certificates that an answer names; None of an overseer of before."""
+    said = headers.get(REVOCATIONS_HEADER, "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 20 else None
 
 
 def unable(answer: Answer) -> str | None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "API_ROOT",
+    "REVOCATIONS_HEADER",
     "ActivateRequest",
     "Announcement",
     "BeatRequest",
@@ -34,6 +35,7 @@ __all__ = [
     "ReleaseRequest",
     "RenewReply",
     "RenewRequest",
+    "RevocationsView",
     "Role",
     "ServerState",
     "ServerView",
@@ -42,6 +44,9 @@ __all__ = [
 
 API_ROOT = "/api/v1"
 """Prefix of every route but ``/healthz``."""
+
+REVOCATIONS_HEADER = "fedhelm-revocations"
+"""Header of every answer: the version of the list of revoked certificates that this overseer has, 0 for none."""
 
 LeaseState = Literal["never", "granted", "active", "released"]
 Role = Literal["STANDBY", "PROMOTING", "ACTIVE", "DRAINING", "FENCED", "UNLEASED", "READONLY"]
@@ -59,6 +64,7 @@ EventKind = Literal[
     "pause",
     "resume",
     "shutdown",
+    "revoke",
     "alarm",
 ]
 
@@ -266,6 +272,20 @@ class SystemView(_Body):
     down: bool = False
 
 
+class RevocationsView(_Body):
+    """The list of revoked certificates in force at an overseer, in figures; the answer to ``POST /revocations``.
+
+    ``version`` is 0 and ``issued`` empty where there is none. ``taken``: the list that was handed over is newer than
+    what this overseer had. The body of the call is the list as it was signed, and so is the answer to
+    ``GET /revocations``: 204 where it is no newer than the query's ``after``.
+    """
+
+    version: int
+    certificates: int = 0
+    issued: str = ""
+    taken: bool = False
+
+
 class PromoteReply(_Body):
     """The intent is in the row. ``epoch`` and ``primary`` are those before the switchover."""
 
@@ -352,10 +372,13 @@ class HistoryEntry(_Body):
 
 
 class Event(_Body):
-    """One line for people, with its facts in ``data``. Ids rise; a stream resumes after the last one seen."""
+    """One line for people, with its facts in ``data``. Ids rise; a stream resumes after the last one seen.
+
+    A reader takes a ``kind`` that it does not know for what its text says.
+    """
 
     id: int
     time: str
-    kind: EventKind
+    kind: EventKind | str
     text: str
     data: dict[str, Any] = Field(default_factory=dict)

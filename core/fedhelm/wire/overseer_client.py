@@ -22,8 +22,8 @@ from pydantic import BaseModel
 
 from fedhelm.config.kit import Kit
 from fedhelm.errors import NotFound, ProtocolError
-from fedhelm.security.tls import client_context
-from fedhelm.wire.overseer_answers import HISTORY, SERVERS, parse, parse_all
+from fedhelm.security.tls import Check, client_context
+from fedhelm.wire.overseer_answers import HISTORY, SERVERS, Body, parse, parse_all
 from fedhelm.wire.overseer_api import (
     ActivateRequest,
     BeatRequest,
@@ -38,6 +38,7 @@ from fedhelm.wire.overseer_api import (
     ReleaseRequest,
     RenewReply,
     RenewRequest,
+    RevocationsView,
     ServerView,
 )
 from fedhelm.wire.overseer_lane import Outcome, OverseerLane, blame
@@ -48,6 +49,9 @@ __all__ = ["OverseerClient"]
 _SLACK = 3.0
 """What a call may take beyond Q when no deadline of the lease hangs on it: only beats and renewals have to keep Q."""
 
+_LIST_SLACK = 10.0
+"""What reading or handing over the list of revoked certificates, some megabytes, may take beyond Q."""
+
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -56,12 +60,24 @@ class OverseerClient:
 
     Args:
         kit: the participant's opened kit: addresses, certificate, and the request time-out Q.
+        announced: called in the event loop when an overseer's answer names another version of the list of revoked
+            certificates than its answer before; with that version, 0 for none. It may be lower than what is known
+            here: then this overseer lost the list, and :meth:`revoke` gives it back.
+        check: is asked about the serial of an overseer's certificate before anything is sent to it; raises
+            BadCertificate for one that was revoked.
     """
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(
+        self,
+        kit: Kit,
+        *,
+        announced: Callable[[int], None] = lambda _version: None,
+        check: Check | None = None,
+    ) -> None:
         self._kit = kit
-        context = functools.cache(lambda: client_context(kit))
-        self._lanes = [OverseerLane(address, context) for address in kit.overseers]
+        self._check = check
+        context = functools.cache(lambda: client_context(kit, check))
+        self._lanes = [OverseerLane(address, context, announced) for address in kit.overseers]
         self._registration: RegisterRequest | None = None
         self._watch = LeaseWatch(self._lanes, kit.timing)
 
@@ -74,6 +90,18 @@ class OverseerClient:
     async def aclose(self) -> None:
         """Break off what still runs, and close the connections."""
         await asyncio.gather(*(lane.aclose() for lane in self._lanes))
+
+    def reconnect(self, kit: Kit | None = None) -> None:
+        """Let calls that begin now open new connections; those on their way end on the ones that they have.
+
+        Args:
+            kit: the new one, whose certificate and roots they use; None where only what ``check`` says has changed.
+                Its addresses count from the next start.
+        """
+        self._kit = kit = kit or self._kit
+        context = functools.cache(lambda: client_context(kit, self._check))
+        for lane in self._lanes:
+            lane.reconnect(context)
 
     # --- told to all
 
@@ -175,6 +203,53 @@ class OverseerClient:
         """
         return await self._watch.wait(after, wait_s)
 
+    # --- the list of revoked certificates
+
+    @property
+    def revocations_version(self) -> int:
+        """The highest version of the list that the last answer of an overseer named; 0 for none."""
+        return max((lane.revocations or 0 for lane in self._lanes), default=0)
+
+    @property
+    def revocations_lowest(self) -> int:
+        """The lowest version that one of those overseers has that answered so far; 0 where none has."""
+        return min((lane.revocations for lane in self._lanes if lane.revocations is not None), default=0)
+
+    async def revocations(self, after: int = 0, wait_s: float = 0.0) -> bytes:
+        """Return the list as the root signed it, from an overseer that named the highest version.
+
+        Whoever gets it verifies it: :meth:`fedhelm.security.kept_revocations.KeptRevocations.offer`.
+
+        Args:
+            after: the version that is known here.
+            wait_s: how long to wait for a newer one, at most 30 s.
+
+        Returns:
+            Empty if there is none that is newer.
+        """
+        lanes = sorted(self._lanes, key=lambda lane: -(lane.revocations or 0))
+        path = f"/revocations?after={after}&wait={wait_s:.3f}"
+        try:
+            return await self._ask("GET", path, lanes=lanes, slack=_LIST_SLACK + wait_s, patience=wait_s)
+        except NotFound:  # overseers of before
+            return b""
+
+    async def revoke(self, data: bytes) -> RevocationsView:
+        """Hand the list to every overseer; return what the first said that took it, or has it already.
+
+        Args:
+            data: the list as the root signed it.
+
+        Raises:
+            Refused: no overseer took it, and one has a newer one.
+            BadInput: it is not this project's.
+        """
+        path, limit = "/revocations", self._kit.timing.request + _LIST_SLACK
+        outcomes = await asyncio.gather(*(lane.read("POST", path, data, limit) for lane in self._lanes))
+        best = next((one for one in outcomes if one.data is not None), None)
+        best = best or next((one for one in outcomes if one.definite), None) or blame(outcomes)
+        return parse(RevocationsView, best.result())
+
     # --- reads
 
     async def primary(self) -> PrimaryView:
@@ -206,24 +281,43 @@ class OverseerClient:
         """Return what ``/healthz`` says."""
         return parse(Health, await self._ask("GET", "/healthz"))
 
-    async def _ask(self, method: str, path: str, body: BaseModel | None = None) -> bytes:
-        """Return the body of the first overseer that answers; the next is asked too when one is slow or fails."""
-        limit = self._kit.timing.request + _SLACK
-        waiting = list(self._lanes)
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Body = None,
+        *,
+        lanes: list[OverseerLane] | None = None,
+        slack: float = _SLACK,
+        patience: float = 0.0,
+    ) -> bytes:
+        """Return the body of the first overseer that answers; the next is asked too when one is slow or fails.
+
+        Args:
+            method: of the call.
+            path: with its query.
+            body: what it carries.
+            lanes: whom to ask, the first one first; as they answered last where it is not given.
+            slack: what the call may take beyond Q.
+            patience: how much later than Q/2 the next one is asked.
+        """
+        limit = self._kit.timing.request + slack
+        waiting = list(self._lanes if lanes is None else lanes)
         running: set[asyncio.Task[Outcome]] = set()
         failures: list[Outcome] = []
         while waiting or running:
             if waiting:
                 running.add(waiting.pop(0).read(method, path, body, limit))
-            patience = self._kit.timing.request / 2 if waiting else None
-            done, running = await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            pause = self._kit.timing.request / 2 + patience if waiting else None
+            done, running = await asyncio.wait(running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 outcome = task.result()
                 if outcome.data is None and not outcome.definite:
                     failures.append(outcome)
                     continue
-                self._lanes.remove(outcome.lane)
-                self._lanes.insert(0, outcome.lane)
+                if lanes is None:
+                    self._lanes.remove(outcome.lane)
+                    self._lanes.insert(0, outcome.lane)
                 return outcome.result()
         return blame(failures).result()
 

@@ -17,17 +17,18 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote
 
-from pydantic import BaseModel
-
 from fedhelm.clock import SystemClock, iso
 from fedhelm.config.kit import Kit, OverseerAddress
 from fedhelm.errors import BadCertificate, FedhelmError, Unreachable
-from fedhelm.security.tls import client_context
+from fedhelm.security.tls import Check, client_context
 from fedhelm.wire.overseer_answers import (
     EVENTS,
     HISTORY,
     SERVERS,
+    Body,
+    HandedOver,
     checked,
+    content_of,
     failure,
     headers,
     parse,
@@ -45,6 +46,7 @@ from fedhelm.wire.overseer_api import (
     PrimaryView,
     PromoteReply,
     PromoteRequest,
+    RevocationsView,
     ServerView,
     SystemView,
 )
@@ -57,6 +59,8 @@ _LOOK = 2.0
 """Seconds that one overseer may take to say what it knows: one that is stopped must not hold up a person."""
 _WORK = 5.0
 """The same where it reads or writes its store."""
+_LIST = 20.0
+"""The same for the list of revoked certificates, which may be some megabytes."""
 _EVENT_SILENCE = 12.0
 """Longest silence on an event stream; the overseer pings every 5 s."""
 _RECONNECT = (0.1, 0.25, 0.5, 1.0, 2.0)
@@ -68,7 +72,7 @@ _LOST = (http.client.HTTPException, OSError)
 class _Asked:
     method: str
     path: str
-    body: BaseModel | None = None
+    body: Body = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,10 @@ class _Line(http.client.HTTPConnection):
             raise
         self.limit(self.sock, end - time.monotonic())
 
+    def is_of(self, context: ssl.SSLContext | None) -> bool:
+        """Tell whether this was connected with the context."""
+        return self._tls is context
+
     @staticmethod
     def limit(sock: socket.socket, seconds: float) -> None:
         """Let each operation of a socket take so long; zero would mean not to wait, and not to connect."""
@@ -122,10 +130,13 @@ class OverseerConsoleClient:
 
     Args:
         kit: an opened kit of any participant.
+        check: is asked about the serial of an overseer's certificate before anything is sent to it; raises
+            BadCertificate for one that was revoked.
     """
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, kit: Kit, *, check: Check | None = None) -> None:
         self._kit = kit
+        self._check = check
         self._order = list(kit.overseers)
         self._idle: dict[OverseerAddress, list[_Line]] = {}
         self._streams: dict[_Line, OverseerAddress] = {}
@@ -150,6 +161,34 @@ class OverseerConsoleClient:
             line.close()
         for line in streams:
             line.cut()
+
+    def reconnect(self) -> None:
+        """Let calls that begin now open new connections, with the kit that lies there now.
+
+        Those on their way end on the ones that they have. What else changed in the kit counts for a new client.
+        """
+        with self._lock:
+            lines = [line for idle in self._idle.values() for line in idle]
+            self._idle.clear()
+            self._tls = None
+        for line in lines:
+            line.close()
+
+    def revocations(self, after: int = 0, wait_s: float = 0.0, timeout: float | None = None) -> bytes:
+        """Return the list of revoked certificates as the root signed it; empty if there is none above ``after``.
+
+        Whoever gets it verifies it.
+
+        Args:
+            after: the version that is known here.
+            wait_s: how long an overseer may wait for a newer one, at most 30 s.
+            timeout: seconds for all of it.
+
+        Raises:
+            NotFound: an overseer of before.
+        """
+        asked = _Asked("GET", f"/revocations?after={after}&wait={wait_s:.3f}")
+        return self._call(asked, timeout, _WORK + wait_s)
 
     def primary(self, timeout: float | None = None) -> PrimaryView:
         """Return who leads.
@@ -213,6 +252,38 @@ class OverseerConsoleClient:
             Refused: it is not down.
         """
         self._call(_Asked("POST", f"/servers/{quote(server, safe='')}/remove", request), timeout, _WORK)
+
+    def revoke(self, data: bytes, timeout: float | None = None) -> tuple[HandedOver, ...]:
+        """Hand the list, as the root signed it, to every overseer of the kit; return what each said, in its order."""
+        said: dict[OverseerAddress, HandedOver] = {}
+        limit = _LIST if timeout is None else min(timeout, _LIST)
+        asked = _Asked("POST", "/revocations", data)
+        threads = [
+            threading.Thread(target=self._hand_over, args=(address, asked, limit, said), name="overseer", daemon=True)
+            for address in self._kit.overseers
+        ]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + limit + _LOOK
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        late = Unreachable("no answer in time")
+        return tuple(said.get(one) or HandedOver(one.name, error=late) for one in self._kit.overseers)
+
+    def _hand_over(
+        self, address: OverseerAddress, asked: _Asked, limit: float, said: dict[OverseerAddress, HandedOver]
+    ) -> None:
+        try:
+            answer = self._exchange(address, asked, limit)
+            view = parse(RevocationsView, checked(answer, address))
+            said[address] = HandedOver(address.name, view)
+        except FedhelmError as error:
+            said[address] = HandedOver(address.name, error=error)
+        except Exception as error:  # noqa: BLE001 - whatever happened in this thread belongs to the caller's
+            try:
+                said[address] = HandedOver(address.name, error=Unreachable(failure(error, address)[1]))
+            except BadCertificate as ours:
+                said[address] = HandedOver(address.name, error=ours)
 
     def health(self, timeout: float | None = None) -> Health:
         """Return what ``/healthz`` says."""
@@ -291,7 +362,11 @@ class OverseerConsoleClient:
             race.wait()
         if race.winner is not None:
             self._prefer(order[race.winner])
-        return race.result()
+        try:
+            return race.result()
+        except BadCertificate:
+            self.reconnect()  # the next call shows the certificate that lies in the kit by then
+            raise
 
     def _ask(self, race: Race, place: int, address: OverseerAddress, asked: _Asked) -> None:
         """Ask one overseer, in a thread of its own: one that hangs holds up nobody."""
@@ -326,15 +401,14 @@ class OverseerConsoleClient:
                 line.connect()
             else:
                 line.limit(line.sock, limit)
-            text = body.model_dump_json() if body is not None else None
-            line.request(asked.method, path_of(address, asked.path), text, headers(body))
+            line.request(asked.method, path_of(address, asked.path), content_of(body), headers(body))
             reply = line.getresponse()
             answer = _Answered(reply.status, reply.read())
         except BaseException:
             line.close()
             raise
         with self._lock:
-            keep = not (reply.will_close or self._closed.is_set())
+            keep = not (reply.will_close or self._closed.is_set()) and line.is_of(self._tls)
             if keep:
                 self._idle.setdefault(address, []).append(line)
         if not keep:
@@ -351,7 +425,7 @@ class OverseerConsoleClient:
             if self._closed.is_set():
                 raise Unreachable("this client is closed")
             if self._tls is None:
-                self._tls = client_context(self._kit)
+                self._tls = client_context(self._kit, self._check)
             return _Line(address, self._tls, max(limit, 0.001))
 
     def _prefer(self, address: OverseerAddress) -> None:

@@ -13,12 +13,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-
 from fedhelm.config.kit import OverseerAddress
 from fedhelm.errors import BadCertificate, FedhelmError, ProtocolError
 from fedhelm.tasks import cancel, spawn
-from fedhelm.wire.overseer_answers import Answer, checked, failure, headers, path_of, unable, unreachable, who
+from fedhelm.wire.overseer_answers import (
+    Body,
+    checked,
+    content_of,
+    failure,
+    headers,
+    path_of,
+    revocations_of,
+    unable,
+    unreachable,
+    who,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -69,10 +78,18 @@ class OverseerLane:
     Args:
         address: where it answers.
         context: makes the TLS context; called once, at the first call of all lanes.
+        announced: called when an answer names another version of the list of revoked certificates than the one before.
     """
 
-    def __init__(self, address: OverseerAddress, context: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(
+        self,
+        address: OverseerAddress,
+        context: Callable[[], ssl.SSLContext],
+        announced: Callable[[int], None] = lambda _version: None,
+    ) -> None:
         self.address = address
+        self.revocations: int | None = None
+        """Version of the list of revoked certificates that its last answer named."""
         self.version: int | None = None
         """Of the lease row that a long poll last brought from here."""
         self.asked: int | None = None
@@ -80,16 +97,31 @@ class OverseerLane:
         self.polled_at = 0.0
         """When the long poll that runs, or ran last, was begun (``time.monotonic``)."""
         self._context = context
+        self._announced = announced
         self._http: httpx.AsyncClient | None = None
         self._running: dict[str, asyncio.Task[Outcome]] = {}
         self._reads: set[asyncio.Task[Outcome]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def reconnect(self, context: Callable[[], ssl.SSLContext]) -> None:
+        """Let calls that begin now open new connections; those on their way end on the ones that they have.
+
+        Args:
+            context: makes the TLS context from now on.
+        """
+        self._context = context
+        http, self._http = self._http, None
+        if http is not None:
+            task = spawn(_retire(http, {*self._running.values(), *self._reads}), f"retired: {self.address.name}")
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
     def running(self, kind: str) -> asyncio.Task[Outcome] | None:
         """Return the call of this kind that is on its way."""
         task = self._running.get(kind)
         return None if task is None or task.done() else task
 
-    def start(self, kind: str, method: str, path: str, body: BaseModel | None, limit: float) -> asyncio.Task[Outcome]:
+    def start(self, kind: str, method: str, path: str, body: Body, limit: float) -> asyncio.Task[Outcome]:
         """Begin a call of a kind of which none is on its way; it ends within ``limit`` seconds."""
         assert self.running(kind) is None
         self._open()  # reading keys and certificates is not the overseer's delay
@@ -105,7 +137,7 @@ class OverseerLane:
             task = self.start("lease", "GET", f"/lease?after={after}&wait={wait:.3f}", None, limit)
         return task
 
-    def read(self, method: str, path: str, body: BaseModel | None, limit: float) -> asyncio.Task[Outcome]:
+    def read(self, method: str, path: str, body: Body, limit: float) -> asyncio.Task[Outcome]:
         """Begin a call of which there may be any number."""
         self._open()
         task = spawn(self._call(method, path, body, limit), f"{path} at {self.address.name}")
@@ -120,6 +152,8 @@ class OverseerLane:
             await asyncio.wait(left, timeout=_LAST_S)
         await cancel(*left)
         self._running.clear()
+        if self._retiring:
+            await asyncio.wait(self._retiring)  # nothing of theirs is left on its way
         if self._http is not None:
             http, self._http = self._http, None
             await http.aclose()
@@ -133,12 +167,13 @@ class OverseerLane:
             self._http = httpx.AsyncClient(verify=self._context(), limits=limits, trust_env=False)
         return self._http
 
-    async def _call(self, method: str, path: str, body: BaseModel | None, limit: float) -> Outcome:
+    async def _call(self, method: str, path: str, body: Body, limit: float) -> Outcome:
         import httpx
 
         try:
             async with asyncio.timeout(limit):
                 answer = await self._send(method, path, body, limit)
+            self._hear(answer)
             told = unable(answer)
             if told is not None:
                 return Outcome(self, why=told)
@@ -151,7 +186,13 @@ class OverseerLane:
         except FedhelmError as error:
             return Outcome(self, error=error)
 
-    async def _send(self, method: str, path: str, body: BaseModel | None, limit: float) -> Answer:
+    def _hear(self, answer: httpx.Response) -> None:
+        version = revocations_of(answer.headers)
+        if version is not None and version != self.revocations:
+            self.revocations = version
+            self._announced(version)
+
+    async def _send(self, method: str, path: str, body: Body, limit: float) -> httpx.Response:
         import httpx
 
         http = self._open()
@@ -160,7 +201,7 @@ class OverseerLane:
                 return await http.request(
                     method,
                     _url(self.address, path),
-                    content=body.model_dump_json() if body is not None else None,
+                    content=content_of(body),
                     headers=headers(body),
                     extensions={"sni_hostname": self.address.name},
                     # The caller's time-out bounds the whole call. This one comes first in a handshake that does not
@@ -172,6 +213,12 @@ class OverseerLane:
                 if attempt == 2:
                     raise
         raise AssertionError("unreachable")
+
+
+async def _retire(http: httpx.AsyncClient, left: set[asyncio.Task[Outcome]]) -> None:
+    if left:
+        await asyncio.wait(left)  # each has its time-out
+    await http.aclose()
 
 
 def _url(address: OverseerAddress, path: str) -> str:

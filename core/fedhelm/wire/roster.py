@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedhelm.config.kit import Kit, ServerAddress
 from fedhelm.errors import BadInput
 from fedhelm.ids import check_host_name
+from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _MOST = 64
 def known_servers(kit: Kit) -> tuple[ServerAddress, ...]:
     """Return the servers that an overseer named last; the kit's where none did since this kit was made."""
     try:
-        data = json.loads((kit.run / _NAME).read_bytes())
+        data = parse_plain((kit.run / _NAME).read_bytes())
         if data["cluster"] != kit.cluster or data["kit"] != _plain(kit.servers):
             return kit.servers
         return tuple(_address(one) for one in data["servers"]) or kit.servers

@@ -1,0 +1,89 @@
+"""A site's audit file: jobs taken in or refused, privacy filters applied, orders obeyed. The agent alone writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from fedhelm.config.kit import Kit
+from fedhelm.errors import FedhelmError
+from fedhelm.security.audit import AUDIT_FILE, AuditTrail
+from fedhelm.security.audit_start import entry_of, open_trail
+from fedhelm.security.identity import Principal
+from fedhelm_client.outbox import ContributionId
+
+__all__ = ["SiteTrail"]
+
+_CLOSE_S: Final = 2.0
+
+
+class SiteTrail:
+    """One site's.
+
+    Args:
+        kit: the site's.
+        trail: the file; None: nothing is noted.
+    """
+
+    def __init__(self, kit: Kit, trail: AuditTrail | None = None) -> None:
+        self._site = kit.name
+        self._trail = trail
+
+    @classmethod
+    def open(cls, kit: Kit) -> SiteTrail:
+        """Open the site's audit file.
+
+        Raises:
+            AlreadyRunning: another process writes it.
+            BadInput: a mistake in ``local/audit.json``.
+            FedhelmError: it cannot be written.
+        """
+        try:
+            return cls(kit, open_trail(kit))
+        except OSError as error:
+            raise FedhelmError(f"{kit.root / AUDIT_FILE} cannot be written: {error.strerror or error}") from error
+
+    def job(self, job: str, submitter: Principal | None, error: FedhelmError | None = None) -> None:
+        """Note that a job was taken in, or why it was refused.
+
+        Args:
+            job: its id.
+            submitter: who signed it; None where that is not proved.
+            error: why it was refused.
+        """
+        self._note("site.job", submitter, {"job": job, "site": self._site}, error)
+
+    def result(self, job: str, task: ContributionId, filters: Sequence[str], error: FedhelmError | None = None) -> None:
+        """Note which privacy filters a result passed before it was kept for sending, or why nothing of it leaves.
+
+        Args:
+            job: its id.
+            task: whose result it is.
+            filters: as others may know them; without any, and without an error, nothing is noted.
+            error: why it does not leave.
+        """
+        if filters or error is not None:
+            told: dict[str, object] = {"job": job, "site": self._site, "task": task.key, "filters": ", ".join(filters)}
+            self._note("site.result", None, told, error)
+
+    def order(self, action: str, identifier: str, reason: str, server: str | None) -> None:
+        """Note that an order to this agent is obeyed.
+
+        Args:
+            action: what was ordered.
+            identifier: the order's id, by which the server's audit file has who gave it.
+            reason: the admin's.
+            server: the primary that passed it on.
+        """
+        self._note(f"site.{action}", None, {"order": identifier, "reason": reason or None, "server": server})
+
+    def _note(
+        self, action: str, by: Principal | None, object_: dict[str, object], error: FedhelmError | None = None
+    ) -> None:
+        if self._trail is not None:
+            self._trail.note(entry_of(action, by, object_, error))
+
+    def close(self) -> None:
+        """Write what is still to be noted, for at most two seconds; blocking."""
+        if self._trail is not None:
+            self._trail.close(_CLOSE_S)

@@ -1,0 +1,97 @@
+"""What a server asks about whoever calls it: the policy, which certificates were revoked, and where it is all noted."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+from fedhelm.config.kit import Kit
+from fedhelm.errors import FedhelmError, KitError
+from fedhelm.security.audit import AUDIT_FILE, AuditTrail
+from fedhelm.security.audit_start import open_trail
+from fedhelm.security.authorization import Policy, default_policy
+from fedhelm.security.gates import read_policy
+from fedhelm.security.kept_revocations import KeptRevocations
+from fedhelm.wire.chain import ServiceHandlers
+
+__all__ = ["CLOSE_S", "Callers"]
+
+_log = logging.getLogger("fedhelm.server")
+
+CLOSE_S = 2.0
+"""How long a stop waits for the last lines of the audit file."""
+
+
+@dataclasses.dataclass
+class Callers:
+    """One for all services of a server, made before it opens a port.
+
+    Attributes:
+        policy: who may do what.
+        revocations: the certificates that count no longer; None: there are none.
+        trail: the audit file, whose only writer the server's child is; None: nothing is noted.
+        services: what answers callers; each asks about every call.
+        on_kit: called with each kit that takes the place of the former one.
+    """
+
+    policy: Policy = dataclasses.field(default_factory=default_policy)
+    revocations: KeptRevocations | None = None
+    trail: AuditTrail | None = None
+    services: list[ServiceHandlers] = dataclasses.field(default_factory=list)
+    on_kit: list[Callable[[Kit], None]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(cls, kit: Kit) -> Callers:
+        """Read what the kit and the participant's own folder say, and open the audit file.
+
+        Raises:
+            BadInput: a mistake in ``authorization.json`` or ``local/audit.json``, with file, line and column.
+            KitError: a file of ``startup/`` is missing.
+            FedhelmError: the audit file cannot be written, or another process writes it.
+        """
+        policy = read_policy(kit.root)
+        revocations = KeptRevocations(kit)
+        if revocations.problem is not None:
+            _log.error("%s", revocations.problem)
+        try:
+            trail = open_trail(kit)
+        except OSError as error:
+            raise FedhelmError(f"{kit.root / AUDIT_FILE} cannot be written: {error.strerror or error}") from error
+        return cls(policy, revocations, trail)
+
+    def take(self, kit: Kit) -> None:
+        """Go on with the policy, the certificate and the roots of a kit that took the place of the former one.
+
+        Raises:
+            BadInput: a mistake in a policy file; the policy in force stays.
+            KitError: a file cannot be read.
+        """
+        if self.revocations is not None:
+            self.revocations.trust(kit)
+        for listener in self.on_kit:
+            listener(kit)
+        self.policy = policy = read_policy(kit.root)
+        for service in self.services:
+            service.policy = policy
+
+    def read_revocations(self) -> None:
+        """Take the list of revoked certificates that the supervisor has put on disk, and end the calls of theirs."""
+        if self.revocations is None:
+            return
+        try:
+            added = self.revocations.read_again()
+        except KitError as error:
+            _log.error("the list of revoked certificates in force stays: %s", error)
+            return
+        ended = self.end_calls(added)
+        _log.info("certificates revoked now: %s; %d calls ended", ", ".join(added) or "none", ended)
+
+    def end_calls(self, serials: tuple[str, ...]) -> int:
+        """End the calls that run with certificates which were just revoked; return how many there were."""
+        return sum(service.end_calls(serials) for service in self.services)
+
+    def close(self) -> None:
+        """Write what is still to be noted, for at most :data:`CLOSE_S`; blocking."""
+        if self.trail is not None:
+            self.trail.close(CLOSE_S)

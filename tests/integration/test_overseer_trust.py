@@ -1,0 +1,217 @@
+"""A real overseer behind real TLS: certificates revoked and kits exchanged while it runs, and slow callers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+
+import pytest
+from cryptography import x509
+
+from fedhelm.errors import BadCertificate, NotAuthorised, Refused
+from fedhelm.security.pki import CertificateAuthority
+from fedhelm.security.signing import make_manifest
+from fedhelm.security.tls import client_context
+from fedhelm.tasks import spawn
+from fedhelm.wire.overseer_client import OverseerClient
+from fedhelm.wire.overseer_console import OverseerConsoleClient
+from fedhelm_overseer.service import Service, listen
+from fedhelm_overseer.tls_protocol import ClientCertificateProtocol
+from tests.support.kits import ADMIN, make_kits
+from tests.support.revoking import signed_list
+from tests.support.waiting import eventually
+
+
+class Running:
+    """One overseer with its kits; ``again`` starts it anew from what it kept."""
+
+    def __init__(self, folder):
+        self.listener = listen("127.0.0.1", 0)
+        self.port = self.listener.getsockname()[1]
+        self.authority = CertificateAuthority.create("poc")
+        self.kits = make_kits(
+            folder, servers=2, base_port=self.port, timing="wan", authority=self.authority, cluster="c1"
+        )
+        self.start()
+
+    def start(self):
+        self.service = Service(self.kits["overseer"], self.listener)
+        self.task = asyncio.ensure_future(self.service.run())
+
+    async def stop(self):
+        self.service.stop()
+        await asyncio.wait_for(self.task, 30)
+
+    async def again(self):
+        await self.stop()
+        self.listener = listen("127.0.0.1", self.port)
+        self.start()
+
+    def signed(self, version, *names):
+        return signed_list(self.authority, version, *(self.kits[name] for name in names))
+
+    def replace_kit(self, name, version):
+        """Install a kit with a new certificate, as ``fedhelm kit install`` leaves it."""
+        kit = self.kits[name]
+        issued = self.authority.issue(kit.role, kit.name, kit.org)
+        kit.cert.write_bytes(issued.cert)
+        kit.key.write_bytes(issued.key)
+        files = {path.name: path.read_bytes() for path in kit.startup.iterdir() if path.name != "signature.json"}
+        draft = kit.root / "draft"
+        draft.write_bytes(make_manifest(files, self.authority, version))
+        draft.replace(kit.startup / "signature.json")
+        return x509.load_pem_x509_certificate(issued.cert).serial_number
+
+    def audit(self):
+        lines = (self.kits["overseer"].root / "audit.jsonl").read_bytes().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+async def running(tmp_path):
+    made = Running(tmp_path)
+    yield made
+    await made.stop()
+
+
+async def off_loop(call, *args):
+    return await asyncio.to_thread(call, *args)
+
+
+async def test_a_revoked_server_is_refused_and_everybody_else_learns_of_it(running):
+    heard = []
+    one = OverseerClient(running.kits["server1"], announced=heard.append)
+    gone = OverseerClient(running.kits["server2"])
+    admin = OverseerConsoleClient(running.kits[ADMIN])
+    async with one, gone:
+        await one.servers()
+        await gone.servers()
+        assert (heard, one.revocations_version, await one.revocations()) == ([0], 0, b"")
+        signed = running.signed(1, "server2")
+        waiting = spawn(one.revocations(0, 30), "wait for a list")
+        (said,) = await off_loop(admin.revoke, signed)
+        assert (said.overseer, said.view.version, said.view.taken, said.error) == ("overseer", 1, True, None)
+        assert await waiting == signed
+        assert (heard, one.revocations_version) == ([0, 1], 1)
+        with pytest.raises(BadCertificate, match="server server2 was revoked"):
+            await gone.servers()
+        assert (await one.revoke(signed)).taken is False
+        with pytest.raises(BadCertificate):
+            await gone.revoke(signed)
+        assert await one.revocations(1) == b""
+        await running.again()
+        await eventually(one.health)
+        with pytest.raises(BadCertificate, match="server server2 was revoked"):
+            await gone.servers()
+        await running.again()
+    admin.close()
+    lines = [(line["action"], line["by"]["name"], line["outcome"]) for line in running.audit() if line["by"]]
+    assert ("POST /api/v1/revocations", ADMIN, "allowed") in lines
+    assert ("GET /api/v1/servers", "server2", "denied") in lines
+
+
+async def test_an_event_stream_of_an_admin_ends_when_the_admin_is_revoked(running):
+    admin, server = OverseerConsoleClient(running.kits[ADMIN]), OverseerClient(running.kits["server1"])
+    told = []
+
+    def follow():
+        try:
+            told.extend(admin.events(0))
+        except BadCertificate as error:
+            return error
+        return None
+
+    following = spawn(off_loop(follow), "follow")
+    await eventually(lambda: admin._streams)
+    async with server:
+        assert (await server.revoke(running.signed(1, ADMIN))).taken
+        error = await asyncio.wait_for(following, 30)
+    assert "was revoked" in str(error)
+    admin.close()
+
+
+async def test_a_list_of_another_root_and_an_older_one_are_refused_and_a_site_may_not(running):
+    admin, site = OverseerConsoleClient(running.kits[ADMIN]), OverseerConsoleClient(running.kits["site-1"])
+    forged = signed_list(CertificateAuthority.create("poc"), 9, running.kits["server1"])
+    (said,) = await off_loop(admin.revoke, forged)
+    assert said.view is None
+    assert "not signed by this project's root" in str(said.error)
+    await off_loop(admin.revoke, running.signed(2, "server2"))
+    (said,) = await off_loop(admin.revoke, running.signed(1, "server1"))
+    assert isinstance(said.error, Refused)
+    (said,) = await off_loop(site.revoke, running.signed(3, "server1"))
+    assert isinstance(said.error, NotAuthorised)
+    assert json.loads(await off_loop(site.revocations))["version"] == 2
+    admin.close()
+    site.close()
+
+
+def shown(kit, port):
+    """Return the serial of the certificate that the overseer shows."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=30) as plain,
+        client_context(kit).wrap_socket(plain, server_hostname="overseer") as tls,
+    ):
+        return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True)).serial_number
+
+
+async def test_an_installed_kit_counts_for_new_connections_and_old_ones_go_on(running):
+    kit = running.kits["server1"]
+    async with OverseerClient(kit) as before:
+        await before.servers()
+        serial = running.replace_kit("overseer", 2)
+
+        async def new_certificate():
+            return await off_loop(shown, kit, running.port) == serial
+
+        await eventually(new_certificate)
+        assert len(await before.servers()) == 2
+    async with OverseerClient(kit) as after:
+        assert len(await after.servers()) == 2
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nhost: a\r\n", None])
+async def test_a_head_that_does_not_end_is_cut_off(running, monkeypatch, sent):
+    monkeypatch.setattr(ClientCertificateProtocol, "head_s", 0.3)
+    kit = running.kits["site-1"]
+    whole = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
+
+    def dawdle():
+        with (
+            socket.create_connection(("127.0.0.1", running.port), timeout=30) as plain,
+            client_context(kit).wrap_socket(plain, server_hostname="overseer") as tls,
+        ):
+            if sent is None:  # the second request of a connection
+                tls.sendall(whole)
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += tls.recv(65536)
+                assert answer.startswith(b"HTTP/1.1 200")
+                tls.sendall(whole[:20])
+            else:
+                tls.sendall(sent)
+            try:
+                return tls.recv(65536)
+            except (ConnectionError, ssl.SSLEOFError):
+                return b""
+
+    assert await asyncio.wait_for(off_loop(dawdle), 30) == b""
+
+
+async def test_a_head_of_many_kilobytes_is_refused(running):
+    kit = running.kits["site-1"]
+
+    def ask():
+        with (
+            socket.create_connection(("127.0.0.1", running.port), timeout=30) as plain,
+            client_context(kit).wrap_socket(plain, server_hostname="overseer") as tls,
+        ):
+            tls.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\n" + b"x-long: " + b"a" * 20_000)
+            return tls.recv(65536)
+
+    answer = await asyncio.wait_for(off_loop(ask), 30)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"server:" not in answer.lower()
+    assert b"date:" not in answer.lower()
