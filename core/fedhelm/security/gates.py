@@ -29,6 +29,7 @@ __all__ = [
     "admit",
     "admit_job",
     "ask",
+    "ask_job",
     "check_endpoint",
     "read_policy",
     "subject_of",
@@ -215,16 +216,49 @@ def admit_job(
     Raises:
         NotAuthorised: names the site and the rule.
     """
+    decision = ask_job(
+        policy,
+        subject_of(submitter),
+        Object(site, site_org, submitter.name, submitter.org),
+        custom_code=custom_code,
+        enable_byoc=enable_byoc,
+    )
+    if decision.allowed:
+        return
     if custom_code and not enable_byoc:
         raise NotAuthorised(
-            f"site {site} takes no job that brings its own code (enable_byoc is not set in its kit)",
-            hint="a job without code of its own, or another kit for that site",
+            f"{decision.rule} ({decision.why})", hint="a job without code of its own, or another kit for that site"
         )
-    object_ = Object(site, site_org, submitter.name, submitter.org)
-    for right in (Right.SUBMIT_JOB, *((Right.BYOC,) if custom_code else ())):
-        decision = decide(policy, subject_of(submitter), right, object_)
+    raise NotAuthorised(f"site {site}, {submitter}: {decision.rule}; {decision.why}")
+
+
+def ask_job(policy: Policy, subject: Subject, object_: Object, *, custom_code: bool, enable_byoc: bool) -> Decision:
+    """Say whether a job may go to a site, as :func:`admit_job` does. Pure.
+
+    Args:
+        policy: the asker's own.
+        subject: who signed the job.
+        object_: that job at the site.
+        custom_code: whether the bundle brings its own code; then `byoc` is needed as well.
+        enable_byoc: whether the site takes any such code; a server that does not know says True.
+
+    Returns:
+        The first decision that is no; else the rule of every right, and why they hold.
+    """
+    if custom_code and not enable_byoc:
+        return Decision(
+            False,
+            f"site {object_.site} takes no job that brings its own code",
+            "enable_byoc is not set in its kit",
+        )
+    found = [decide(policy, subject, Right.SUBMIT_JOB, object_)]
+    if custom_code:
+        found.append(decide(policy, subject, Right.BYOC, object_))
+    for decision in found:
         if not decision.allowed:
-            raise NotAuthorised(f"site {site}, {submitter}: {decision.rule}; {decision.why}")
+            return decision
+    rules, reasons = ([one.rule for one in found], dict.fromkeys(one.why for one in found))
+    return Decision(True, ", ".join(rules), ", and ".join(reasons))
 
 
 def read_policy(root: Path) -> Policy:
