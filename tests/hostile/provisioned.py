@@ -17,9 +17,10 @@ import pyzipper
 
 from fedhelm.config.kit import Kit
 from fedhelm.config.log_levels import LOG_CONFIG, levels_of
+from fedhelm.provision.issued import IssuedCertificate
 from fedhelm.provision.kit_source import read_startup
 from fedhelm.provision.project_file import read_project_file
-from fedhelm.provision.provisioned import IssuedCertificate, ProjectFolder
+from fedhelm.provision.provisioned import ProjectFolder
 from fedhelm.provision.unpack import unpack
 from fedhelm.provision.zips import write_zip
 from fedhelm.security import job_signing, provenance, statements

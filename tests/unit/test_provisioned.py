@@ -7,7 +7,8 @@ import stat
 import pytest
 
 from fedhelm.errors import Conflict, DeadlineExceeded, KitError, NotFound, WorkspaceExists
-from fedhelm.provision.provisioned import IssuedCertificate, ProjectFolder
+from fedhelm.provision.issued import IssuedCertificate
+from fedhelm.provision.provisioned import ProjectFolder
 from tests.fakes.provision_clock import FixedClock
 
 

@@ -19,10 +19,11 @@ from fedhelm.clock import Clock, SystemClock, iso
 from fedhelm.config.kit import CERT_STEM
 from fedhelm.errors import KitError, NotFound, Refused
 from fedhelm.process import atomic_write
+from fedhelm.provision.issued import IssuedCertificate, as_serial
 from fedhelm.provision.kits import Identity, digest_of, write_kit
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.project_file import ProjectFile, read_project_file
-from fedhelm.provision.provisioned import IssuedCertificate, ProjectFolder
+from fedhelm.provision.provisioned import ProjectFolder
 from fedhelm.provision.provisioning import Secrets, provision
 from fedhelm.provision.zips import write_zip
 from fedhelm.security.pki import CertificateAuthority, key_to_pem, load_certificate, load_key, load_roots
@@ -224,24 +225,27 @@ def revoke(
         name: the participant.
         reason: why; it is in the list, which everybody gets.
         given: the root key's passphrase.
-        serial: only this one.
+        serial: only this one: hex, as it is written here or as openssl prints it.
         clock: for the time of revocation.
 
     Returns:
-        What was revoked.
+        What was revoked; also what an earlier run had revoked that broke off before it signed the list.
 
     Raises:
         NotFound: it has no certificate that still counts, or not this one.
         KitError: the root key's passphrase is missing or wrong, or the state is damaged.
     """
     clock = clock or SystemClock()
+    serial = None if serial is None else as_serial(serial)
     with folder.locked():
         mine = [one for one in folder.certificates() if one.name == name and serial in (None, one.serial)]
-        wanted = [one.serial for one in mine if not one.revoked]
+        unlisted = {one.serial for one in folder.unlisted()}
+        wanted = [one.serial for one in mine if not one.revoked or one.serial in unlisted]
         if not wanted:
             what = "has no certificate" if serial is None else f"has no certificate with the serial {serial}"
             raise NotFound(f"{name} {what} that still counts", hint="fedhelm pki list --all")
-        return folder.revoke(wanted, reason, folder.authority(given.passphrase, clock=clock), clock=clock)
+        listed = folder.revoke(wanted, reason, folder.authority(given.passphrase, clock=clock), clock=clock)
+        return [one for one in listed if one.serial in wanted]
 
 
 # -- the root

@@ -15,8 +15,9 @@ from fedhelm.config.kit import ROLES
 from fedhelm.errors import BadInput, FedhelmError, WorkspaceExists
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
 from fedhelm.provision import lifetimes
+from fedhelm.provision.issued import IssuedCertificate
 from fedhelm.provision.passphrases import ask_secret, read_secret, writing_passwords
-from fedhelm.provision.provisioned import IssuedCertificate, ProjectFolder
+from fedhelm.provision.provisioned import ProjectFolder
 from fedhelm.provision.provisioning import Secrets
 from fedhelm.provision.root_passphrase import change_passphrase
 from fedhelm.security.pki import load_certificate
@@ -121,9 +122,12 @@ def _secrets(args: argparse.Namespace, folder: ProjectFolder) -> Secrets:
 def _list(args: argparse.Namespace, fmt: Format) -> int:
     folder, now = ProjectFolder.open(args.workspace), SystemClock().utcnow()
     issued = folder.certificates()
+    unlisted = {one.serial for one in folder.unlisted()}
     newest = {one.name: one.serial for one in issued if not one.revoked and one.name in folder.kit_digests}
 
     def state(one: IssuedCertificate) -> str:
+        if one.serial in unlisted:
+            return "revoked, but a run broke off before it signed the list: fedhelm pki revoke it again"
         if one.revoked:
             return f"revoked on {(one.revoked_at or '')[:10]}: {one.reason or '-'}"
         certificate = load_certificate(one.cert_pem.encode(), one.serial)
@@ -132,7 +136,7 @@ def _list(args: argparse.Namespace, fmt: Format) -> int:
             return warning
         return "valid" if newest.get(one.name) == one.serial else "valid, replaced"
 
-    shown = [one for one in issued if args.all or newest.get(one.name) == one.serial]
+    shown = [one for one in issued if args.all or newest.get(one.name) == one.serial or one.serial in unlisted]
     data = [dataclasses.asdict(one) | {"state": state(one)} for one in shown]
     rows = [(one.name, one.role, one.org, one.not_after[:10], one.kit_version, state(one), one.serial) for one in shown]
     head = ("name", "role", "org", "until", "kit", "state", "serial")

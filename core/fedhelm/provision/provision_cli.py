@@ -14,6 +14,7 @@ from fedhelm.clock import SystemClock
 from fedhelm.errors import ExitStatus, FedhelmError, NotFound, Refused, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, harmless, table
 from fedhelm.provision.flare import notes_as_lines
+from fedhelm.provision.issued import IssuedCertificate
 from fedhelm.provision.passphrases import ask_secret, read_secret, writing_passwords
 from fedhelm.provision.project_file import ProjectFile, read_project_file
 from fedhelm.provision.provisioned import ProjectFolder
@@ -111,7 +112,7 @@ def _found(workspace: Path, project: str) -> ProjectFolder | None:
 
 def _secrets(args: argparse.Namespace, folder: ProjectFolder | None, plan: Plan) -> Secrets:
     """Return what the run needs; asks only for what it will use."""
-    if plan.empty:
+    if not plan.signs:
         return Secrets()
     passphrase = _secret(args.passphrase_file, "passphrase of the root key", twice=folder is None)
     if folder is not None and folder.root_is_encrypted and passphrase is None:
@@ -121,7 +122,7 @@ def _secrets(args: argparse.Namespace, folder: ProjectFolder | None, plan: Plan)
             f"{folder.state / 'rootCA.key'} is not encrypted, so --passphrase-file opens nothing",
             hint="leave it out; a key is encrypted when it is made",
         )
-    password = _secret(args.zip_password_file, "password of the zips", twice=True)
+    password = None if plan.empty else _secret(args.zip_password_file, "password of the zips", twice=True)
     return Secrets(passphrase, password, args.keep_keys)
 
 
@@ -163,9 +164,14 @@ def _data(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace, 
         "dry_run": args.dry_run,
         "changed": not plan.empty,
         "participants": [row(one) for one in plan.changes],
-        "revoked": [{"name": one.name, "serial": one.serial, "reason": reason} for one, reason in plan.revoke],
+        "revoked": [{"name": one.name, "serial": one.serial, "reason": reason} for one, reason in _revoked(plan)],
         "notes": notes,
     }
+
+
+def _revoked(plan: Plan) -> list[tuple[IssuedCertificate, str]]:
+    """Return what this run puts on the signed list, and why."""
+    return [*plan.revoke, *((one, one.reason or "") for one in plan.unlisted)]
 
 
 def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace, given: Secrets) -> str:
@@ -173,7 +179,9 @@ def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace,
     shown = table(("name", "role", "kit", "why"), rows)
     last = os.path.relpath(place / f"prod_{plan.number:02d}")
     if plan.empty:
-        return f"{shown}\n\nNo kit has changed: there is no new prod folder."
+        return "\n".join(
+            [shown, "", "No kit has changed: there is no new prod folder.", *_hand_over(plan, place, args)]
+        )
     if args.dry_run:
         return f"{shown}\n\nNothing was written. Without --dry-run this would be in {last}."
     encrypted = given.zip_password is not None or given.zip_passwords is not None
@@ -190,11 +198,17 @@ def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace,
         ]
     else:
         lines += ["Next: hand over the kits that are new; the others' former kits go on as well."]
-    if plan.revoke:
-        names = ", ".join(dict.fromkeys(one.name for one, _ in plan.revoke))
-        path = os.path.relpath(place / "state" / "revoked.json")
-        lines += [f"Revoked: {names}. Hand the list over, in the console: revoke_certificates {path}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_hand_over(plan, place, args)])
+
+
+def _hand_over(plan: Plan, place: Path, args: argparse.Namespace) -> list[str]:
+    names = ", ".join(dict.fromkeys(one.name for one, _ in _revoked(plan)))
+    if not names:
+        return []
+    if args.dry_run:
+        return [f"The list of revoked certificates would be signed anew: {names}."]
+    path = os.path.relpath(place / "state" / "revoked.json")
+    return [f"Revoked: {names}. Hand the list over, in the console: revoke_certificates {path}"]
 
 
 def main(argv: list[str]) -> int:

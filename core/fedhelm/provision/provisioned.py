@@ -1,8 +1,9 @@
 """A provisioned project on disk: ``prod_NN/``, ``resources/`` and ``state/``, which remembers what was ever issued.
 
 The order of writing is what survives a crash: certificates are recorded with the number of the ``prod_NN`` that will
-hold them, then that folder appears by one rename, then ``project.json`` says that it is the last. Certificates of a
-number that never appeared were given to nobody, and are forgotten.
+hold them, ``project.json`` announces its kits, then that folder appears by one rename, then ``project.json`` says that
+it is the last. Certificates of a number that never appeared were given to nobody, and are forgotten. A folder that
+appeared counts, whether its run lived to say so or not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,95 +24,28 @@ from fedhelm.errors import Conflict, DeadlineExceeded, KitError, NotFound, Works
 from fedhelm.ids import new_cluster_id
 from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write, fsync_dir
+from fedhelm.provision.issued import By, IssuedCertificate, is_number
 from fedhelm.provision.stop import wait_until
-from fedhelm.security.identity import principal_from_certificate
-from fedhelm.security.pki import CertificateAuthority, load_certificate
+from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.revocation import RevocationList, Revoked
 
-__all__ = ["IssuedCertificate", "ProjectFolder"]
+__all__ = ["ProjectFolder"]
 
 _FORMAT = 1
 _PROD = re.compile(r"prod_([0-9]{2,6})")
 _LOCK_TIMEOUT = 30.0  # seconds; a run that holds the lock makes some hundred kits in that time
 
 
-@dataclasses.dataclass(frozen=True)
-class IssuedCertificate:
-    """One line of ``state/certificates.json``; times are ISO 8601 UTC. ``prod`` is the folder that first held it."""
-
-    serial: str
-    role: str
-    name: str
-    org: str
-    not_before: str
-    not_after: str
-    kit_version: int
-    cert_pem: str
-    revoked_at: str | None = None
-    reason: str | None = None
-    prod: int | None = None
-
-    @classmethod
-    def of(cls, cert_pem: bytes, project: str, kit_version: int, prod: int | None = None) -> IssuedCertificate:
-        """Describe a certificate that was just issued.
-
-        Raises:
-            BadCertificate: it is none of this project.
-        """
-        certificate = load_certificate(cert_pem, "certificate")
-        principal = principal_from_certificate(certificate, project)
-        return cls(
-            serial=principal.serial,
-            role=principal.role,
-            name=principal.name,
-            org=principal.org,
-            not_before=iso(certificate.not_valid_before_utc),
-            not_after=iso(certificate.not_valid_after_utc),
-            kit_version=kit_version,
-            cert_pem=cert_pem.decode(),
-            prod=prod,
-        )
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> IssuedCertificate:
-        """Return the line that ``dataclasses.asdict`` gave.
-
-        Raises:
-            ValueError: it is none; also TypeError.
-        """
-        one = cls(**value)
-        texts = (one.serial, one.role, one.name, one.org, one.not_before, one.not_after, one.cert_pem)
-        good = all(isinstance(text, str) for text in texts) and _is_number(one.kit_version)
-        maybe = (one.revoked_at, one.reason)
-        if not good or not all(text is None or isinstance(text, str) for text in maybe):
-            raise ValueError("a certificate with a value of another kind")
-        if one.prod is not None and not _is_number(one.prod):
-            raise ValueError("a certificate of no prod_NN")
-        return one
-
-    @property
-    def revoked(self) -> bool:
-        """Whether it was taken back."""
-        return self.revoked_at is not None
-
-    def expired(self, now: datetime) -> bool:
-        """Return whether its time is over at ``now``."""
-        return iso(now) >= self.not_after
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
 def _is_project(body: Any) -> bool:
-    kits, last = body.get("kits", {}), body.get("last_prod")
+    kits, last, announced = body.get("kits", {}), body.get("last_prod"), body.get("announced")
     return (
         body["format"] == _FORMAT
         and isinstance(body["project"], str)
         and isinstance(body["cluster"], str)
-        and _is_number(body["kit_version"])
-        and (last is None or _is_number(last))
+        and is_number(body["kit_version"])
+        and (last is None or is_number(last))
         and isinstance(kits, dict)
+        and (announced is None or (is_number(announced["prod"]) and isinstance(announced["kits"], dict)))
     )
 
 
@@ -231,9 +164,21 @@ class ProjectFolder:
     @property
     def last_prod(self) -> int | None:
         """The number of the last ``prod_NN``, whether its folder is still there or not; None before the first."""
+        return self._following if self._published else self._recorded
+
+    @property
+    def _recorded(self) -> int | None:
         recorded: int | None = self._body.get("last_prod")
-        following = 0 if recorded is None else recorded + 1
-        return following if self.prod(following).is_dir() else recorded
+        return recorded
+
+    @property
+    def _following(self) -> int:
+        return 0 if self._recorded is None else self._recorded + 1
+
+    @property
+    def _published(self) -> bool:
+        """Whether a run made a folder appear, and died before it could say so."""
+        return self.prod(self._following).is_dir()
 
     @property
     def kit_version(self) -> int:
@@ -243,6 +188,9 @@ class ProjectFolder:
     @property
     def kit_digests(self) -> Mapping[str, str]:
         """Participant -> digest of its kit in the last ``prod_NN``, to see whether anything changed."""
+        announced = self._body.get("announced") or {}
+        if self._published and announced.get("prod") == self._following:
+            return dict(announced["kits"])
         return dict(self._body.get("kits", {}))
 
     # -- the root
@@ -301,12 +249,23 @@ class ProjectFolder:
         reason: str,
         authority: CertificateAuthority,
         *,
+        by: By = "name",
         clock: Clock | None = None,
     ) -> list[IssuedCertificate]:
         """Take certificates back: note it, and write the signed list of all that were ever taken back.
 
+        The list is read and signed before anything is written. A run that broke off after the note and before the list
+        is finished by the next one, whatever that one revokes.
+
+        Args:
+            serials: which; none at all only finishes what was broken off.
+            reason: why, for all of them.
+            authority: signs the list.
+            by: who decides it, which says whether the participant comes back by itself.
+            clock: for the time.
+
         Returns:
-            Those that were not revoked before; the list gets a new version only where there is one.
+            Those that were not on the list before; the list gets a new version only where there is one.
 
         Raises:
             NotFound: a serial that was never issued.
@@ -314,34 +273,49 @@ class ProjectFolder:
         """
         wanted, when = set(serials), iso((clock or SystemClock()).utcnow())
         with self.locked():
-            known = self.certificates()
+            known, listed = self.certificates(), self.revocation_list()
             if unknown := wanted - {one.serial for one in known}:
                 raise NotFound(f"{self.root}: no certificate has the serial {min(unknown)}")
             new = {one.serial for one in known if one.serial in wanted and not one.revoked}
             changed = [
-                dataclasses.replace(one, revoked_at=when, reason=reason) if one.serial in new else one for one in known
+                dataclasses.replace(one, revoked_at=when, reason=reason, by=by) if one.serial in new else one
+                for one in known
             ]
+            missing = [one for one in changed if one.revoked and listed.revoked(one.serial) is None]
+            entries = tuple(
+                Revoked(one.serial, one.role, one.name, one.revoked_at or when, one.reason or "") for one in missing
+            )
+            signed = listed.with_revoked(entries, when).to_bytes(authority) if missing else None
             if new:
                 self._write_certificates(changed)
-            gone = [one for one in changed if one.revoked]
-            listed = self.revocation_list()
-            if {one.serial for one in gone} - {one.serial for one in listed.entries}:  # also after a crash in between
-                entries = tuple(
-                    Revoked(one.serial, one.role, one.name, one.revoked_at or when, one.reason or "") for one in gone
-                )
-                self.write_revocations(listed.with_revoked(entries, when).to_bytes(authority))
-        return [one for one in changed if one.serial in new]
+            if signed is not None:
+                self.write_revocations(signed)
+        return missing
+
+    def unlisted(self) -> list[IssuedCertificate]:
+        """Return what was taken back and is not on the signed list: a run broke off in between.
+
+        Raises:
+            KitError: the list in place is damaged.
+        """
+        gone = [one for one in self.certificates() if one.revoked]
+        listed = self.revocation_list() if gone else None
+        return [one for one in gone if listed is not None and listed.revoked(one.serial) is None]
 
     def revocation_list(self) -> RevocationList:
         """Return the signed list, verified; an empty one of version 0 where nothing was ever revoked.
 
         Raises:
-            KitError: it is damaged, or not of this project's root.
+            KitError: it is damaged, or not of this project's root; the message names the file.
         """
         data = self.revocations()
         if data is None:
             return RevocationList(self.project, self.cluster)
-        return RevocationList.parse(data, self._read_bytes("rootCA.pem"), self.project, self.cluster)
+        try:
+            return RevocationList.parse(data, self._read_bytes("rootCA.pem"), self.project, self.cluster)
+        except KitError as error:
+            hint = "restore it from a backup, or copy run/revoked.json of the participant that has the newest"
+            raise KitError(f"{self.state / 'revoked.json'}: {error.message}", hint=hint) from error
 
     def revocations(self) -> bytes | None:
         """Return the signed list, or None where nothing was ever revoked."""
@@ -395,12 +369,20 @@ class ProjectFolder:
         """
         with self.locked():
             self.record(*issued)
+            self._body["announced"] = {"prod": number, "kits": dict(digests)}  # so that the rename alone decides
+            self._write("project.json", self._body)
             path = self.prod(number)
             (self.root / f".prod_{number:02d}.tmp").rename(path)
             fsync_dir(self.root)
-            self._body |= {"last_prod": number, "kits": dict(digests)}
-            self._write("project.json", self._body)
+            self._conclude()
         return path
+
+    def _conclude(self) -> None:
+        """Say in ``project.json`` that the folder which appeared is the last."""
+        kits = self.kit_digests
+        self._body |= {"last_prod": self._following, "kits": kits}
+        self._body.pop("announced", None)
+        self._write("project.json", self._body)
 
     @contextlib.contextmanager
     def locked(self, timeout: float = _LOCK_TIMEOUT) -> Iterator[None]:
@@ -412,6 +394,8 @@ class ProjectFolder:
         if self._depth == 0:
             self._lock = self._acquire(timeout)
             self._refresh()
+            if self._published:
+                self._conclude()
         self._depth += 1
         try:
             yield
@@ -458,7 +442,7 @@ class ProjectFolder:
             raise KitError(f"{path}: not a list of certificates", hint=hint) from error
 
     def _write_certificates(self, certificates: Sequence[IssuedCertificate]) -> None:
-        rows = [dataclasses.asdict(one) for one in certificates]
+        rows = [one.to_json() for one in certificates]
         self._write("certificates.json", {"format": _FORMAT, "certificates": rows})
 
     def _write(self, name: str, body: Mapping[str, Any]) -> None:

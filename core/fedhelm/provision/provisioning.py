@@ -20,9 +20,10 @@ from fedhelm.config.kit import CERT_STEM
 from fedhelm.errors import FedhelmError, KitError, WorkspaceExists
 from fedhelm.process import atomic_write, fsync_dir
 from fedhelm.provision.containers import project_files
+from fedhelm.provision.issued import IssuedCertificate
 from fedhelm.provision.kits import Identity, digest_of, write_kit
 from fedhelm.provision.project import Participant, Project
-from fedhelm.provision.provisioned import IssuedCertificate, ProjectFolder
+from fedhelm.provision.provisioned import ProjectFolder
 from fedhelm.provision.zips import write_zip
 from fedhelm.security.pki import CertificateAuthority, key_to_pem, load_certificate, load_key, load_roots
 
@@ -65,16 +66,29 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run would do. ``number`` is that of its ``prod_NN``; ``revoke`` are certificates that it takes back."""
+    """What a run would do.
+
+    Attributes:
+        number: that of its ``prod_NN``.
+        changes: what happens to each participant.
+        revoke: certificates that it takes back, and why.
+        unlisted: certificates that were taken back by a run that broke off before it signed the list.
+    """
 
     number: int
     changes: tuple[Change, ...]
     revoke: tuple[tuple[IssuedCertificate, str], ...] = ()
+    unlisted: tuple[IssuedCertificate, ...] = ()
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is to be done."""
+        """Whether there is no new ``prod_NN``."""
         return not self.revoke and all(one.happens in (Happens.SAME, Happens.REVOKED) for one in self.changes)
+
+    @property
+    def signs(self) -> bool:
+        """Whether the root key is needed: for kits, or for the list of revoked certificates alone."""
+        return not self.empty or bool(self.unlisted)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -123,13 +137,13 @@ def make_plan(project: Project, folder: ProjectFolder | None, now: datetime) -> 
             continue
         if mine is not None and (mine.role, mine.org) != (certificate.role, certificate.org):
             revoke.append((certificate, _CHANGED))
-        elif mine is None and certificate.name in digests:
+        elif mine is None:
             revoke.append((certificate, _REMOVED))
-    gone = [name for name in digests if name not in here]
+    gone = [name for name in dict.fromkeys((*digests, *(one.name for one, _ in revoke))) if name not in here]
     roles = {one.name: one.role for one in issued}
     changes += [Change(name, roles.get(name, ""), Happens.REMOVED, "its certificate is revoked") for name in gone]
     last = folder.last_prod
-    return Plan(0 if last is None else last + 1, tuple(changes), tuple(revoke))
+    return Plan(0 if last is None else last + 1, tuple(changes), tuple(revoke), tuple(folder.unlisted()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +174,8 @@ def _change(basis: _Basis, participant: Participant, issued: Iterable[IssuedCert
 
 
 def _after_revocation(last: IssuedCertificate, role: str) -> Change:
-    if last.reason in (_REMOVED, _CHANGED):
+    # Whose line does not say who it was is of before that was written: its reason has to tell.
+    if last.by == "provision" or (last.by is None and last.reason in (_REMOVED, _CHANGED)):
         return Change(last.name, role, Happens.CERTIFICATE, "the former one was revoked")
     # By name, by somebody: it does not come back because it is in the file still.
     why = f"on {(last.revoked_at or '')[:10]}: {last.reason}; fedhelm pki renew gives it a new certificate"
@@ -263,16 +278,22 @@ def _run(project: Project, source: bytes, folder: ProjectFolder, given: Secrets,
         try:
             task = _Task(project, plan, folder, authority, given)
             issued, digests = _fill(task, draft, version)
-            by_reason = {reason for _, reason in plan.revoke}
-            for reason in sorted(by_reason):
-                serials = [one.serial for one, why in plan.revoke if why == reason]
-                folder.revoke(serials, reason, authority, clock=clock)
+            _revoke(folder, plan, authority, clock)
             folder.publish(plan.number, issued, digests)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+    elif plan.unlisted:
+        folder.revoke((), "", folder.authority(given.passphrase, clock=clock), by="provision", clock=clock)
     _write_resources(folder, resources)
     return plan
+
+
+def _revoke(folder: ProjectFolder, plan: Plan, authority: CertificateAuthority, clock: Clock) -> None:
+    """Take back what the plan says, and sign what a former run left unsigned."""
+    for reason in sorted({reason for _, reason in plan.revoke} or ({""} if plan.unlisted else ())):
+        serials = [one.serial for one, why in plan.revoke if why == reason]
+        folder.revoke(serials, reason, authority, by="provision", clock=clock)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
