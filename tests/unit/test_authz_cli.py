@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 
 import pytest
 
-from fedhelm.provision.authz_cli import _COMMANDS, main
-from fedhelm.security.authorization import DEFAULT_AUTHORIZATION, Policy
-from fedhelm.security.gates import ENDPOINTS
+from fedhelm.errors import NotAuthorised
+from fedhelm.provision.authz_cli import main
+from fedhelm.provision.authz_preview import COMMANDS, RESERVED
+from fedhelm.provision.kits import write_kits
+from fedhelm.security.authorization import DEFAULT_AUTHORIZATION, Object, Policy, Right
+from fedhelm.security.gates import ENDPOINTS, admit, admit_job, read_policy
+from fedhelm.security.identity import Principal
+from fedhelm.security.kit import open_kit
+from fedhelm.security.pki import CertificateAuthority
 from fedhelm_console.commands import REGISTRY
-from tests.support.kits import ADMIN, make_kits
+from tests.support.kits import ADMIN, make_kits, make_project
+
+TIGHTER = (
+    '{"format_version": "1.0", "permissions": {"project_admin": "any", "org_admin": ["n:o@a.org", "o:site"],'
+    ' "lead": {"submit_job": "any", "byoc": "o:site", "view": "any", "manage_job": "any"}}}'
+)
 
 
 @pytest.fixture(scope="module")
 def kits(tmp_path_factory):
-    made = make_kits(tmp_path_factory.mktemp("kits"), sites=2)
-    for name in ("server1", "site-1", "site-2"):
-        path = made[name].startup / "authorization.json"
-        path.write_text(DEFAULT_AUTHORIZATION)
-    (made["site-2"].local / "authorization.json").write_text(
-        '{"format_version": "1.0", "permissions": {"project_admin": "any", "org_admin": ["n:o@a.org", "o:site"],'
-        ' "lead": {"byoc": "o:site", "view": "any", "manage_job": "any"}}}'
-    )
-    return made
+    folder = tmp_path_factory.mktemp("kits")
+    made = make_kits(folder, sites=2)
+    (made["site-2"].local / "authorization.json").write_text(TIGHTER)
+    closed = make_project(sites=1, name="closed")
+    participants = [dataclasses.replace(one, enable_byoc=False) for one in closed.participants]
+    closed = dataclasses.replace(closed, participants=tuple(participants))
+    (folder / "closed").mkdir()
+    roots = write_kits(closed, CertificateAuthority.create("closed"), folder / "closed")
+    return made | {"closed": open_kit(roots["site-1"])}
 
 
 @pytest.fixture
@@ -39,37 +52,91 @@ def run(kits, capsys):
 BOB, ALICE = "lead:bob@a.org/a", "alice@b.org/b"
 
 
+ANY = "whoever asks, and whosever it is"
+SITES_TOO = "each site decides for itself after that, by its own policy"
+SERVER_TOO = "a server decides before, by its own policy"
+
+
 @pytest.mark.parametrize(
     ("kit", "words", "status", "answer"),
     [
         ("server1", f"may {BOB} abort_job job of {ALICE}", 1, "no: manage_job needs n:submitter; bob@a.org did not submit it"),
         ("server1", f"may {BOB} manage_job job of bob@a.org/a", 0, "yes: manage_job with n:submitter; bob@a.org submitted it"),
         ("server1", f"may {BOB} Admin.ShowJob of {ALICE}", 1, "no: view needs o:submitter or o:site; bob@a.org is of a, alice@b.org is of b, and it is not about one site"),
-        ("server1", f"may {BOB} submit_job", 0, "yes: submit_job with any; whoever asks, and whosever it is"),
+        ("server1", "may member:m@a.org/a view at site-1/a", 0, "yes: view with o:site; m@a.org is of a, site-1 too"),
+        ("server1", f"may {BOB} submit_job", 0, f"yes: submit_job with any, byoc with any; {ANY}\n{SITES_TOO} and enable_byoc: ask its kit"),
         ("server1", f"may {BOB} promote_sp", 1, "no: lease.promote is for project_admin; no policy gives it to the role lead"),
         ("server1", f"may {BOB} Admin.Login", 0, "yes: admin.login is for lead; the role alone decides"),
         ("server1", "may member:m@a.org/a delete job of m@a.org/a", 1, "no: job.manage is for lead, org_admin, project_admin; no policy gives it to the role member"),
-        ("server1", "may org_admin:o@a.org/a restart at site-1/a", 0, "yes: operate with o:site; o@a.org is of a, site-1 too"),
-        ("server1", "may org_admin:o@a.org/a restart at site-1", 1, "no: operate needs o:site; the organisation of site-1 is not known"),
+        ("server1", "may org_admin:o@a.org/a restart at site-7/a", 0, f"yes: operate with o:site; o@a.org is of a, site-7 too\n{SITES_TOO}: ask its kit"),
+        ("server1", "may org_admin:o@a.org/a restart at site-7", 1, "no: operate needs o:site; the organisation of site-7 is not known"),
+        ("server1", "may org_admin:o@a.org/a restart at site-1", 1, "no: operate needs o:site; o@a.org is of a, site-1 is of nvidia"),
         ("server1", "may org_admin:o@a.org/a restart", 1, "no: operate needs o:site; it is not about one site"),
-        ("site-1", "may org_admin:o@a.org/nvidia shell", 0, "yes: shell with o:site; o@a.org is of nvidia, site-1 too"),
-        ("site-1", "may org_admin:o@a.org/nvidia shell at site-1", 0, "yes: shell with o:site; o@a.org is of nvidia, site-1 too"),
-        ("site-1", "may org_admin:o@a.org/nvidia shell at site-9/x", 1, "no: shell needs o:site; o@a.org is of nvidia, site-9 is of x"),
-        ("site-1", f"may {BOB} byoc", 0, "yes: byoc with any; whoever asks, and whosever it is"),
-        (ADMIN, f"may {BOB} clone_job job of {ALICE}", 1, "no: clone_job needs n:submitter; bob@a.org did not submit it"),
-        ("server1", "may project_admin:p@a.org shutdown_system", 0, "yes: operate with any; whoever asks, and whosever it is"),
+        ("server1", "may org_admin:o@a.org/a revoke_certificates", 0, "yes: trust.revoke is for org_admin; the role alone decides"),
+        ("site-1", "may org_admin:o@a.org/nvidia restart", 0, f"yes: operate with o:site; o@a.org is of nvidia, site-1 too\n{SERVER_TOO}"),
+        ("site-1", "may org_admin:o@a.org/a operate at site-1", 1, "no: operate needs o:site; o@a.org is of a, site-1 is of nvidia"),
+        ("site-1", f"may {BOB} byoc", 0, f"yes: submit_job with any, byoc with any; {ANY}\n{SERVER_TOO}"),
+        ("site-1", "may member:m@a.org/a byoc", 1, "no: job.submit is for lead, project_admin; no policy gives it to the role member"),
+        ("site-2", f"may {BOB} byoc", 1, "no: byoc needs o:site (local/authorization.json); bob@a.org is of a, site-2 is of nvidia"),
+        ("site-2", f"may {BOB} submit_job", 1, "no: byoc needs o:site (local/authorization.json); bob@a.org is of a, site-2 is of nvidia"),
+        ("closed", f"may {BOB} byoc", 1, "no: site site-1 takes no job that brings its own code; enable_byoc is not set in its kit"),
+        ("closed", f"may {BOB} submit_job", 1, "no: site site-1 takes no job that brings its own code; enable_byoc is not set in its kit"),
+        (ADMIN, f"may {BOB} clone_job job of {ALICE}", 1, "no: clone_job is reserved; no call of this version asks for it"),
+        ("server1", "may project_admin:p@a.org/a shell at site-1", 1, "no: shell is reserved; no call of this version asks for it"),
+        ("overseer", "may project_admin:p@a.org shutdown_system", 0, f"yes: operate with any; {ANY}"),
+        ("overseer", "may project_admin:p@a.org operate", 0, f"yes: operate with any; {ANY}"),
+        ("overseer", "may org_admin:o@a.org/a operate", 1, "no: system.command is for project_admin; no policy gives it to the role org_admin"),
     ],
 )  # fmt: skip
 def test_a_question_is_answered_with_rule_and_reason(run, kit, words, status, answer):
     assert run(kit, *words.split()) == (status, answer)
 
 
-def test_the_local_policy_of_a_site_is_named_where_it_denies(run):
-    status, answer = run("site-2", "may", BOB, "byoc")
-    assert (status, answer) == (
-        1,
-        "no: byoc needs o:site (local/authorization.json); bob@a.org is of a, site-2 is of nvidia",
-    )
+@pytest.mark.parametrize(
+    ("kit", "words", "who"),
+    [
+        ("server1", "may project_admin:p@a.org/a shutdown_system", "shutdown_system: that is for an overseer to decide; server1 is a server"),
+        ("server1", "may project_admin:p@a.org/a remove_sp", "that is for an overseer to decide"),
+        ("site-1", "may project_admin:p@a.org/a pause_failover", "that is for an overseer to decide; site-1 is a site"),
+        ("site-1", f"may {BOB} abort_job job of {ALICE}", "abort_job: that is for a server to decide; site-1 is a site"),
+        ("overseer", f"may {BOB} submit_job", "that is for a server to decide, and a site about what comes to it; overseer is an overseer"),
+        ("overseer", "may project_admin:p@a.org/a operate at site-1", "that is for a server to decide, and a site"),
+        (ADMIN, f"may {BOB} view job of {ALICE}", "that is for a server to decide; admin@nvidia.com is an admin"),
+        ("site-1", f"may {BOB} submit_job at site-2", "site-1 decides for itself, not for site-2"),
+    ],
+)  # fmt: skip
+def test_what_somebody_else_decides_is_not_answered(run, kit, words, who):
+    status, text = run(kit, *words.split())
+    assert status == 2
+    assert who in text
+
+
+ROLES = ("project_admin", "org_admin", "lead", "member")
+
+
+def answers(kit, words):
+    """What the participant itself says: yes, no."""
+    return {0: True, 1: False}[main([str(kit.root), *words.split()])]
+
+
+def passes(ask, *args, **options):
+    try:
+        ask(*args, **options)
+    except NotAuthorised:
+        return False
+    return True
+
+
+def test_a_preview_at_a_site_says_what_that_site_does(kits):
+    for name, role, org in itertools.product(("site-1", "site-2", "closed"), ROLES, ("nvidia", "a")):
+        kit = kits[name]
+        policy, who = read_policy(kit.root), Principal(kit.project, role, "bob@a.org", org)
+        told = answers(kit, f"may {role}:bob@a.org/{org} submit_job")
+        byoc = {"custom_code": True, "enable_byoc": kit.enable_byoc}
+        signs = role in ("project_admin", "lead")  # nobody else's signature counts
+        assert told == (signs and passes(admit_job, policy, who, kit.name, kit.org, **byoc)), (name, role, org)
+        told = answers(kit, f"may {role}:bob@a.org/{org} restart")
+        assert told == passes(admit, policy, who, "system.operate", Object(kit.name, kit.org)), (name, role, org)
 
 
 def test_as_json(run):
@@ -80,25 +147,69 @@ def test_as_json(run):
     assert data["rule"] == "manage_job needs n:submitter"
     assert data["why"] == "bob@a.org did not submit it"
     assert (data["permission"], data["right"]) == ("job.manage", "manage_job")
-    assert data["object"] == {"site": "site-1", "site_org": "b", "submitter": "alice@b.org", "submitter_org": "b"}
+    assert data["object"] == {"site": None, "site_org": None, "submitter": "alice@b.org", "submitter_org": "b"}
+    assert data["besides"] is None
     assert data["subject"] == {"role": "lead", "name": "bob@a.org", "org": "a"}
+
+
+def rows_of(text):
+    return {tuple(line.split()[:2]): " ".join(line.split()[2:]) for line in text.splitlines()}
 
 
 def test_the_table_shows_what_both_files_allow_together(run):
     status, text = run("site-2")
-    rows = {tuple(line.split()[:2]): " ".join(line.split()[2:]) for line in text.splitlines()}
+    rows = rows_of(text)
     assert status == 0
-    assert rows["project_admin", "shell"] == "any"
+    assert rows["project_admin", "byoc"] == "any"
     assert rows["org_admin", "operate"] == "o:site and (n:o@a.org or o:site)"
-    assert rows["lead", "manage_job"] == "n:submitter"
-    assert rows["lead", "submit_job"] == "none"  # not named in the local file
     assert rows["lead", "byoc"] == "o:site"
-    assert rows["member", "view"] == "none"
+    assert rows["member", "submit_job"] == "none"
+    assert ("lead", "manage_job") not in rows  # no site is asked for it
+    assert "enable_byoc is set in this kit." in text
+    assert "Not asked here, but at the servers: manage_job, download_job, view." in text
+    assert "Reserved, no call asks for them: clone_job, shell." in text
     status, text = run("server1", "--role", "lead", "-o", "json")
     data = json.loads(text)["data"]
     assert {row["role"] for row in data["rights"]} == {"lead"}
     assert len(data["rights"]) == 8
+    assert {row["right"] for row in data["rights"] if not row["asked"]} == {str(one) for one in RESERVED}
     assert len(data["files"]) == 1
+
+
+def test_the_table_says_that_a_site_takes_no_code(run):
+    _, text = run("closed")
+    rows = rows_of(text)
+    assert rows["lead", "submit_job"] == rows["project_admin", "byoc"] == "none (enable_byoc is not set)"
+    assert rows["project_admin", "operate"] == "any"
+    assert "enable_byoc is not set in this kit." in text
+    assert json.loads(run("closed", "-o", "json")[1])["data"]["enable_byoc"] is False
+
+
+def test_the_table_of_an_overseer_and_of_an_admin(run):
+    _, text = run("overseer")
+    rows = rows_of(text)
+    assert rows["project_admin", "operate"] == "any"
+    assert rows["org_admin", "operate"] == "none (system.command is not for this role)"
+    assert ("lead", "view") not in rows
+    _, text = run(ADMIN)
+    assert rows_of(text)["lead", "view"] == "o:submitter or o:site"
+    assert "admin@nvidia.com decides nothing: this is the default policy." in text
+
+
+def test_an_overseer_goes_by_its_own_file_where_it_has_one(run, kits):
+    path = kits["overseer"].startup / "authorization.json"
+    before = path.read_text() if path.exists() else None
+    path.write_text('{"format_version": "1.0", "permissions": {"project_admin": {"operate": "none"}}}')
+    try:
+        answer = run("overseer", "may", "project_admin:p@a.org", "promote_sp")
+    finally:
+        path.unlink() if before is None else path.write_text(before)
+    assert answer == (1, "no: operate is none for project_admin; nobody of this role may")
+
+
+def test_a_right_is_reserved_if_and_only_if_no_call_asks_for_it():
+    asked = {endpoint.right for endpoint in ENDPOINTS.values()} | {Right.BYOC}  # byoc: with each job
+    assert set(Right) - asked == RESERVED
 
 
 @pytest.mark.parametrize(
@@ -149,10 +260,10 @@ def test_what_no_policy_can_give_is_shown_as_such(run, kits):
 
 
 def test_every_word_stands_for_a_call_and_every_console_command_that_makes_one_is_known():
-    assert set(_COMMANDS.values()) <= set(ENDPOINTS)
+    assert set(COMMANDS.values()) <= set(ENDPOINTS)
     names = {command.name for command in REGISTRY}
     own = {"submit", "show", "abort", "delete", "download"}  # short ones that are no commands
-    assert {word for word in _COMMANDS if word not in own} <= names | {"shutdown", "restart"}
+    assert {word for word in COMMANDS if word not in own} <= names | {"shutdown", "restart"}
 
 
 def test_a_mistake_in_the_policy_is_the_answer(run, kits, capsys):

@@ -3,95 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from fedhelm.config.kit import Kit, read_kit
 from fedhelm.errors import ExitStatus, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
-from fedhelm.security.authorization import (
-    DEFAULT_AUTHORIZATION,
-    POLICY_ROLES,
-    Decision,
-    Object,
-    Policy,
-    Right,
-    Subject,
-    decide,
-    default_policy,
-)
-from fedhelm.security.gates import ENDPOINTS, ask, read_policy
+from fedhelm.provision.authz_preview import CALL_OF, RESERVED, asked_rights, preview, understand
+from fedhelm.security.authorization import DEFAULT_AUTHORIZATION, POLICY_ROLES, Policy, Right, default_policy
+from fedhelm.security.gates import AUTHORIZATION_FILE, ENDPOINTS, read_policy
 from fedhelm.security.policy import PERMISSIONS
 
 __all__ = ["main"]
 
 _ABOUT = """\
-Show what the policy of KIT allows: the signed startup/authorization.json, tightened by local/authorization.json. An
-admin's and an overseer's kit have no policy; for them the default one is shown.
+Show what the participant of KIT allows: by the signed startup/authorization.json, tightened by
+local/authorization.json, and at a site by enable_byoc. An admin's kit has no policy; the default one is shown for it.
 
   fedhelm authz KIT                     every role and right, and the rule
   fedhelm authz KIT --role lead         one role
-  fedhelm authz KIT may WHO DO [WHAT]   one question; exit status 0: yes, 1: no
+  fedhelm authz KIT may WHO DO [WHAT]   one question; exit status 0: yes, 1: no, 2: not for this participant to say
   fedhelm authz --default               the default policy, as a file
 
 WHO is ROLE:NAME/ORGANISATION. DO is a right (manage_job), a console command (abort_job) or a method of the reference
 (Admin.AbortJob). WHAT is any of: `job of NAME/ORGANISATION`, `at SITE/ORGANISATION`. Organisations may be left out;
-what depends on one is denied then. A site's kit is asked about that site, where no other is named.
+what depends on one is denied then, unless the kit knows it. Ask a server's kit about jobs, sites and the server; a
+site's about jobs and orders that come to that site; an overseer's about promote_sp, shutdown_system and the like.
 
-  fedhelm authz prod_00/site-1 may lead:bob@a.org/a abort_job job of alice@b.org/b at site-1/b
+  fedhelm authz prod_00/server1 may lead:bob@a.org/a abort_job job of alice@b.org/b
+  fedhelm authz prod_00/site-1 may lead:bob@a.org/a submit_job
 """
-
-# Console command, and a word for it -> the method or route that it calls.
-_COMMANDS: Mapping[str, str] = MappingProxyType(
-    {
-        "submit_job": "Admin.SubmitJob",
-        "submit": "Admin.SubmitJob",
-        "list_jobs": "Admin.ListJobs",
-        "show_job": "Admin.ShowJob",
-        "show": "Admin.ShowJob",
-        "wait": "Admin.WatchJob",
-        "abort_job": "Admin.AbortJob",
-        "abort": "Admin.AbortJob",
-        "delete_job": "Admin.DeleteJob",
-        "delete": "Admin.DeleteJob",
-        "download_job": "Admin.PrepareDownload",
-        "download": "Admin.PrepareDownload",
-        "check_status": "Admin.CheckStatus",
-        "shutdown": "Admin.Operate",
-        "restart": "Admin.Operate",
-        "promote_sp": "POST /api/v1/promote",
-        "pause_failover": "POST /api/v1/failover/pause",
-        "resume_failover": "POST /api/v1/failover/resume",
-        "shutdown_system": "POST /api/v1/shutdown",
-        "remove_sp": "POST /api/v1/servers/{name}/remove",
-    }
-)
-
-# A right that no call stands for is asked of the policy alone.
-_PERMISSION: Final[Mapping[Right, str]] = MappingProxyType(
-    {
-        Right.SUBMIT_JOB: "job.submit",
-        Right.MANAGE_JOB: "job.manage",
-        Right.DOWNLOAD_JOB: "job.download",
-        Right.VIEW: "job.view",
-        Right.OPERATE: "system.operate",
-    }
-)
-
-
-@dataclass(frozen=True)
-class _Question:
-    """``may WHO DO WHAT``, understood. Without a permission the policy alone is asked."""
-
-    subject: Subject
-    what: str
-    permission: str | None
-    right: Right | None
-    object: Object
 
 
 def _parser() -> CommandParser:
@@ -120,7 +63,7 @@ def main(argv: list[str]) -> int:
         if args.kit is None:
             raise UsageError("no kit was named", hint="fedhelm authz -h")
         kit = read_kit(args.kit)
-        policy = read_policy(kit.root) if kit.role in ("server", "site") else default_policy()
+        policy = _policy(kit)
         if args.question:
             return _answer(kit, policy, args.question, fmt)
         return _show(kit, policy, (args.role,) if args.role else POLICY_ROLES, fmt)
@@ -128,121 +71,88 @@ def main(argv: list[str]) -> int:
     return guarded(body, fmt)
 
 
+def _policy(kit: Kit) -> Policy:
+    """Return what the participant goes by; an overseer of before has no file, and goes by the default."""
+    before = kit.role == "overseer" and not (kit.startup / AUTHORIZATION_FILE).exists()
+    return read_policy(kit.root) if asked_rights(kit.role) and not before else default_policy()
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
 def _show(kit: Kit, policy: Policy, roles: Sequence[str], fmt: Format) -> ExitStatus:
-    rows = [_row(policy, role, right) for role in roles for right in Right]
-    data = {"kit": str(kit.root), "files": [where for where, _ in policy.layers], "rights": rows}
+    rows = [_row(kit, policy, role, right) for role in roles for right in Right]
+    byoc = kit.enable_byoc if kit.role == "site" else None
+    files = [where for where, _ in policy.layers]
+    data = {"kit": str(kit.root), "files": files, "enable_byoc": byoc, "rights": rows}
 
     def human() -> str:
-        shown = [[row["role"], row["right"], row["rule"]] for row in rows]
-        files = "\n".join(f"{'and' if place else 'by'} {where}" for place, where in enumerate(data["files"]))
-        return f"{files}\n\n{table(['role', 'right', 'allowed'], shown)}"
+        shown = [[row["role"], row["right"], row["rule"]] for row in rows if row["asked"] or not asked_rights(kit.role)]
+        by = "\n".join(f"{'and' if place else 'by'} {where}" for place, where in enumerate(files))
+        return "\n\n".join([by, table(["role", "right", "allowed"], shown), "\n".join(_notes(kit))])
 
     return emit(data, fmt, human)
 
 
-def _row(policy: Policy, role: str, right: Right) -> dict[str, Any]:
+def _notes(kit: Kit) -> Iterator[str]:
+    """Say what the table does not: what else counts, and whom else one has to ask."""
+    asked = asked_rights(kit.role)
+    if not asked:
+        yield f"{kit.name} decides nothing: this is the default policy. Servers, sites and overseers have their own."
+        return
+    if kit.role == "site":
+        set_ = "is set" if kit.enable_byoc else "is not set"
+        yield f"enable_byoc {set_} in this kit. Every job brings its script, so it needs submit_job and byoc."
+    others = [right for right in Right if right not in asked and right not in RESERVED]
+    if others:
+        yield f"Not asked here, but at the servers: {', '.join(others)}."
+    yield f"Reserved, no call asks for them: {', '.join(right for right in Right if right in RESERVED)}."
+
+
+def _row(kit: Kit, policy: Policy, role: str, right: Right) -> dict[str, Any]:
     """Return one cell of the table; several files are joined by "and", the conditions of one by "or"."""
-    permission = _PERMISSION.get(right)
+    permission = _permission(kit, right)
     layers = [[str(one) for one in conditions] or ["none"] for _, conditions in policy.conditions(role, right)]
     if any(layer == ["none"] for layer in layers):
         rule = "none"
     elif permission is not None and role not in PERMISSIONS[permission]:
         rule = f"none ({permission} is not for this role)"
+    elif kit.role == "site" and right in (Right.SUBMIT_JOB, Right.BYOC) and not kit.enable_byoc:
+        rule = "none (enable_byoc is not set)"
     else:
         told = [" or ".join(layer) for layer in layers if "any" not in layer]
         rule = " and ".join(dict.fromkeys(f"({one})" if " or " in one and len(told) > 1 else one for one in told))
-    return {"role": role, "right": str(right), "rule": rule or "any", "conditions": layers}
+    asked = right in asked_rights(kit.role)
+    return {"role": role, "right": str(right), "rule": rule or "any", "asked": asked, "conditions": layers}
+
+
+def _permission(kit: Kit, right: Right) -> str | None:
+    """Return the permission of the calls that ask for a right; None where none does."""
+    if right is Right.OPERATE and kit.role == "overseer":
+        return "system.command"
+    return None if right in RESERVED else ENDPOINTS[CALL_OF[right]].permission
 
 
 # -- one question ------------------------------------------------------------------------------------------------------
 
 
 def _answer(kit: Kit, policy: Policy, words: Sequence[str], fmt: Format) -> ExitStatus:
-    question = _understand(kit, words)
-    if question.permission is not None:
-        decision = ask(policy, question.subject, question.permission, question.object)
-    else:
-        assert question.right is not None
-        decision = decide(policy, question.subject, question.right, question.object)
+    question = understand(words)
+    found = preview(kit, policy, question)
+    decision = found.decision
     data = {
         "allowed": decision.allowed,
         "rule": decision.rule,
         "why": decision.why,
+        "besides": found.besides,
         "subject": asdict(question.subject),
         "what": question.what,
-        "permission": question.permission,
+        "call": question.call,
+        "permission": None if question.call is None else ENDPOINTS[question.call].permission,
         "right": None if question.right is None else str(question.right),
-        "object": asdict(question.object),
+        "object": asdict(found.object),
+        "enable_byoc": kit.enable_byoc if kit.role == "site" else None,
         "files": [where for where, _ in policy.layers],
     }
-    emit(data, fmt, str(decision))
-    return _status(decision)
-
-
-def _status(decision: Decision) -> ExitStatus:
+    emit(data, fmt, f"{decision}\n{found.besides}" if found.besides else str(decision))
     return ExitStatus.OK if decision.allowed else ExitStatus.FAILED
-
-
-def _understand(kit: Kit, words: Sequence[str]) -> _Question:
-    """Read ``may WHO DO [job] [of PERSON] [at SITE]``.
-
-    Raises:
-        UsageError: it is something else; names the word.
-    """
-    if words[0] != "may" or len(words) < 3:
-        raise UsageError(
-            f"not a question: {' '.join(words)[:80]}", hint="may ROLE:NAME/ORG DO [job of NAME/ORG] [at SITE/ORG]"
-        )
-    role, colon, person = words[1].partition(":")
-    if not colon or role not in POLICY_ROLES:
-        raise UsageError(f"{words[1]:.80}: ROLE:NAME/ORGANISATION is needed", hint=f"roles: {', '.join(POLICY_ROLES)}")
-    name, org = _split(person)
-    permission, right = _deed(words[2])
-    told = _places(words[3:])
-    submitter, submitter_org = _split(told["of"]) if "of" in told else (None, None)
-    site, site_org = _split(told["at"]) if "at" in told else (None, None)
-    if site is None and kit.role == "site":
-        site, site_org = kit.name, kit.org
-    elif site == kit.name and not site_org:
-        site_org = kit.org
-    object_ = Object(site, site_org, submitter, submitter_org)
-    if permission == "job.submit" and submitter is None:  # a new job is its submitter's
-        object_ = Object(site, site_org, name, org)
-    return _Question(Subject(role, name, org), words[2], permission, right, object_)
-
-
-def _places(words: Sequence[str]) -> dict[str, str]:
-    told: dict[str, str] = {}
-    rest = [word for word in words if word != "job"]
-    while rest:
-        if rest[0] not in ("of", "at") or len(rest) < 2 or rest[0] in told:
-            raise UsageError(f"{' '.join(rest)[:80]}: not understood", hint="[job of NAME/ORG] [at SITE/ORG]")
-        told[rest[0]] = rest[1]
-        rest = rest[2:]
-    return told
-
-
-def _split(text: str) -> tuple[str, str]:
-    name, _, org = text.partition("/")
-    if not name:
-        raise UsageError(f"{text:.80}: a name is missing", hint="NAME/ORGANISATION")
-    return name, org
-
-
-def _deed(word: str) -> tuple[str | None, Right | None]:
-    """Return permission and right that a word stands for: a right, a console command, a method."""
-    if word in {str(one) for one in Right}:
-        right = Right(word)
-        return _PERMISSION.get(right), right
-    endpoint = ENDPOINTS.get(_COMMANDS.get(word, word))
-    if endpoint is None:
-        known = [*map(str, Right), *_COMMANDS, *ENDPOINTS]
-        near = difflib.get_close_matches(word, known, n=2)
-        rights = ", ".join(Right)
-        raise UsageError(
-            f"{word:.80} is no right, command or method", hint=f"did you mean {' or '.join(near)}?" if near else rights
-        )
-    return endpoint.permission, endpoint.right

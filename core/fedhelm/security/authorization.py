@@ -46,7 +46,7 @@ _FORMAT: Final = "1.0"
 
 
 class Right(enum.StrEnum):
-    """What a policy gives or denies."""
+    """What a policy gives or denies. ``clone_job`` and ``shell`` are reserved: no call asks for them."""
 
     SUBMIT_JOB = "submit_job"
     CLONE_JOB = "clone_job"
@@ -314,6 +314,7 @@ DEFAULT_AUTHORIZATION: Final = """\
   //   n:NAME         the caller is NAME, for instance n:bob@example.org
   //
   // What neither belongs to a site nor to a job (the servers, the lease) only a role with "any" may operate.
+  // clone_job and shell are reserved: no call of this version asks for them.
   "format_version": "1.0",
   "permissions": {
     "project_admin": "any",
