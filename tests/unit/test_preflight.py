@@ -138,6 +138,41 @@ def test_a_policy_that_cannot_be_read(kits):
     assert "authorization.json:1" in find(look(kits["site-1"]), "policy", "fail").said
 
 
+def test_a_kit_whose_own_key_was_not_put_in_yet(kits, authority, capsys):
+    """As after `pki approve`: the manifest says `own_key`, and the key is still where the request was made."""
+    for name in ("site-1", "server1", "overseer", ADMIN):
+        kit = kits[name]
+        kit.key.unlink()
+        skipped = ("signature.json", kit.key.name)
+        files = {path.name: path.read_bytes() for path in kit.startup.iterdir() if path.name not in skipped}
+        (kit.startup / "signature.json").write_bytes(make_manifest(files, authority, own_key=True))
+        findings = look(kit, network=True)
+        wrong = [one for one in findings if one.level == "fail" and one.what != "store"]
+        assert [one.what for one in wrong] == ["certificate"], findings
+        assert f"{kit.key} is missing" in wrong[0].said
+        assert "copy the key" in wrong[0].hint
+        assert main([str(kit.root)]) == 1
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "said"),
+    [
+        ("site-1", "audit.json", '{"syslog": "x"}', "audit.json:1:2: syslog"),
+        ("overseer", "audit.json", '{"keep": 0}', "audit.json:1:2: keep"),
+        ("server1", "log.config", "fedhelm = INFO\n", "log.config:1: [levels] is missing"),
+        ("site-1", "log.config", "[levels]\nfedhelm = LOUD\n", "log.config: fedhelm: 'LOUD' is not one of"),
+        ("server1", "server.json", '{"metrics_port": 0}', "server.json: metrics_port is 0"),
+    ],
+)
+def test_settings_of_its_own_that_stop_the_start(kits, name, file, text, said):
+    kit = kits[name]
+    (kit.local / file).write_text(text)
+    assert said in find(look(kit), "settings", "fail").said
+    (kit.local / file).write_text({"log.config": "[levels]\nfedhelm = DEBUG\n"}.get(file, "{}"))
+    assert find(look(kit), "settings", "ok").said == f"local/{file} can be read"
+
+
 def test_a_privacy_policy_is_told_or_what_is_wrong_with_it(kits):
     path = kits["site-1"].local / "privacy.json"
     assert not [one for one in look(kits["site-1"]) if one.what == "privacy"]

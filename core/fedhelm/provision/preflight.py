@@ -13,17 +13,21 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import ADMIN_ROLES, Kit, OverseerAddress, ServerAddress, read_kit
+from fedhelm.config.log_levels import LOG_CONFIG, levels_of
+from fedhelm.config.server_settings import SETTINGS_FILE, read_settings
 from fedhelm.errors import FedhelmError, WrongStore
 from fedhelm.privacy.files import privacy_texts
 from fedhelm.process import ParticipantLock
 from fedhelm.provision.reach import TIMEOUT, Finding, Level, ask_others, reason_of
+from fedhelm.security.audit_start import AUDIT_SETTINGS, read_audit_settings
+from fedhelm.security.gates import AUTHORIZATION_FILE, read_policy
 from fedhelm.security.kit import open_kit, remembered_version
 from fedhelm.security.pki import load_certificate, load_roots
 from fedhelm.security.signing import verify_startup
@@ -56,13 +60,14 @@ def examine(root: Path, *, clock: Clock | None = None, network: bool = True) -> 
     yield from _identity(kit, clock)
     yield from _permissions(kit)
     yield from _policy(kit)
+    yield from _settings(kit)
     yield from _privacy(kit)
     yield from _software()
     yield from _disk(kit)
     yield from _store(kit)
     yield from _graphics(kit)
     yield from _own_ports(kit)
-    if network:
+    if network and kit.key.exists():  # without it nobody can be asked, and that it is missing was said
         yield from ask_others(kit, clock)
 
 
@@ -93,7 +98,8 @@ def _permissions(kit: Kit) -> Iterator[Finding]:
         path for path in (kit.root, kit.startup, kit.local, *kit.startup.iterdir())
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o022
     ]  # fmt: skip
-    foreign = [path for path in (kit.startup, kit.key) if path.stat().st_uid != os.geteuid()]
+    own = [path for path in (kit.startup, kit.key) if path.exists()]
+    foreign = [path for path in own if path.stat().st_uid != os.geteuid()]
     for path in open_to_others:
         yield Finding("warn", "permissions", f"{path} can be changed by others", f"chmod go-w {path}")
     for path in foreign:
@@ -101,25 +107,44 @@ def _permissions(kit: Kit) -> Iterator[Finding]:
             "warn", "permissions", f"{path} belongs to another user", "run the participant as the kit's owner"
         )
     if not open_to_others and not foreign:
-        yield Finding("ok", "permissions", "the key is readable by its owner alone, and nobody else can change the kit")
+        yield Finding("ok", "permissions", "nobody else can change the kit, and it belongs to who runs this check")
 
 
 def _policy(kit: Kit) -> Iterator[Finding]:
-    """Read both policies, where this participant has them."""
-    from fedhelm.security.authorization import Policy
-
-    found = [path for path in (kit.startup / "authorization.json", kit.local / "authorization.json") if path.exists()]
-    for path in found:
-        try:
-            Policy.parse(path.read_text(), str(path))
-        except FedhelmError as error:
-            yield Finding("fail", "policy", str(error), error.hint)
-            return
-        except (OSError, UnicodeDecodeError) as error:
-            yield Finding("fail", "policy", f"{path} cannot be read: {error}")
-            return
-    if found:
+    """Read the policy as the participant does when it starts, where it has one."""
+    found = [path for path in (kit.startup / AUTHORIZATION_FILE, kit.local / AUTHORIZATION_FILE) if path.exists()]
+    if kit.role in ADMIN_ROLES or not found:
+        return
+    try:
+        read_policy(kit.root)
+    except FedhelmError as error:
+        yield Finding("fail", "policy", str(error), error.hint)
+    else:
         yield Finding("ok", "policy", " and ".join(str(path.relative_to(kit.root)) for path in found) + " can be read")
+
+
+def _settings(kit: Kit) -> Iterator[Finding]:
+    """Read what else of ``local/`` keeps a participant from starting where it has a mistake."""
+    if kit.role in ADMIN_ROLES:
+        return
+    readers: dict[str, Callable[[], object]] = {
+        LOG_CONFIG: lambda: levels_of(kit),
+        AUDIT_SETTINGS: lambda: read_audit_settings(kit.local),
+    }
+    if kit.role == "server":
+        readers[SETTINGS_FILE] = lambda: kit.timing.check(
+            stop_when_unleased=read_settings(kit.local).stop_when_unleased
+        )
+    wrong = False
+    for read in readers.values():
+        try:
+            read()
+        except FedhelmError as error:
+            wrong = True
+            yield Finding("fail", "settings", str(error), error.hint)
+    there = [name for name in readers if (kit.local / name).exists()]
+    if there and not wrong:
+        yield Finding("ok", "settings", " and ".join(f"local/{name}" for name in there) + " can be read")
 
 
 def _privacy(kit: Kit) -> Iterator[Finding]:
