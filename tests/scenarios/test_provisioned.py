@@ -29,7 +29,9 @@ RUNNING = ("overseer", "server1", "server2", "site-1", "site-2")
 ALL = {"rootCA.pem", "signature.json", "readme.txt", "log.config"}
 SCRIPTS = {"start.sh", "stop_fl.sh", "sub_start.sh"}
 FILES = {
-    "overseer": ALL | SCRIPTS | {"fed_overseer.json", "overseer.crt", "overseer.key", "overseer.pfx"},
+    "overseer": ALL
+    | SCRIPTS
+    | {"fed_overseer.json", "overseer.crt", "overseer.key", "overseer.pfx", "authorization.json"},
     "server1": ALL | SCRIPTS | {"authorization.json", "fed_server.json", "server.crt", "server.key", "server.pfx"},
     "site-1": ALL | SCRIPTS | {"authorization.json", "fed_client.json", "client.crt", "client.key", "client.pfx"},
     ADMIN: ALL | {"fed_admin.json", "fl_admin.sh", "client.crt", "client.key", "client.pfx"},

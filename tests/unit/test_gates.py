@@ -210,6 +210,17 @@ def test_a_mistake_in_either_file_is_named_with_its_place(kit):
         read_policy(kit)
 
 
+def test_an_overseers_kit_of_before_goes_by_the_default_which_local_tightens(kit):
+    (kit / "startup" / "authorization.json").unlink()
+    assert read_policy(kit, missing=default_policy()) == default_policy()
+    root = Subject("project_admin", "r@a.org", "a")
+    assert ask(read_policy(kit, missing=default_policy()), root, "lease.promote", Object()).allowed
+    (kit / "local" / "authorization.json").write_text(
+        '{"format_version": "1.0", "permissions": {"project_admin": {"operate": "none"}}}'
+    )
+    assert not ask(read_policy(kit, missing=default_policy()), root, "lease.promote", Object()).allowed
+
+
 def test_a_kit_of_before_there_were_policies_has_the_default(kit):
     body = {"version": 1, "about": "...", "permissions": {"job.submit": ["project_admin"]}}
     (kit / "startup" / "authorization.json").write_text(json.dumps(body))

@@ -39,7 +39,10 @@ def kits(tmp_path, authority):
 @pytest.mark.parametrize(
     ("name", "files"),
     [
-        ("overseer", COMMON | RUN | {"fed_overseer.json", "overseer.crt", "overseer.key", "overseer.pfx"}),
+        (
+            "overseer",
+            COMMON | RUN | {"fed_overseer.json", "overseer.crt", "overseer.key", "overseer.pfx", "authorization.json"},
+        ),
         ("server1", COMMON | RUN | {"fed_server.json", "server.crt", "server.key", "server.pfx", "authorization.json"}),
         ("site-1", COMMON | RUN | {"fed_client.json", "client.crt", "client.key", "client.pfx", "authorization.json"}),
         (ADMIN, COMMON | {"fed_admin.json", "client.crt", "client.key", "client.pfx", "fl_admin.sh"}),
@@ -81,12 +84,14 @@ def test_no_kit_holds_the_roots_key(kits, authority):
             assert not path.is_file() or authority.key_pem() not in path.read_bytes()
 
 
-def test_servers_and_sites_have_the_default_policy_or_the_projects(kits, authority, tmp_path):
-    for name in ("server1", "site-1"):
+def test_all_who_decide_have_the_default_policy_or_the_projects(kits, authority, tmp_path):
+    for name in ("overseer", "server1", "site-1"):
         assert (kits[name] / "startup" / "authorization.json").read_text() == DEFAULT_AUTHORIZATION
     own = dataclasses.replace(make_project(), authorization="{}")
     (tmp_path / "own").mkdir()
-    assert (write_kit(own, SERVER, authority, tmp_path / "own") / "startup" / "authorization.json").read_text() == "{}"
+    for one in (OVERSEER, SERVER):
+        root = write_kit(own, one, authority, tmp_path / "own")
+        assert (root / "startup" / "authorization.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(("name", "stem"), [("overseer", "overseer"), ("server1", "server"), (ADMIN, "client")])

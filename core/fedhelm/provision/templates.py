@@ -72,7 +72,7 @@ def startup_texts(project: Project, participant: Participant, *, missing_key: st
     """
     texts = _scripts(project, participant) | container_files(project, participant)
     texts[LOG_CONFIG] = log_config(participant)
-    if participant.role in ("server", "site"):
+    if participant.role in ("overseer", "server", "site"):
         texts["authorization.json"] = policy(project)
     if participant.role == "site" and project.privacy is not None:
         texts[PRIVACY_FILE] = project.privacy

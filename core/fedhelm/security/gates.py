@@ -1,8 +1,8 @@
 """The two gates of a call, one after the other, and the table of what every call touches.
 
 Gate one: the role has the permission that the method or route declares. Gate two: the policy gives the right that
-belongs to the permission, for the object that the call touches. Servers and sites keep a policy; an overseer has none
-and uses the default one, for what belongs to the federation as a whole.
+belongs to the permission, for the object that the call touches. Servers, sites and overseers keep a policy each; an
+overseer is asked about what belongs to the federation as a whole.
 """
 
 from __future__ import annotations
@@ -261,11 +261,15 @@ def ask_job(policy: Policy, subject: Subject, object_: Object, *, custom_code: b
     return Decision(True, ", ".join(rules), ", and ".join(reasons))
 
 
-def read_policy(root: Path) -> Policy:
+def read_policy(root: Path, *, missing: Policy | None = None) -> Policy:
     """Return the policy of a kit: the signed one of ``startup/``, tightened by ``local/`` where there is a file.
 
     Whether ``startup/`` is as it was signed is the caller's to check before. A kit of before there were policies gets
     the default.
+
+    Args:
+        root: the kit's folder.
+        missing: what a kit without the signed file goes by, as overseers' kits of before are; None: there is none.
 
     Raises:
         KitError: the file of ``startup/`` is missing or cannot be read.
@@ -273,9 +277,11 @@ def read_policy(root: Path) -> Policy:
     """
     path = root / "startup" / AUTHORIZATION_FILE
     text = _text(path)
-    if text is None:
+    policy = missing
+    if text is not None:
+        policy = default_policy() if _is_of_before(text) else Policy.parse(text, str(path))
+    if policy is None:
         raise KitError(f"{path} is missing", hint="unpack the kit again")
-    policy = default_policy() if _is_of_before(text) else Policy.parse(text, str(path))
     local = root / "local" / AUTHORIZATION_FILE
     own = _text(local)
     return policy if own is None else policy.tightened_by(Policy.parse(own, str(local)))
