@@ -1,11 +1,13 @@
 """The overseer's HTTP API. Each route declares its permission; the app is not built while one is missing.
 
-Who calls is read from the client's certificate alone. Errors are JSON ``{code, message, hint}``.
+Who calls is read from the client's certificate alone, and whether they may is asked before anything else is read: see
+:mod:`fedhelm_overseer.edge`. Errors are JSON ``{code, message, hint}``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from importlib import metadata
@@ -18,11 +20,12 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
+from fedhelm.clock import Clock
 from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput, FedhelmError, NotFound
 from fedhelm.security.audit import AuditTrail
-from fedhelm.security.authorization import Object, default_policy
-from fedhelm.security.gates import ENDPOINTS, Touches, check_endpoint
+from fedhelm.security.authorization import Policy, default_policy
+from fedhelm.security.gates import check_endpoint
 from fedhelm.security.identity import Principal
 from fedhelm.security.passage import Passage
 from fedhelm.security.policy import check_permission
@@ -49,11 +52,16 @@ from fedhelm.wire.overseer_api import (
     ServerView,
     SystemView,
 )
+from fedhelm_overseer.bodies import BodyLimit, answer
 from fedhelm_overseer.desk import Desk
-from fedhelm_overseer.edge import BodyLimit, Edge, answer
+from fedhelm_overseer.edge import Edge
+from fedhelm_overseer.lease import StoreAway
 from fedhelm_overseer.metrics import CONTENT_TYPE
+from fedhelm_overseer.standing import Standing
 
 __all__ = ["Allowed", "check_routes", "create_app"]
+
+_log = logging.getLogger("fedhelm.overseer")
 
 _MAX_WAIT = 30.0
 _MAX_RECENT = 1000
@@ -71,32 +79,26 @@ _STATUS: Mapping[str, int] = {
 }
 
 _T = TypeVar("_T")
-_POLICY = default_policy()  # an overseer has none of its own
 
 
 class Allowed:
-    """A dependency: the caller, if both gates let it pass.
+    """A dependency: the caller, whom :class:`~fedhelm_overseer.edge.Edge` let pass both gates for this route.
 
     Raises:
         ValueError: when the route is declared, for an unknown permission.
-        NotAuthorised: the role lacks the permission, or the policy denies it.
+        NotFound: the path only resembles this route's, so nobody was asked about it.
     """
 
     def __init__(self, permission: str) -> None:
         self.permission = check_permission(permission)
 
     async def __call__(self, request: Request) -> Principal:
-        """Authorise whom :class:`~fedhelm_overseer.edge.Edge` identified."""
-        principal: Principal = request.state.principal
-        name = f"{request.method} {request.scope['route'].path}"
-        request.state.passage = passage = Passage(name, principal, _POLICY)
-        if "name" in request.path_params:
-            passage.tell(server=request.path_params["name"])
-        passage.enter()
-        if ENDPOINTS[name].touches is Touches.FEDERATION:
-            passage.admit(Object())
+        """Return who calls."""
+        passage: Passage | None = request.state.passage
+        if passage is None or passage.name != f"{request.method} {request.scope['route'].path}":
+            raise NotFound("there is no such route")
         passage.check_asked()
-        return principal
+        return passage.principal
 
 
 Viewer = Annotated[Principal, Depends(Allowed("overseer.view"))]
@@ -125,6 +127,11 @@ def _version() -> str:
 def _desk(request: Request) -> Desk:
     desk: Desk = request.app.state.desk
     return desk
+
+
+def _standing(request: Request) -> Standing:
+    standing: Standing = request.state.standing
+    return standing
 
 
 async def _off_loop(request: Request, call: Callable[..., _T], *args: Any) -> _T:
@@ -183,11 +190,10 @@ async def history(request: Request, _caller: Viewer) -> list[HistoryEntry]:
 
 @_api.get("/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
 async def events(
-    request: Request, caller: Viewer, last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None
+    request: Request, _caller: Viewer, last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None
 ) -> StreamingResponse:
     """Stream events; ``Last-Event-ID`` resumes after that event, 0 begins with the oldest kept."""
-    desk, serial = _desk(request), caller.serial
-    stream = desk.feed.stream(last_event_id, lambda: desk.revocations.counts(serial))
+    stream = _desk(request).feed.stream(last_event_id, _standing(request).left)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
@@ -202,7 +208,7 @@ async def recent_events(
 @_api.get("/lease")
 async def lease(
     request: Request,
-    caller: Holder,
+    _caller: Holder,
     after: Annotated[int, Query(ge=-1, lt=2**63)] = -1,
     wait: Annotated[float, Query(ge=0, le=_MAX_WAIT)] = 0.0,
 ) -> LeaseView:
@@ -210,17 +216,17 @@ async def lease(
 
     503 when the store did not answer this overseer for T.
     """
-    desk, loop = _desk(request), asyncio.get_running_loop()
+    desk, standing, loop = _desk(request), _standing(request), asyncio.get_running_loop()
     until = loop.time() + wait
     while True:
         turn = desk.changed.turn()
-        desk.revocations.check(caller.serial)
+        standing.check()
         desk.check_sight()
         view = desk.lease()
         left = until - loop.time()
         if view.version != after or left <= 0 or desk.changed.closed:
             return view
-        await desk.changed.wait(turn, left)
+        await desk.changed.wait(turn, min(left, standing.left()))
 
 
 @_api.post("/servers/register")
@@ -300,22 +306,22 @@ _LIST = {"content": {"application/json": {"schema": {"type": "object"}}}}
 )
 async def revocations(
     request: Request,
-    caller: Viewer,
+    _caller: Viewer,
     after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
     wait: Annotated[float, Query(ge=0, le=_MAX_WAIT)] = 0.0,
 ) -> Response:
     """Return the signed list of revoked certificates once its version is above ``after``; 204 if none is in time."""
-    desk, loop = _desk(request), asyncio.get_running_loop()
+    desk, standing, loop = _desk(request), _standing(request), asyncio.get_running_loop()
     until = loop.time() + wait
     while True:
         turn = desk.changed.turn()
-        desk.revocations.check(caller.serial)
+        standing.check()
         if desk.revocations.current.version > after:
             return Response(desk.revocations.signed, media_type="application/json")
         left = until - loop.time()
         if left <= 0 or desk.changed.closed:
             return Response(status_code=204)
-        await desk.changed.wait(turn, left)
+        await desk.changed.wait(turn, min(left, standing.left()))
 
 
 @_api.post("/revocations", openapi_extra={"requestBody": {"required": True, **_LIST}})
@@ -327,7 +333,15 @@ async def revoke(request: Request, caller: Revoker) -> RevocationsView:
     return view
 
 
-def create_app(kit: Kit, desk: Desk, threads: Executor, trail: AuditTrail | None = None) -> FastAPI:
+def create_app(
+    kit: Kit,
+    desk: Desk,
+    threads: Executor,
+    trail: AuditTrail | None = None,
+    *,
+    policy: Callable[[], Policy] = default_policy,
+    clock: Clock | None = None,
+) -> FastAPI:
     """Build the application.
 
     Args:
@@ -335,6 +349,8 @@ def create_app(kit: Kit, desk: Desk, threads: Executor, trail: AuditTrail | None
         desk: the operations.
         threads: where operations that touch the disk run.
         trail: where it is written who asked for what; None: nowhere.
+        policy: who may do what; asked at each request.
+        clock: for the validity of certificates.
 
     Raises:
         RuntimeError: a route declares no permission.
@@ -346,6 +362,7 @@ def create_app(kit: Kit, desk: Desk, threads: Executor, trail: AuditTrail | None
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # it would lead to whatever host the request names
     )
     app.state.kit, app.state.desk, app.state.threads = kit, desk, threads
     app.include_router(_root)
@@ -355,7 +372,9 @@ def create_app(kit: Kit, desk: Desk, threads: Executor, trail: AuditTrail | None
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_mistake)
     app.add_middleware(BodyLimit)
-    app.add_middleware(Edge, project=kit.project, revocations=lambda: desk.revocations, trail=trail)
+    app.add_middleware(
+        Edge, project=kit.project, revocations=lambda: desk.revocations, policy=policy, trail=trail, clock=clock
+    )
     check_routes(app.routes)
     return app
 
@@ -383,6 +402,9 @@ def check_routes(routes: list[BaseRoute]) -> None:
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, FedhelmError)
     request.state.error = error
+    if isinstance(error, StoreAway) and str(error) != getattr(request.app.state, "away", None):
+        request.app.state.away = str(error)
+        _log.warning("%s %s is answered 503: %s", request.method, request.url.path, error)
     return answer(_STATUS.get(error.code, 500), error)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -105,18 +106,21 @@ class EventFeed:
         with self._lock:
             return list(self._kept)[-count:] if count > 0 else []
 
-    async def stream(self, after: int | None, allowed: Callable[[], bool] = lambda: True) -> AsyncIterator[bytes]:
+    async def stream(self, after: int | None, left: Callable[[], float] = lambda: math.inf) -> AsyncIterator[bytes]:
         """Yield server-sent events after ``after`` (None: from now on), and a comment after 5 s of silence.
 
-        It ends once ``allowed``, asked before anything is told, says no.
+        Args:
+            after: id of an event.
+            left: for how many seconds more the caller may be told anything; asked before anything is. The stream ends
+                once it is 0.
         """
         last = self.last if after is None else after
         yield b": fedhelm\n\n"
-        while not self.bell.closed and allowed():
+        while not self.bell.closed and (until := left()) > 0:
             turn = self.bell.turn()
             events = self.after(last)
             for event in events:
                 last = event.id
                 yield f"id: {event.id}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n".encode()
-            if not events and not await self.bell.wait(turn, _PING_S):
+            if not events and not await self.bell.wait(turn, min(_PING_S, until)) and until > _PING_S:
                 yield b": ping\n\n"

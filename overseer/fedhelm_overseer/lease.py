@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
+from fedhelm.errors import StoreUnavailable
 from fedhelm.wire.overseer_api import Intent, LeaseState, LeaseView
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Operation",
     "OperationKind",
     "ServerEntry",
+    "StoreAway",
     "Term",
 ]
 
@@ -23,6 +25,17 @@ OperationKind = Literal["pause", "resume", "shutdown", "remove"]
 
 HANDOFF = "handoff"
 """Cause in the row after a release for a planned switchover."""
+
+
+class StoreAway(StoreUnavailable):
+    """The database below the lease store does not answer.
+
+    ``message`` has what the database said: for the log, and for whoever runs the overseer. Addresses, names and users
+    may be in it, so callers are told ``public`` and ``HINT``.
+    """
+
+    HINT: Final = "the overseer's log.txt has the reason"
+    public: str = "the lease store does not answer"
 
 
 @dataclass(frozen=True, slots=True)

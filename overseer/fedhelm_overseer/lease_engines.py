@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from fedhelm.config.timing import Timing
-from fedhelm.errors import BadInput, FedhelmError, StoreUnavailable
+from fedhelm.errors import BadInput, FedhelmError
+from fedhelm_overseer.lease import StoreAway
 
 if TYPE_CHECKING:
     from fedhelm_overseer.lease_postgres import Connector
@@ -55,7 +56,7 @@ class Engines(Protocol):
         ...
 
     def turn(self, *, writes: bool) -> Any:
-        """Return the context that every transaction runs in; it raises ``StoreUnavailable``."""
+        """Return the context that every transaction runs in; it raises ``StoreAway``."""
         ...
 
     def close(self) -> None:
@@ -178,7 +179,7 @@ class PostgresEngines:
         try:
             with _told():
                 yield
-        except StoreUnavailable as error:
+        except StoreAway as error:
             if not self._is_contention(error.__cause__):
                 self._outage.begin(error.message)
             raise
@@ -202,10 +203,10 @@ class _Outage:
         self.mend: Callable[[], None] | None = None
 
     def check(self) -> None:
-        """Raise StoreUnavailable while there is an outage; the thread that mends it passes."""
+        """Raise StoreAway while there is an outage; the thread that mends it passes."""
         reason = self._reason
         if reason is not None and threading.current_thread() is not self._thread:
-            raise StoreUnavailable(reason)
+            raise StoreAway(reason)
 
     def begin(self, reason: str) -> None:
         """Take note of a failure."""
@@ -239,7 +240,7 @@ class _Outage:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Turn what the database layer raises into StoreUnavailable."""
+    """Turn what the database layer raises into StoreAway."""
     try:
         yield
     except exc.IntegrityError:
@@ -247,9 +248,9 @@ def _told() -> Iterator[None]:
     except exc.DataError as error:
         raise BadInput(f"the lease store cannot keep a value: {_line(error.orig)}") from error
     except exc.DBAPIError as error:
-        raise StoreUnavailable(_AWAY + _line(error.orig)) from error
+        raise StoreAway(_AWAY + _line(error.orig)) from error
     except (exc.NoResultFound, exc.TimeoutError) as error:
-        raise StoreUnavailable(_AWAY + _line(error)) from error
+        raise StoreAway(_AWAY + _line(error)) from error
 
 
 def _line(error: BaseException | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedhelm.errors import Refused, StoreUnavailable
 from fedhelm.security.revocation import RevocationList
 from fedhelm.wire.overseer_api import RevocationsView
+from fedhelm_overseer.lease import StoreAway
 from fedhelm_overseer.table import Table
 
 __all__ = ["RevocationDesk"]
@@ -52,9 +53,9 @@ class RevocationDesk:
             try:
                 self._table.synchronise()
             except StoreUnavailable as error:
+                told = error.public if isinstance(error, StoreAway) else error.message
                 raise StoreUnavailable(
-                    f"version {new.version} is in force at this overseer, and cannot be kept for the others: "
-                    f"{error.message}",
+                    f"version {new.version} is in force at this overseer, and cannot be kept for the others: {told}",
                     hint="hand it over again",
                 ) from error
             finally:

@@ -17,6 +17,8 @@ from fedhelm.config.kit import SQLITE, Kit
 from fedhelm.errors import FedhelmError, StoreUnavailable
 from fedhelm.security.audit import AUDIT_FILE, AuditTrail
 from fedhelm.security.audit_start import open_trail
+from fedhelm.security.authorization import Policy, default_policy
+from fedhelm.security.gates import read_policy
 from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.security.reloading import ReloadingKit, watch_kit
 from fedhelm.security.tls import refresh_server, server_context
@@ -37,16 +39,28 @@ _KEEP_ALIVE_S = 75
 _MAX_HEAD = 16 * 1024
 
 
+@dataclasses.dataclass
+class _Asked:
+    """What is asked about whoever calls; ``policy`` changes with the kit."""
+
+    policy: Policy
+    kept: KeptRevocations
+    trail: AuditTrail
+    clock: Clock
+
+
 class _Opened:
     """What needs the open lease store: the operations, the observer's thread, and threads for requests."""
 
-    def __init__(self, kit: Kit, place: str, clock: Clock, kept: KeptRevocations, trail: AuditTrail) -> None:
+    def __init__(self, kit: Kit, place: str, asked: _Asked) -> None:
         self.store = open_lease_store(kit, place)
         try:
-            self.desk = Desk(kit, self.store, clock, kept)
+            self.desk = Desk(kit, self.store, asked.clock, asked.kept)
             self.observer = Observer(self.desk, kit.timing.observe)
             self.threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="desk")
-            self.app = create_app(kit, self.desk, self.threads, trail)
+            self.app = create_app(
+                kit, self.desk, self.threads, asked.trail, policy=lambda: asked.policy, clock=asked.clock
+            )
         except BaseException:
             self.store.close()
             raise
@@ -75,8 +89,9 @@ class _Opened:
 class Service:
     """An overseer that serves on a socket.
 
-    While a database that overseers share cannot be reached, it answers 503 with the reason, and goes on trying. A kit
-    that is exchanged meanwhile counts from the next connection on: its certificate, its roots, its servers.
+    While a database that overseers share cannot be reached, it answers 503, and goes on trying. A kit that is exchanged
+    meanwhile counts from the next connection on: its certificate, its roots, its servers; its policy from the next
+    request on.
 
     Args:
         kit: the overseer's opened kit; it or ``local/overseer.json`` says where the lease is kept.
@@ -89,7 +104,8 @@ class Service:
         StoreUnavailable, Corrupt: the file that holds the lease.
         KitError: certificate or key cannot be used, or ``local/overseer.json``.
         AlreadyRunning: another process writes this participant's audit file.
-        BadInput, FedhelmError: the database's URL, or the driver is missing; ``local/audit.json``, the audit file.
+        BadInput, FedhelmError: the database's URL, or the driver is missing; ``authorization.json``,
+            ``local/audit.json``, the audit file.
     """
 
     def __init__(
@@ -106,23 +122,23 @@ class Service:
         self._clock = clock or SystemClock()
         self._tell = opened
         self._waiting = waiting
-        self._front = Front()
         self._serving = False
         self._open: _Opened | None = None
         self._reloading = ReloadingKit(kit, clock=self._clock)
         self._context = server_context(kit)
         self._place = lease_place(kit)
-        self._kept = KeptRevocations(kit)
-        self._trail = _open_trail(kit, self._clock)
+        policy = _policy_of(kit)
+        self._asked = asked = _Asked(policy, KeptRevocations(kit), _open_trail(kit, self._clock), self._clock)
+        self._front = Front(kit.project, asked.kept, lambda: asked.policy, asked.trail, self._clock)
         try:
             self._open = self._open_now()
         except StoreUnavailable as error:
             if self._place == SQLITE:
-                self._trail.close()
+                self._asked.trail.close()
                 raise
             self._refuse(error)
         except BaseException:
-            self._trail.close()
+            self._asked.trail.close()
             raise
         config = uvicorn.Config(
             self._front,
@@ -166,20 +182,21 @@ class Service:
             if self._open is not None:
                 self._open.close()
             self._listener.close()
-            await asyncio.to_thread(self._trail.close)
+            await asyncio.to_thread(self._asked.trail.close)
 
     def _open_now(self) -> _Opened:
-        return _Opened(self._kit, self._place, self._clock, self._kept, self._trail)
+        return _Opened(self._kit, self._place, self._asked)
 
     def _take_kit(self, kit: Kit) -> None:
         """Use a kit that was installed in the place of the former one."""
         refresh_server(self._context, kit)
-        self._kept.trust(kit)
+        self._asked.kept.trust(kit)
         if kit.timing != self._kit.timing or kit.lease_store != self._kit.lease_store:
             _log.warning("times and lease store of the new kit count once %s was restarted", kit.name)
         self._kit = dataclasses.replace(kit, timing=self._kit.timing)
         if self._open is not None:
             spawn(self._follow(self._open.desk), "take the new kit")
+        self._asked.policy = _policy_of(kit)  # last: a mistake in local/ leaves the former one in force, and no more
 
     async def _follow(self, desk: Desk) -> None:
         try:
@@ -200,7 +217,7 @@ class Service:
         self._ready()
 
     def _refuse(self, error: FedhelmError) -> None:
-        if error.message != self._front.reason.message:
+        if str(error) != str(self._front.reason):
             _log.error("nothing is served: %s", error)
             self._waiting(error)
         self._front.reason = error
@@ -216,6 +233,11 @@ class Service:
     def _end_streams(self) -> None:
         if self._open is not None:
             self._open.end_streams()
+
+
+def _policy_of(kit: Kit) -> Policy:
+    """Read the policy; kits of before had none for overseers, which went by the default."""
+    return read_policy(kit.root, missing=default_policy())
 
 
 def _open_trail(kit: Kit, clock: Clock) -> AuditTrail:

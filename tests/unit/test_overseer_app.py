@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fedhelm.errors import StoreUnavailable
 from fedhelm_overseer.app import Allowed, check_routes, create_app
+from fedhelm_overseer.bodies import MAX_BODY, MAX_REGISTRATION, BodyLimit
 from fedhelm_overseer.desk import Desk
-from fedhelm_overseer.edge import MAX_BODY, MAX_REGISTRATION, BodyLimit
 from tests.fakes.overseer_clock import FakeClock
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.support.kits import ADMIN, make_kits

@@ -290,8 +290,8 @@ async def test_the_certificate_that_a_holder_calls_with_is_the_one_that_counts(e
 async def test_an_event_stream_of_somebody_revoked_ends(edge):
     _, office, _ = edge
     serial = serial_of(office.kits["site-1"])
-    stream = office.desk.feed.stream(None, lambda: office.desk.revocations.counts(serial))
-    others = office.desk.feed.stream(None, lambda: True)
+    stream = office.desk.feed.stream(None, lambda: 3600.0 if office.desk.revocations.counts(serial) else 0.0)
+    others = office.desk.feed.stream(None)
     assert await anext(stream) == await anext(others) == b": fedhelm\n\n"
     ended = spawn(asyncio.wait_for(anext(stream, None), 30), "end")
     hears = spawn(asyncio.wait_for(anext(others), 30), "hear")
