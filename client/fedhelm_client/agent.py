@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import Kit
-from fedhelm.errors import FedhelmError
+from fedhelm.errors import FedhelmError, NotAuthorised
 from fedhelm.ids import new_incarnation
 from fedhelm.process import marked_processes, set_non_dumpable, set_subreaper, write_state
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
 from fedhelm_client import landlock
-from fedhelm_client.executor import JobExecution, Site
-from fedhelm_client.folders import make_runtime_dir, outbox_dir
+from fedhelm_client.ended_jobs import ENDED_FILE, EndedJobs
+from fedhelm_client.executor import JobExecution
+from fedhelm_client.folders import JobFolder, make_runtime_dir, outbox_dir
 from fedhelm_client.job_process import end_strays
 from fedhelm_client.links import Dial, Links, dial_with_tls
 from fedhelm_client.orders import Action, Orders
 from fedhelm_client.outbox import load_jobs
 from fedhelm_client.roster import Ask, ServerWatch
+from fedhelm_client.site import Site
 from fedhelm_client.site_trail import SiteTrail
 from fedhelm_client.site_trust import SiteTrust
+from fedhelm_client.supplies import let_go
 
 if TYPE_CHECKING:
     from fedhelm.security.tls import Check
@@ -116,6 +119,7 @@ class Agent:
         self._clock = clock or SystemClock()
         self._site: Site | None = None
         self._told: dict[str, Any] = {}
+        self._over: set[str] = set()
 
     @property
     def links(self) -> Links:
@@ -144,6 +148,8 @@ class Agent:
             on_change=self._links.beat_soon,
             on_stray=self._end_strays,
             trail=self._trail,
+            revocations=self._trust.revocations,
+            ended=await asyncio.to_thread(EndedJobs, self._kit.run / ENDED_FILE, self._clock),
         )
         self._on_leader(None, self._links.view.highest)
         self._links.start()
@@ -222,11 +228,27 @@ class Agent:
             self._links.beat_soon()  # nothing of it is here
             return
         assert self._site is not None
+        if not assigned.status.startswith("FINISHED") and assigned.job in self._site.ended:
+            self._refuse_ended(assigned)
+            return
         execution = self._jobs[assigned.job] = JobExecution(self._site, assigned)
         _log.info("job %s (%s): assigned", assigned.job, assigned.name)
         run = self._runs[assigned.job] = spawn(execution.run(), f"job {assigned.job}")
         run.add_done_callback(lambda _: self._forget(assigned.job))
         self._links.beat_soon()
+
+    def _refuse_ended(self, assigned: fleet_pb2.AssignedJob) -> None:
+        """No failure of the job: a primary that took over may not know yet that it ended."""
+        assert self._site is not None
+        if assigned.job in self._over:
+            return
+        self._over.add(assigned.job)
+        try:
+            self._site.ended.check(assigned.job)
+        except NotAuthorised as error:
+            _log.warning("%s (%s)", error, error.hint)
+            self._trail.job(assigned.job, None, error)
+        spawn(asyncio.to_thread(let_go, JobFolder.of(self._kit, assigned.job)), f"rest of {assigned.job}")
 
     def _forget(self, job: str) -> None:
         self._jobs.pop(job, None)

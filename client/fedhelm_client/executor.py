@@ -7,32 +7,30 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedhelm.clock import Clock, iso
-from fedhelm.config.kit import Kit
+from fedhelm.clock import iso
 from fedhelm.errors import FedhelmError, Refused
 from fedhelm.local.script_protocol import Result, TaskOrder, Welcome
 from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
+from fedhelm_client.admission import Admitted
 from fedhelm_client.courier import Courier, Failure
 from fedhelm_client.decide import Act, Situation, decide, status_of
 from fedhelm_client.door import Door
 from fedhelm_client.folders import JobFolder, outbox_dir
-from fedhelm_client.job_process import Ended, JobProcess
+from fedhelm_client.job_process import Ended, JobPlan, JobProcess
 from fedhelm_client.journal import Journal, Throttle
-from fedhelm_client.links import Links
 from fedhelm_client.outbox import ContributionId, Outbox, Saved, id_of, is_closed
 from fedhelm_client.outgoing import Outgoing, outgoing_of_job
-from fedhelm_client.site_trail import SiteTrail
+from fedhelm_client.site import Site
 from fedhelm_client.supplies import fetch_model, let_go, prepare
 
-__all__ = ["GRACE_COMPLETED", "GRACE_STOPPED", "JobExecution", "Site"]
+__all__ = ["GRACE_COMPLETED", "GRACE_STOPPED", "JobExecution"]
 
 _log = logging.getLogger("fedhelm.client")
 
@@ -41,29 +39,6 @@ GRACE_COMPLETED = 10.0
 
 GRACE_STOPPED = 1.0
 """Seconds between SIGTERM and SIGKILL for the script of a job that was aborted or failed."""
-
-
-@dataclass
-class Site:
-    """What every job of this site shares.
-
-    Attributes:
-        kit: the site's; another one once that took its place.
-        links: to the servers.
-        runtime: folder for sockets.
-        clock: boot time for the throttle, UTC for stamps.
-        on_change: what this site holds has changed.
-        on_stray: a nanny was killed: end what it left.
-        trail: the site's audit file.
-    """
-
-    kit: Kit
-    links: Links
-    runtime: Path
-    clock: Clock
-    on_change: Callable[[], None]
-    on_stray: Callable[[], None]
-    trail: SiteTrail
 
 
 class JobExecution:
@@ -81,6 +56,8 @@ class JobExecution:
         self.job = assigned.job
         self._site = site
         self._assigned = assigned
+        self._admitted = Admitted(site.trail)
+        self._remembered = False
         self._folder = JobFolder.of(site.kit, assigned.job)
         self._folder.make()
         self._outbox_folder = folder = outbox_dir(site.kit) / assigned.job
@@ -120,7 +97,9 @@ class JobExecution:
     # -- what the agent asks ------------------------------------------------------------------------------------
 
     def update(self, assigned: fleet_pb2.AssignedJob) -> None:
-        """Take a new assignment."""
+        """Take a new assignment, unless it says something else than what was admitted; then the one before stays."""
+        if not self._admitted.takes(self._site.kit, assigned, ended=self._finished is not None):
+            return
         if self._failure is not None and assigned.attempt > self._failure.attempt:
             self._failure, self._process_state = None, "none"  # the log wants another try
             self._folder.failure.unlink(missing_ok=True)
@@ -211,6 +190,7 @@ class JobExecution:
     async def _next_act(self) -> Act:
         while True:
             self._changed.clear()
+            await self._remember_end()
             await self._courier.close_rounds(self._assigned.closed)
             if self._asked_for is not None and not is_closed(self._asked_for, self._assigned.closed):
                 task, self._asked_for = self._asked_for, None
@@ -220,6 +200,16 @@ class JobExecution:
             if act is not Act.WAIT:
                 return act
             await self._changed.wait()
+
+    async def _remember_end(self) -> None:
+        """Before anything is wound up: an agent that is killed in the middle of that must know that the job is over."""
+        if self._finished is None or self._remembered:
+            return
+        self._remembered = True
+        try:
+            await asyncio.to_thread(self._site.ended.add, self.job)
+        except OSError as error:
+            _log.error("job %s: that it ended here cannot be remembered on disk: %s", self.job, error)
 
     async def _perform(self, act: Act) -> None:
         if act is Act.START:
@@ -254,9 +244,7 @@ class JobExecution:
             door = self._site.runtime / self.job  # a folder of its own: other jobs' scripts must not see it
             door.mkdir(mode=0o700, exist_ok=True)
             self._outgoing = await asyncio.to_thread(outgoing_of_job, self._site.kit, self._folder)
-            plan = await prepare(
-                self._site.kit, self._site.links, self._folder, self._assigned, door, trail=self._site.trail
-            )
+            plan = await self._prepare(door)
             self._door = Door(door / "door", self)
             self._door.open()
             self._process = JobProcess(self._site.kit.root, self.job, self._take_output, self._process_ended)
@@ -273,6 +261,16 @@ class JobExecution:
         if self._outgoing.told:
             self._note("privacy", f"privacy filters of this site: {', '.join(self._outgoing.told)}")
         self._changed.set()
+
+    async def _prepare(self, door: Path) -> JobPlan:
+        assigned = self._assigned
+        self._admitted.nothing()
+        config, plan = await prepare(self._site, self._folder, assigned, door)
+        self._admitted.this(assigned, config)
+        newest, self._assigned = self._assigned, assigned
+        if newest is not assigned:
+            self.update(newest)  # said meanwhile, when there was nothing to compare it with
+        return plan
 
     async def _stop(self) -> None:
         self._stopping = True
@@ -344,14 +342,13 @@ class JobExecution:
     def welcome(self) -> Welcome:
         """Return what a script learns when it connects."""
         self._in_hand = None  # what an earlier process of this script had in hand died with it
-        assigned = self._assigned
-        options = json.loads(assigned.options_json or "{}")
+        config = self._admitted.config
         return Welcome(
             site=self._site.kit.name,
             job=self.job,
-            name=assigned.name,
-            members=tuple(sorted(assigned.members or self._site.kit.sites)),
-            options=options if isinstance(options, dict) else {},
+            name=config.name,
+            members=self._admitted.members or self._site.kit.sites,
+            options=config.to_json()["options"],
             workdir=self._folder.work,
         )
 

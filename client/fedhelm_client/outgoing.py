@@ -49,12 +49,16 @@ def _policy_of(texts: Sequence[tuple[str, str]]) -> PrivacyPolicy | None:
 def outgoing_of_job(kit: Kit, folder: JobFolder) -> Outgoing:
     """Return the gate of one job. It keeps the policy that it began with, also across restarts of this agent. Blocking.
 
+    It has begun once its bundle is unpacked: a policy that lies there without one is of a time before.
+
     Raises:
         BadInput: a mistake in the site's policy, or the job's copy of it is damaged.
         OSError: the disk refused.
     """
     kept = folder.privacy
     try:
+        if not folder.bundle.is_dir():
+            kept.unlink(missing_ok=True)
         texts = [_text_of(one) for one in parse_plain(kept.read_bytes())]
     except FileNotFoundError:
         texts = privacy_texts(kit.startup, kit.local)

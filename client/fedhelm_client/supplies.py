@@ -7,15 +7,16 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput, FedhelmError
+from fedhelm.job.model import JobConfig
 from fedhelm.v1 import fleet_pb2
 from fedhelm.wire.bulk import fetch_blob
 from fedhelm_client.admission import admit, check_signed, check_unpacked
-from fedhelm_client.folders import JobFolder, code_roots, protected_paths
+from fedhelm_client.folders import JobFolder
 from fedhelm_client.job_process import JobPlan
 from fedhelm_client.links import Links
-from fedhelm_client.site_trail import SiteTrail
+from fedhelm_client.reach import reach_of
+from fedhelm_client.site import Site
 
 __all__ = ["MODELS_KEPT", "fetch_model", "let_go", "prepare"]
 
@@ -24,68 +25,65 @@ MODELS_KEPT = 3
 
 
 async def prepare(
-    kit: Kit,
-    links: Links,
-    folder: JobFolder,
-    assigned: fleet_pb2.AssignedJob,
-    door: Path,
-    *,
-    trail: SiteTrail,
-) -> JobPlan:
-    """Fetch and unpack the bundle, unless it is here already; return what the job process is to run.
+    site: Site, folder: JobFolder, assigned: fleet_pb2.AssignedJob, door: Path
+) -> tuple[JobConfig, JobPlan]:
+    """Fetch and unpack the bundle, unless it is here already; return what it says, and what the job process is to run.
 
-    ``door`` is the folder of the job's socket, the only one of those that its script reaches. ``trail`` is told
-    whether the job was taken in.
+    Args:
+        site: where; its audit file has whether the job was taken in.
+        folder: the job's.
+        assigned: what the server says.
+        door: the folder of the job's socket, the only one of those that its script reaches.
 
     Raises:
         NotAuthorised: who submitted the job did not sign this, or may not run it here; names the site and the rule.
+        KitError: this site cannot tell whose certificate was revoked.
         BadInput: the bundle is damaged or hostile, or has no such script.
         OSError: the disk refused.
     """
-    if folder.bundle.is_dir():  # admitted before, by this agent or an earlier one
-        await asyncio.to_thread(check_unpacked, kit, assigned, folder.bundle)
-    else:
-        await _take_in(kit, links, folder, assigned, trail)
-    app, script = folder.script(assigned.app, assigned.script)
-    code = await asyncio.to_thread(code_roots)
-    return JobPlan(
-        script=script,
-        app=app,
-        work=folder.work,
-        protect=(*protected_paths(kit), *code),
-        read=(folder.bundle, folder.models, door, *code),
-        write=(folder.work, folder.results),
+    if not folder.bundle.is_dir():  # else it was admitted before, by this agent or an earlier one
+        await _take_in(site, folder, assigned)
+    config = await asyncio.to_thread(check_unpacked, site.kit, assigned, folder.bundle)
+    app, script = folder.script(config.app, config.script)
+    reach = await asyncio.to_thread(reach_of, site.kit, folder, door)
+    return config, JobPlan(
+        script=script, app=app, work=folder.work, protect=reach.protect, read=reach.read, write=reach.write
     )
 
 
-async def _take_in(
-    kit: Kit, links: Links, folder: JobFolder, assigned: fleet_pb2.AssignedJob, trail: SiteTrail
-) -> None:
+async def _take_in(site: Site, folder: JobFolder, assigned: fleet_pb2.AssignedJob) -> None:
     from fedhelm.job.bundle import unpack
 
     submitter = None
     try:
-        submitter = await asyncio.to_thread(check_signed, kit, assigned)
+        signed = await asyncio.to_thread(check_signed, site.kit, assigned, site.revocations)
+        submitter = signed.submitter
+        site.ended.check_age(assigned.job, signed.time)
         archive = folder.root / "bundle.tar"
         what = f"bundle of job {assigned.job}"
-        await links.to_leader(what, lambda stub: fetch_blob(stub, assigned.bundle, archive))
+        await site.links.to_leader(what, lambda stub: fetch_blob(stub, assigned.bundle, archive))
         try:
-            await asyncio.to_thread(admit, kit, assigned, archive, submitter)
+            await asyncio.to_thread(admit, site.kit, assigned, archive, submitter)
             await asyncio.to_thread(unpack, archive, folder.bundle)
         finally:
             archive.unlink()
     except FedhelmError as error:
-        trail.job(assigned.job, submitter, error)
+        site.trail.job(assigned.job, submitter, error)
         raise
-    trail.job(assigned.job, submitter)
+    site.trail.job(assigned.job, submitter)
 
 
 def let_go(folder: JobFolder) -> None:
-    """Delete the unpacked bundle of a job that is over: whoever wants it to run again has to have it admitted again."""
+    """Delete the unpacked bundle of a job that is over, and the privacy policy that it began with.
+
+    Whoever wants it to run again has to have it admitted again, under the policy of that day.
+    """
     over = folder.root / "bundle.over"
     shutil.rmtree(over, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.bundle.rename(over)  # at once: what is half deleted must not look like one that was admitted
+    with contextlib.suppress(OSError):  # without a bundle beside it, it counts for nothing
+        folder.privacy.unlink(missing_ok=True)
     shutil.rmtree(over, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ from fedhelm.privacy.files import PRIVACY_FILE
 from fedhelm.privacy.policy import PRIVACY_SAMPLE
 from fedhelm.security.identity import Principal
 from fedhelm.security.job_signing import sign_submission
+from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
@@ -49,6 +50,7 @@ def decoders(place: Path) -> Iterator[Decoder]:
     privacy = in_file(site.local / PRIVACY_FILE, lambda: check_privacy(site))
     yield Decoder("local/privacy.json", privacy, (POLICY, PRIVACY_SAMPLE.encode()))
     folder = JobFolder.of(site, JOB)
+    folder.bundle.mkdir(parents=True)
     kept = in_file(folder.privacy, lambda: outgoing_of_job(site, folder))
     yield Decoder("run/jobs: privacy.json", kept, (dump([["startup/privacy.json", POLICY.decode()]]),))
     yield Decoder(
@@ -74,11 +76,12 @@ def _admission(place: Path, site: Kit, admin: Kit) -> Iterator[Decoder]:
     submitter = Principal("poc", "project_admin", ADMIN, "nvidia", "5f")
     whole = place / "whole"
     whole.write_bytes(good_bundle())
+    nobody = KeptRevocations(site)
 
     def assigned(data: bytes) -> object:
         message = fleet.AssignedJob.FromString(data)
         try:
-            check_signed(site, message)
+            check_signed(site, message, nobody)
         finally:
             admit(site, message, whole, submitter)
         return message

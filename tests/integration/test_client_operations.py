@@ -57,6 +57,67 @@ def view(fleet, state="STANDBY"):
     )
 
 
+# -- what a server may say of a job that runs, and of one that ran ---------------------------------------------------
+
+SHOWS_ITS_OPTIONS = """
+import json, os, time
+import numpy as np
+import fedhelm.script as fl
+with open("started", "w"):
+    pass
+while not os.path.exists("go"):
+    time.sleep(0.01)
+with fl.connect() as site:
+    with open("seen", "w") as seen:
+        json.dump(dict(site.options), seen)
+    for task in site.tasks():
+        task.submit({"w": np.ones(2)}, weight=1)
+"""
+
+
+async def test_a_server_cannot_change_what_was_signed_nor_have_a_job_run_again_that_ended_here(fed, caplog):
+    job = fed.add_job(SHOWS_ITS_OPTIONS, dp=True)
+    folder = fed.kit.run / "jobs" / JOB
+    signed = job.options_json
+    fed.log.task(1)
+    await fed.one.lead(1)
+    await fed.start_agent()
+    await eventually((folder / "work" / "started").exists, 20)
+    job.options_json = json.dumps({"signals": str(fed.signals), "dp": False})
+    fed.one.tell()
+    await eventually(lambda: "what the primary says now is not taken" in caplog.text)
+    (folder / "work" / "go").touch()
+    await eventually(fed.recorded(1), 20)
+    assert json.loads((folder / "work" / "seen").read_text())["dp"] is True
+
+    job.options_json = signed
+    fed.log.close_round(1)
+    fed.log.finish("COMPLETED")
+    fed.one.tell()
+    await eventually(lambda: fed.one.held == {} and not (folder / "bundle").exists(), 20)
+    assert not (folder / "privacy.json").exists()
+    del job.closed[:]
+    job.status = "RUNNING"
+    fed.log.contributions.clear()
+    fed.log.task(1)
+    for start in (None, fed.start_agent):  # now, and to an agent that was started since
+        caplog.clear()
+        if start is not None:
+            await fed.stop_agent()
+            await start()
+        fed.one.tell()
+        await eventually(lambda: f"job {JOB} ended at this site at" in caplog.text)
+        assert fed.log.failures == [], "a primary that does not know yet that the job ended has done nothing wrong"
+    lines = [json.loads(line) for line in (fed.kit.root / "audit.jsonl").read_text().splitlines()]
+    refused = [line["why"] for line in lines if (line["action"], line["outcome"]) == ("site.job", "denied")]
+    assert ["another options" in why or "is not run again" in why for why in refused] == 3 * [True]
+
+    await fed.stop_agent()
+    (fed.kit.run / "ended_jobs.txt").unlink()  # the store was restored, and the operator knows it
+    await fed.start_agent()
+    await eventually(fed.recorded(1), 20)
+
+
 # -- orders -----------------------------------------------------------------------------------------------------------
 
 

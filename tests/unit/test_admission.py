@@ -9,10 +9,11 @@ from datetime import timedelta
 
 import pytest
 
-from fedhelm.clock import SystemClock
-from fedhelm.errors import BadInput, BadSignature, Corrupt, NotAuthorised
+from fedhelm.clock import SystemClock, iso
+from fedhelm.errors import BadInput, BadSignature, Corrupt, FedhelmError, KitError, NotAuthorised
 from fedhelm.job.bundle import pack
 from fedhelm.security.authorization import Policy, default_policy
+from fedhelm.security.identity import Principal
 from fedhelm.security.job_signing import MAX_AGE, Submission, sign_submission
 from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.security.pki import CertificateAuthority, load_certificate
@@ -20,8 +21,10 @@ from fedhelm.security.revocation import RevocationList, Revoked
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import manifest_of
-from fedhelm_client.admission import admit, check_signed
+from fedhelm_client.admission import Admitted, admit, check_signed, check_unpacked
+from fedhelm_client.ended_jobs import ENDED_FILE, EndedJobs
 from fedhelm_client.folders import JobFolder
+from fedhelm_client.site import Site
 from fedhelm_client.site_trail import SiteTrail
 from fedhelm_client.supplies import let_go, prepare
 from fedhelm_server import submissions
@@ -89,6 +92,7 @@ class Upload:
         message = fleet.AssignedJob(
             job=JOB, name="hello", status="RUNNING", bundle=ref, app="app", script="train.py", options_json="{}"
         )
+        message.members.extend(said.pop("members", ()))
         for key, value in said.items():
             setattr(message, key, value)
         message.submission = submission
@@ -116,14 +120,35 @@ def upload(tmp_path):
     return Upload(tmp_path / "job")
 
 
+def shared(site, upload=None, trail=None, clock=None):
+    clock = clock or SystemClock()
+    return Site(
+        kit=site,
+        links=upload,
+        runtime=site.run,
+        clock=clock,
+        on_change=lambda: None,
+        on_stray=lambda: None,
+        trail=trail or SiteTrail(site),
+        revocations=KeptRevocations(site),
+        ended=EndedJobs(site.run / ENDED_FILE, clock),
+    )
+
+
 async def take(site, upload, assigned):
     folder = JobFolder.of(site, JOB)
     folder.make()
     trail = SiteTrail.open(site)
     try:
-        return await prepare(site, upload, folder, assigned, site.run, trail=trail)
+        _, plan = await prepare(shared(site, upload, trail), folder, assigned, site.run)
+        return plan
     finally:
         trail.close()
+
+
+def look(site, assigned):
+    """Who signed, as the site sees it."""
+    return check_signed(site, assigned, KeptRevocations(site)).submitter
 
 
 def noted(site):
@@ -139,9 +164,13 @@ def left(site):
 
 def revoke(kit, authority, of):
     kit.run.mkdir(exist_ok=True)
+    offer(KeptRevocations(kit), authority, of)
+
+
+def offer(revocations, authority, of):
     serial = f"{load_certificate(of.cert.read_bytes(), 'it').serial_number:x}"
     entry = Revoked(serial, of.role, of.name, AT, "laptop stolen")
-    KeptRevocations(kit).offer(RevocationList("poc", CLUSTER, 1, AT, (entry,)).to_bytes(authority))
+    revocations.offer(RevocationList("poc", CLUSTER, 1, AT, (entry,)).to_bytes(authority))
 
 
 # -- a site -----------------------------------------------------------------------------------------------------------
@@ -222,6 +251,7 @@ async def test_another_bundle_under_a_signature_is_not_even_fetched(site, upload
         ({"app": "."}, "the server says another app than job.yaml"),
         ({"options_json": '{"lr": 9}'}, "the server says another options than job.yaml"),
         ({"options_json": "{" * 100_000}, "the server says another options than job.yaml"),
+        ({"members": ["site-1", "../site-2"]}, "a member '../site-2'"),
         ({"name": "hello2"}, "name is 'hello' there, and 'hello2' here"),
         ({"job": "a" * 12}, "job is 'k7m3tq4w2zpx' there"),
     ],
@@ -233,7 +263,7 @@ async def test_what_the_server_says_has_to_be_what_was_signed(site, upload, subm
     assert why in str(caught.value)
     assert left(site) == set()
     await take(site, upload, upload.assigned(signature))
-    if "script" in said:  # nor may it change its mind about a job that runs
+    if "script" in said or "members" in said:  # nor may it change its mind about a job that runs
         with pytest.raises(BadSignature, match=why):
             await take(site, upload, upload.assigned(signature, **said))
 
@@ -244,13 +274,115 @@ async def test_a_job_goes_only_to_sites_that_its_submitter_named(kits, submitter
         await take(kits["site-1"], upload, upload.assigned(upload.signed_by(submitter())))
 
 
+async def test_members_of_a_job_for_named_sites_are_among_them(kits, submitter, tmp_path):
+    upload = Upload(tmp_path / "two", deploy={"app": ["site-1", "site-2"]})
+    signature = upload.signed_by(submitter())
+    with pytest.raises(BadSignature, match=f"says that 'site-9' is a member of job {JOB}"):
+        await take(kits["site-1"], upload, upload.assigned(signature, members=["site-1", "site-9"]))
+    await take(kits["site-1"], upload, upload.assigned(signature, members=["site-1"]))
+
+
+@pytest.mark.parametrize(
+    ("signed", "said"),
+    [
+        ({"dp": True}, '{"dp": 1}'),
+        ({"n": 1}, '{"n": 1.0}'),
+        ({"n": 0.0}, '{"n": -0.0}'),
+        ({"deep": [{"dp": False}]}, "0"),
+    ],
+)
+async def test_options_that_a_script_can_tell_apart_are_not_the_same(site, submitter, tmp_path, signed, said):
+    upload = Upload(tmp_path / "exact", options=signed)
+    signature = upload.signed_by(submitter())
+    said = said if said.startswith("{") else json.dumps({"deep": [{"dp": 0}]})
+    with pytest.raises(BadSignature, match="says another options than"):
+        await take(site, upload, upload.assigned(signature, options_json=said))
+    await take(site, upload, upload.assigned(signature, options_json=json.dumps(signed, indent=1)))
+
+
+async def test_what_the_server_says_of_a_job_that_runs_has_to_stay_what_was_admitted(site, upload, submitter, caplog):
+    first = upload.assigned(upload.signed_by(submitter()))
+    await take(site, upload, first)
+    trail = SiteTrail.open(site)
+    admitted = Admitted(trail)
+    assert admitted.takes(site, upload.assigned(b"", options_json='{"lr": 9}'), ended=False)  # nobody knows better yet
+    admitted.this(first, check_unpacked(site, first, JobFolder.of(site, JOB).bundle))
+    for said in ({"options_json": '{"lr": 9}'}, {"name": "hello2"}, {"script": "evil.py"}, {"app": "evil"}):
+        for _ in range(2):
+            assert not admitted.takes(site, upload.assigned(b"", **said), ended=False)
+    other = upload.assigned(b"")
+    other.bundle.digest = "e" * 64
+    assert not admitted.takes(site, other, ended=False)
+    assert admitted.takes(
+        site, upload.assigned(b"", options_json="{ }"), ended=False
+    )  # the same, spelled by another server
+    assert admitted.takes(site, fleet.AssignedJob(job=JOB, status="FINISHED:DELETED"), ended=False)
+    assert not admitted.takes(site, first, ended=True)
+    trail.close()
+    refused = [line["why"] for line in noted(site) if line["outcome"] == "denied"]
+    assert len(refused) == 6, "each is noted once"
+    assert "the server says another options than job.yaml" in refused[0]
+    assert refused[-1].endswith(f"job {JOB} has ended here and is not run again")
+    assert caplog.text.count("what the primary says now is not taken") == 6
+
+
+async def test_code_is_brought_whatever_the_file_is_called(site, submitter, tmp_path):
+    upload = Upload(tmp_path / "capital")
+    archive = tmp_path / "capital" / "app" / "train.py"
+    archive.rename(archive.with_name("Train.py"))  # the same file to a site whose disk does not tell them apart
+    pack(tmp_path / "capital", upload.archive)
+    closed = dataclasses.replace(site, enable_byoc=False)
+    signer = Principal("poc", "lead", "bob@a.org", "a", "5f")
+    with pytest.raises(NotAuthorised, match=r"^site site-1 takes no job that brings its own code"):
+        admit(closed, upload.assigned(b""), upload.archive, signer)
+
+
+async def test_a_site_whose_list_of_revoked_certificates_is_damaged_takes_nothing_in(
+    site, upload, submitter, authority
+):
+    site.run.mkdir(exist_ok=True)
+    kept = site.run / "revoked.json"
+    kept.write_bytes(b"{")
+    assigned = upload.assigned(upload.signed_by(submitter()))
+    with pytest.raises(KitError, match=r"takes no job in before an overseer gave it the list .*revoked\.json: "):
+        await take(site, upload, assigned)
+    assert (left(site), upload.fetched) == (set(), 0)
+    kept.unlink()
+    revoke(site, authority, submitter(name="thief@a.org"))
+    await take(site, upload, assigned)
+
+
+async def test_the_list_in_force_counts_also_where_the_disk_did_not_take_it(site, upload, submitter, authority):
+    bob = submitter()
+    world = shared(site, upload)
+    site.run.mkdir(exist_ok=True)
+    (site.run / "revoked.json").mkdir()  # it cannot be replaced by a file
+    with pytest.raises(FedhelmError, match="cannot be written"):
+        offer(world.revocations, authority, bob)
+    folder = JobFolder.of(site, JOB)
+    folder.make()
+    with pytest.raises(BadSignature, match=r"the certificate of lead bob@a\.org was revoked"):
+        await prepare(world, folder, upload.assigned(upload.signed_by(bob)), site.run)
+
+
+async def test_a_job_of_before_what_a_site_remembers_is_not_taken_in(site, upload, submitter):
+    now = SystemClock().utcnow()
+    site.run.mkdir(exist_ok=True)
+    (site.run / ENDED_FILE).write_text(f"before {iso(now)}\n")
+    early = upload.signed_by(submitter(), clock=FixedClock(now - timedelta(seconds=1)))
+    with pytest.raises(BadSignature, match="this site has forgotten which jobs ended before"):
+        await take(site, upload, upload.assigned(early))
+    late = upload.signed_by(submitter(name="amy@a.org"), clock=FixedClock(now + timedelta(seconds=1)))
+    await take(site, upload, upload.assigned(late))
+
+
 def test_a_flipped_byte_anywhere_in_a_submission_is_refused(site, upload, submitter):
     signature = upload.signed_by(submitter())
-    check_signed(site, upload.assigned(signature))
+    look(site, upload.assigned(signature))
     for at in range(0, len(signature), 7):
         broken = signature[:at] + bytes([signature[at] ^ 1]) + signature[at + 1 :]
         with pytest.raises(BadSignature):
-            check_signed(site, upload.assigned(broken))
+            look(site, upload.assigned(broken))
 
 
 def test_a_site_counts_neither_other_roots_nor_roles_nor_revoked_nor_expired_certificates(
@@ -267,17 +399,17 @@ def test_a_site_counts_neither_other_roots_nor_roles_nor_revoked_nor_expired_cer
         (thief, "the certificate of lead thief@a.org was revoked"),
     ):
         with pytest.raises(BadSignature) as caught:
-            check_signed(site, upload.assigned(upload.signed_by(kit)))
+            look(site, upload.assigned(upload.signed_by(kit)))
         assert str(caught.value).startswith("site site-1: ")
         assert why in str(caught.value)
     # A job may wait for longer than its submitter's certificate lasts.
     waited = upload.signed_by(short, clock=FixedClock(now - timedelta(days=1, hours=1)))
-    assert check_signed(site, upload.assigned(waited)).name == "short@a.org"
+    assert look(site, upload.assigned(waited)).name == "short@a.org"
 
 
 def test_the_sites_own_policy_and_kit_have_the_last_word(site, upload, submitter):
     lead, assigned = submitter(), upload.assigned(b"")
-    signer = check_signed(site, upload.assigned(upload.signed_by(lead)))
+    signer = look(site, upload.assigned(upload.signed_by(lead)))
     assert (signer.name, signer.org) == ("bob@a.org", "a")
     admit(site, assigned, upload.archive, signer)
     closed = dataclasses.replace(site, enable_byoc=False)

@@ -13,6 +13,7 @@ from fedhelm_client.folders import JobFolder
 from fedhelm_client.job_process import Ended
 from fedhelm_client.outbox import ContributionId, Outbox, Saved
 from fedhelm_client.outgoing import check_privacy, outgoing_of_job
+from fedhelm_client.supplies import let_go
 from tests.support.kits import make_kits
 
 JOB = "a23456723456"
@@ -89,18 +90,32 @@ def test_what_an_agent_filtered_that_died_before_it_saved_is_deleted_and_its_tas
 def test_a_job_keeps_the_policy_that_it_began_with(kit, folder):
     decree(kit, CLIP)
     assert outgoing_of_job(kit, folder).told == ("clip(norm=1)", "metrics(only=loss)")
+    folder.bundle.mkdir()
     decree(kit, {"format_version": "1.0"})
     assert outgoing_of_job(kit, folder).told == ("clip(norm=1)", "metrics(only=loss)")
     later = JobFolder.of(kit, "b23456723456")
     later.make()
     assert outgoing_of_job(kit, later).told == ()
+    later.bundle.mkdir()
     decree(kit, CLIP)
     assert outgoing_of_job(kit, later).told == (), "it began without one"
+
+
+def test_a_job_that_is_over_takes_the_policy_that_it_began_with_along(kit, folder):
+    assert outgoing_of_job(kit, folder).told == ()
+    folder.bundle.mkdir()
+    decree(kit, CLIP)
+    let_go(folder)
+    assert not folder.privacy.exists()
+    assert outgoing_of_job(kit, folder).told == ("clip(norm=1)", "metrics(only=loss)")
+    decree(kit, {"format_version": "1.0"})  # it did not begin: an agent that was killed had unpacked nothing yet
+    assert outgoing_of_job(kit, folder).told == ()
 
 
 def test_a_damaged_copy_fails_the_job_and_lets_nothing_out(kit, folder):
     decree(kit, CLIP)
     outgoing_of_job(kit, folder)
+    folder.bundle.mkdir()
     for damage in (b"", b"[[1]]", b"[", b'{"a": 1}', b"\xff", b"null"):
         folder.privacy.write_bytes(damage)
         with pytest.raises(BadInput, match=r"privacy\.json: the job's copy of privacy\.json is damaged"):

@@ -1,0 +1,155 @@
+"""The jobs that have ended at this site: none of them runs here again, whatever a server says later.
+
+``run/ended_jobs.txt`` has one line for each, its id and when it ended. A site that takes an ended job again would train
+on what is wanted by nobody who submitted it; so only this site's own operator allows it, by deleting the line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Final
+
+from fedhelm.clock import Clock, iso
+from fedhelm.errors import BadSignature, FedhelmError, NotAuthorised
+from fedhelm.ids import JOB_ID
+from fedhelm.process import atomic_write, fsync_dir
+from fedhelm.security.statements import moment
+
+__all__ = ["ENDED_FILE", "MOST", "EndedJobs"]
+
+_log = logging.getLogger("fedhelm.client")
+
+ENDED_FILE: Final = "ended_jobs.txt"
+"""Name of the file in ``run/``."""
+
+MOST: Final = 100_000
+"""Jobs that are remembered by name when an agent starts. Of older ones the time is kept: what was signed before it is
+not taken in."""
+
+_FLOOR: Final = "before"
+
+
+class EndedJobs:
+    """One site's. :meth:`add` may be called in a thread.
+
+    Args:
+        path: the file; missing, it is taken for empty. A line that a power cut tore off is no line.
+        clock: for the time of an end.
+        most: jobs that are remembered by name.
+
+    Raises:
+        FedhelmError: the file is there and cannot be read.
+    """
+
+    def __init__(self, path: Path, clock: Clock, most: int = MOST) -> None:
+        self._path = path
+        self._clock = clock
+        self._most = most
+        self._ended: dict[str, str] = {}
+        self._floor = ""
+        self._durable: set[str] = set()
+        self._writing = threading.Lock()
+        try:
+            text = path.read_text(encoding="ascii", errors="replace")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise FedhelmError(f"{path} cannot be read: {error.strerror}") from error
+        self._read(text)
+
+    def _read(self, text: str) -> None:
+        damaged = 0
+        for line in text.splitlines():
+            name, _, time = line.partition(" ")
+            if moment(time) is None or not (name == _FLOOR or JOB_ID.fullmatch(name)):
+                damaged += 1
+            elif name == _FLOOR:
+                self._floor = max(self._floor, time)
+            else:
+                self._ended[name] = time
+        if damaged:
+            _log.warning("%s: %d lines are damaged and count for nothing", self._path, damaged)
+        self._durable = set(self._ended)
+        if damaged or len(self._ended) > self._most or (text and not text.endswith("\n")):
+            with contextlib.suppress(OSError):  # the next agent tries again
+                self._shorten()
+
+    def _shorten(self) -> None:
+        """Forget the oldest names, and take nothing that was signed before the newest of these ended."""
+        by_age = sorted(self._ended.items(), key=lambda one: one[1])
+        gone = by_age[: max(0, len(by_age) - self._most)]
+        floor = max([self._floor, *(time for _, time in gone)])
+        kept = dict(by_age[len(gone) :])
+        lines = [f"{_FLOOR} {floor}\n"] if floor else []
+        lines += [f"{job} {time}\n" for job, time in kept.items()]
+        atomic_write(self._path, "".join(lines).encode())
+        self._ended, self._floor, self._durable = kept, floor, set(kept)
+
+    def __contains__(self, job: str) -> bool:
+        return job in self._ended
+
+    def add(self, job: str) -> None:
+        """Remember an end. It counts at once, and across any crash from when this returns. Blocking.
+
+        Raises:
+            OSError: it cannot be written: it counts until this agent ends; calling again tries again.
+        """
+        with self._writing:
+            time = self._ended.setdefault(job, iso(self._clock.utcnow()))
+            if job in self._durable:
+                return
+            _append(self._path, f"{job} {time}\n".encode())
+            self._durable.add(job)
+
+    def check(self, job: str) -> None:
+        """Let a job pass that has not ended here.
+
+        Raises:
+            NotAuthorised: it has; the message says when, the hint what the site's operator can do.
+        """
+        time = self._ended.get(job)
+        if time is not None:
+            raise NotAuthorised(
+                f"job {job} ended at this site at {time} and is not run again",
+                hint=f"after a restore of the store: delete its line in {self._path} and restart this site",
+            )
+
+    def check_age(self, job: str, signed: str) -> None:
+        """Let a job pass that was signed since this site remembers which ones have ended.
+
+        Args:
+            job: its id.
+            signed: when its submitter signed it, ISO 8601.
+
+        Raises:
+            BadSignature: it is older.
+        """
+        if self._floor and signed <= self._floor:
+            raise BadSignature(
+                f"job {job} was signed at {signed}; this site has forgotten which jobs ended before {self._floor}",
+                hint="submit it again",
+            )
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line durably, or nothing."""
+    fresh = not path.exists()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    before = os.fstat(fd).st_size
+    try:
+        rest = line
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.fsync(fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, before)
+        raise
+    finally:
+        os.close(fd)
+    if fresh:
+        fsync_dir(path.parent)
