@@ -179,7 +179,7 @@ class Door:
                 self._desk.lines(lines)
                 await self._pace.spend(sum(64 + len(str(line["value"])) for line in lines))
             else:
-                raise ProtocolError(f"a frame of type {kind!r}")
+                raise ProtocolError(f"a frame of type {kind!r:.80}")
 
     async def _answer_next(self, channel: Channel) -> None:
         answer = await self._desk.next()

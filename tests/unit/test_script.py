@@ -259,6 +259,8 @@ async def test_wrong_lines_are_refused(desk, door):
         with fl.connect() as site:
             with pytest.raises(BadInput, match="the value of 'loss' is 'x'"):
                 site.log("loss", "x")
+            with pytest.raises(BadInput, match=r"step is 36893488147419103232, it must be a whole number of 64 bits"):
+                site.log("loss", 1.0, 1 << 65)
             with pytest.raises(BadInput, match="step is 'x'"):
                 site.log("loss", 1, "x")
             with pytest.raises(BadInput, match="a tag is a text"):
@@ -356,13 +358,28 @@ def test_results_and_lines_of_user_code_are_checked():
     ):
         with pytest.raises(ProtocolError):
             Result.from_frame({**good, **change})
-    line = {"kind": "scalar", "tag": "a", "value": 1, "step": None, "time": "t"}
+    line = {"kind": "scalar", "tag": "a", "value": 1, "step": None, "time": "2026-11-22T15:04:05.123Z"}
     assert check_line(line) == line
+    whole = {"value": -(1 << 63), "step": (1 << 63) - 1}
+    assert check_line({**line, **whole}) == {**line, **whole}
     for change in (
         {"kind": "x"},
         {"value": "x"},
         {"value": True},
+        {"value": 10**400},  # some thousand bits of text, and more than float() takes
+        {"value": 1 << 63},
         {"step": "x"},
+        {"step": True},
+        {"step": int.from_bytes(b"Jane Doe, HIV+")},
+        {"step": -(1 << 63) - 1},
+        {"time": "Jane Doe, HIV+ " * 50_000},
+        {"time": ""},
+        {"time": None},
+        {"time": 1.5},
+        {"time": "2026-11-22T15:04:05.123Z\n"},
+        {"time": "2026-13-22T15:04:05.123Z"},
+        {"time": "2026-11-22T15:04:05Z"},
+        {"time": "\uff12026-11-22T15:04:05.123Z"},
         {"tag": 1},
         {"extra": 1},
         {"kind": "text", "value": 3},

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -30,6 +32,7 @@ __all__ = [
     "check_line",
     "check_lines",
     "check_metrics",
+    "is_int64",
     "json_length",
 ]
 
@@ -47,6 +50,8 @@ MAX_LINE = 900 * 1024
 """Largest value of one line (text, or an image as base64), characters of its JSON. A server takes 1 MiB at once."""
 
 LINE_KINDS = ("scalar", "text", "image", "log")
+
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
 
 
 def _text(frame: Mapping[str, Any], key: str) -> str:
@@ -206,11 +211,26 @@ def json_length(value: str) -> int:
     return len(json.dumps(value, ensure_ascii=False))
 
 
+def is_int64(value: object) -> TypeGuard[int]:
+    """Tell whether a value is a whole number of 64 bits: one without bounds can spell any text."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+
+
+def _is_moment(value: object) -> bool:
+    if not isinstance(value, str) or not _TIME.fullmatch(value):
+        return False
+    try:
+        datetime.fromisoformat(value[:-1])
+    except ValueError:
+        return False
+    return True
+
+
 def _check_value(kind: object, value: object) -> None:
     if kind == "scalar":
         # JSON has no NaN: what is not finite travels as text that float() reads.
-        if value not in ("nan", "inf", "-inf") and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ProtocolError(f"a scalar's value is {value!r}")
+        if value not in ("nan", "inf", "-inf") and not isinstance(value, float) and not is_int64(value):
+            raise ProtocolError(f"a scalar's value is {value!r:.80}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ProtocolError("a scalar that is not finite travels as text")
     elif not isinstance(value, str) or json_length(value) > MAX_LINE:
@@ -221,7 +241,8 @@ def check_line(line: object) -> dict[str, Any]:
     """Return a line ``{kind, tag, value, step, time}`` if it is one.
 
     ``value`` is a number, or ``"nan"``, ``"inf"``, ``"-inf"``, for a scalar; text for text and log; a PNG in base64 for
-    an image.
+    an image. ``step`` is a whole number of 64 bits or None, ``time`` ISO 8601 UTC with milliseconds: whatever a site
+    lets pass of a line by its kind and tag must not have room for other words.
 
     Raises:
         ProtocolError: it is not.
@@ -230,11 +251,13 @@ def check_line(line: object) -> dict[str, Any]:
         raise ProtocolError("a line has exactly kind, tag, value, step and time")
     kind, tag, step = line["kind"], line["tag"], line["step"]
     if kind not in LINE_KINDS:
-        raise ProtocolError(f"a line of kind {kind!r}")
-    if not isinstance(tag, str) or len(tag) > 256 or not isinstance(line["time"], str):
-        raise ProtocolError("a line's tag or time is no text")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
-        raise ProtocolError(f"a line's step is {step!r}")
+        raise ProtocolError(f"a line of kind {kind!r:.80}")
+    if not isinstance(tag, str) or len(tag) > 256:
+        raise ProtocolError("a line's tag is no text of at most 256 characters")
+    if not _is_moment(line["time"]):
+        raise ProtocolError(f"a line's time is {line['time']!r:.80}, not one such as 2026-11-22T15:04:05.123Z")
+    if step is not None and not is_int64(step):
+        raise ProtocolError(f"a line's step is {step!r:.80}")
     _check_value(kind, line["value"])
     return line
 

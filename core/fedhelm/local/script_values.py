@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 from fedhelm.errors import BadInput
-from fedhelm.local.script_protocol import MAX_METRIC_NAME, MAX_METRICS
+from fedhelm.local.script_protocol import MAX_METRIC_NAME, MAX_METRICS, is_int64
 
 __all__ = ["metrics", "number", "png", "step", "weight"]
 
@@ -41,7 +41,7 @@ def weight(value: object) -> float:
 
 
 def step(value: object) -> int | None:
-    """Return a step: a whole number or None.
+    """Return a step: a whole number of 64 bits, or None.
 
     Raises:
         BadInput: it is neither.
@@ -49,8 +49,8 @@ def step(value: object) -> int | None:
     if value is None:
         return None
     found = number(value, "step")
-    if not found.is_integer():
-        raise BadInput(f"step is {value!r}, it must be a whole number")
+    if not found.is_integer() or not is_int64(int(found)):
+        raise BadInput(f"step is {value!r:.80}, it must be a whole number of 64 bits")
     return int(found)
 
 
