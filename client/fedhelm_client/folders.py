@@ -1,4 +1,4 @@
-"""Where a site keeps what belongs to a job, and what a job process must not reach. Paths only, no decisions."""
+"""Where a site keeps what belongs to a job, and where its own code is. Paths only, no decisions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput
 from fedhelm.ids import check_job_id
 
-__all__ = ["JobFolder", "code_roots", "make_runtime_dir", "outbox_dir", "protected_paths"]
+__all__ = ["JobFolder", "code_roots", "make_runtime_dir", "outbox_dir"]
 
 
 @dataclass(frozen=True)
@@ -95,28 +95,6 @@ class JobFolder:
 def outbox_dir(kit: Kit) -> Path:
     """Return the folder of results and lines that are not closed yet."""
     return kit.run / "outbox"
-
-
-def protected_paths(kit: Kit) -> list[Path]:
-    """Return what a job process must not open: every kit of this workspace, the root's key, and the shared store.
-
-    ``run/runtime`` leads to the folder in which an agent has the sockets of all its jobs.
-    """
-    workspace = kit.root.parent
-    try:
-        kits = [entry for entry in sorted(workspace.iterdir()) if (entry / "startup").is_dir()]
-    except OSError:
-        kits = []
-    found = [kit.root / name for name in ("startup", "local", "run", "run/runtime", "log.txt")]
-    for other in kits:
-        if other != kit.root:
-            found += [other / name for name in ("startup", "local", "run", "run/runtime", "transfer", "log.txt")]
-    # ``state`` has the project's root key where the site runs on the machine that provisioned it: who reads that key
-    # is everybody.
-    found += [workspace / "store", workspace / "state"]
-    if kit.store is not None:
-        found.append(kit.store)
-    return found
 
 
 def code_roots() -> list[Path]:

@@ -1,16 +1,19 @@
 """Where the agent is root: hide the protected folders from the job process by a mount namespace of its own.
 
 Landlock alone cannot close a folder without closing the folders above it to new files; an empty file system mounted
-over the folder can. Only root may mount, so this is used where it can be, and Landlock's rules where it cannot. The job
-process gives up ``CAP_SYS_ADMIN`` afterwards, and Landlock forbids it any change of mounts. The kernel's settings are
-read-only for it too: who may write ``core_pattern`` has a program run outside, as root.
+over the folder can, and what is to stay of it is mounted into that. What comes into a covered folder later, or takes
+the place of something in it, stays outside. Only root may mount, so this is used where it can be, and Landlock's rules
+where it cannot. The job process gives up ``CAP_SYS_ADMIN`` afterwards, and Landlock forbids it any change of mounts.
+The kernel's settings are read-only for it too: who may write ``core_pattern`` has a program run outside, as root.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,20 +70,52 @@ def _mounts_below(path: Path) -> list[Path]:
 def _make_read_only(path: Path) -> None:
     """Put a folder over itself, read-only with all that is mounted in it."""
     _mount(str(path), path, None, _BIND | _REC)
+    _seal(path)
+
+
+def _seal(path: Path) -> None:
     for place in filter(os.path.lexists, _mounts_below(path)):  # what another mount hides is out of reach
         kept = os.statvfs(place).f_flag & (_NOSUID | _NODEV | _NOEXEC)
         _mount(None, place, None, _REMOUNT | _BIND | _RDONLY | kept)
 
 
-def _cover(folder: Path, kept: dict[Path, int], read_only: set[Path]) -> None:
+def _cover(folder: Path, beneath: int, kept: list[Path], read_only: set[Path]) -> None:
+    """Put an empty file system over a folder, and into it what is kept.
+
+    Args:
+        folder: what is covered.
+        beneath: a descriptor of it, from before anything was mounted.
+        kept: what stays of it, those above before those below.
+        read_only: what of that may not be changed.
+    """
+    links = {path: path.readlink() for path in folder.iterdir() if path.is_symlink()}
     _mount("fedhelm", folder, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=0755")
-    for path, fd in kept.items():
-        if path.is_relative_to(folder):
-            path.mkdir(parents=True)
-            _mount(f"/proc/self/fd/{fd}", path, None, _BIND | _REC)
-            if path in read_only:
-                _mount(None, path, None, _REMOUNT | _BIND | _RDONLY)
+    for path in kept:
+        _bring_back(path, Path(f"/proc/self/fd/{beneath}", path.relative_to(folder)))
+        if path in read_only:
+            _seal(path)
+    for path, target in links.items():  # what they lead to is hidden, or not, under its own name
+        path.symlink_to(target)
     _mount(None, folder, None, _REMOUNT | _RDONLY | _NOSUID | _NODEV)
+
+
+def _bring_back(path: Path, source: Path) -> None:
+    """Mount what lay at ``path`` there again; nothing where it is gone, or a link leads elsewhere now."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # of FUSE, some refuse even root
+        fd = os.open(source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            itself = Path(f"/proc/self/fd/{fd}")
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISLNK(mode) or itself.readlink() != path:
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if stat.S_ISDIR(mode):
+                path.mkdir(exist_ok=True)
+            else:
+                path.touch()
+            _mount(str(itself), path, None, _BIND | _REC)
+        finally:
+            os.close(fd)
 
 
 def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[Path] = ()) -> bool:
@@ -88,9 +123,9 @@ def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[P
 
     Args:
         protected: files and folders to hide; those that do not exist are left alone.
-        read: folders inside them that stay readable. One that is itself protected is not hidden, only read-only, but
-            for what else is protected in it.
-        write: folders inside them that stay readable and writable.
+        read: what stays readable inside them, by its path without links. A folder that is itself protected is not
+            hidden, only read-only, but for what else is protected in it.
+        write: what stays readable and writable inside them, by its path without links.
 
     Returns:
         Whether it was done; False where this process may not mount, and nothing has changed.
@@ -100,18 +135,19 @@ def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[P
     """
     if os.geteuid() != 0 or not _own_namespace():
         return False
-    read_only = {path.resolve() for path in read}
+    read_only = set(read)
     closed = {path.resolve() for path in protected}
     covered = _outermost(closed - read_only)
-    wanted = sorted(read_only | {path.resolve() for path in write})
-    kept = {path: os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in wanted if path.is_dir()}
+    wanted = sorted({*read_only, *write})
+    kept = {folder: [path for path in wanted if path.is_relative_to(folder)] for folder in covered}
+    beneath = {folder: os.open(folder, os.O_PATH | os.O_CLOEXEC) for folder in covered if kept[folder]}
     try:
         for path in _outermost([*(closed & read_only), _KERNEL_SETTINGS]):
             _make_read_only(path)
         for path in covered:
             try:
                 if path.is_dir():
-                    _cover(path, kept, read_only)
+                    _cover(path, beneath.get(path, -1), kept[path], read_only)
                 else:
                     _mount("/dev/null", path, None, _BIND)
             except FileNotFoundError:
@@ -119,6 +155,6 @@ def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[P
                 if os.path.lexists(path):
                     raise
     finally:
-        for fd in kept.values():
+        for fd in beneath.values():
             os.close(fd)
     return True

@@ -1,12 +1,10 @@
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +12,10 @@ import numpy as np
 import pytest
 
 import fedhelm_client
-from fedhelm.process import child_env
 from fedhelm_client import landlock
-from fedhelm_client.folders import code_roots, make_runtime_dir, protected_paths
+from fedhelm_client.folders import code_roots, make_runtime_dir
 from tests.support.kits import make_kits
-
-needs_landlock = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has no Landlock")
+from tests.support.shut_in import WAYS, needs_landlock, shut_in
 
 
 def test_the_allow_list_names_siblings_and_nothing_above(tmp_path):
@@ -50,80 +46,24 @@ def test_what_does_not_exist_yet_stays_closed(tmp_path):
     assert root not in allowed
 
 
-def test_every_kit_of_the_workspace_and_the_store_are_protected(tmp_path):
-    kit = make_kits(tmp_path, sites=2)["site-1"]
-    protected = protected_paths(kit)
-    for path in (
-        kit.key,
-        kit.local,
-        kit.run / "outbox",
-        kit.log_file,
-        tmp_path / "site-2/startup/client.key",
-        tmp_path / "server1/startup/server.key",
-        tmp_path / "overseer/run/overseer.db",
-        tmp_path / "admin@nvidia.com/startup/client.key",
-        tmp_path / "store/log/0000000000000001",
-        tmp_path / "state/rootCA.key",
-    ):
-        assert any(path.resolve().is_relative_to(one) for one in protected), path
-
-
-WAYS = {
-    "landlock": "landlock.restrict(*plan)",
-    "mounts": "assert mounts.hide(*plan); capabilities.give_up(); landlock.restrict_processes()",
-}
-
-
 @pytest.fixture(params=WAYS)
 def way(request):
     if request.param == "mounts" and os.geteuid() != 0:
         pytest.skip("only root may mount")
-    return WAYS[request.param]
-
-
-def shut_in(kit, body, way=WAYS["landlock"], *, agent_pid=0):
-    """Run ``body`` in a process that is shut in as a job process is; return what it puts into ``out``."""
-    job = kit.run / "jobs" / "a23456723456"
-    for name in ("bundle", "work/tmp", "models", "results"):
-        (job / name).mkdir(parents=True, exist_ok=True)
-    (job / "bundle" / "module_of_the_job.py").write_text("VALUE = 42\n")
-    code = f"""
-import errno, json, os, sys
-from pathlib import Path
-from fedhelm_client import capabilities, landlock, mounts
-kit, job, agent = Path({str(kit.root)!r}), Path({str(job)!r}), {agent_pid}
-code = [Path(p) for p in {[str(path) for path in code_roots()]!r}]
-protect = [Path(p) for p in {[str(path) for path in protected_paths(kit)]!r}] + code
-plan = protect, [job / "bundle", job / "models", *code], [job / "work", job / "results"]
-{way}
-capabilities.give_up()
-os.chdir(job / "work")
-out = {{}}
-def refused(call):
-    try:
-        call()
-    except OSError as error:
-        # EXDEV: Landlock's word for a link across its border; the last three are those of a mount over the folder.
-        return error.errno in (errno.EACCES, errno.EPERM, errno.EXDEV, errno.ENOENT, errno.EROFS, errno.EBUSY)
-    return False
-{textwrap.dedent(body)}
-print(json.dumps(out))
-"""
-    env = {**child_env(kit.root, "job"), "TMPDIR": str(job / "work" / "tmp")}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=env, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return request.param
 
 
 @pytest.fixture
 def kit(tmp_path):
-    kit = make_kits(tmp_path, sites=2)["site-1"]
-    (tmp_path / "store" / "log").mkdir(parents=True)
-    (tmp_path / "store" / "log" / "0").write_text("{}")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "images").write_text("data")
+    place = tmp_path / "fed"
+    place.mkdir()
+    kit = make_kits(place, sites=2)["site-1"]
+    (place / "store" / "log").mkdir(parents=True)
+    (place / "store" / "log" / "0").write_text("{}")
+    (place / "data").mkdir()
+    (place / "data" / "images").write_text("data")
+    (place / "module.py").write_text("VALUE = 1")
+    (place / "shortcut").symlink_to("data/images")
     kit.run.mkdir()
     (kit.run / "outbox").mkdir()
     return kit
@@ -165,7 +105,7 @@ def test_keys_and_store_are_closed(kit, way):
 
 
 @needs_landlock
-def test_everything_else_works_as_usual(kit, tmp_path, way):
+def test_everything_else_works_as_usual(kit, way):
     out = shut_in(
         kit,
         """
@@ -182,6 +122,8 @@ def test_everything_else_works_as_usual(kit, tmp_path, way):
             out["temporary"] = file.name.startswith(str(job))
         out["data"] = (kit.parent / "data/images").read_text()
         (kit.parent / "data/written").write_text("x")
+        (kit.parent / "module.py").write_text("changed")
+        out["link"] = (kit.parent / "shortcut").read_text()
         (job / "results/r.safetensors").write_bytes(b"r")
         out["child"] = subprocess.run(["/bin/sh", "-c", "echo hello"], capture_output=True, text=True).stdout
         out["listing"] = "site-1" in os.listdir(kit.parent)
@@ -195,6 +137,7 @@ def test_everything_else_works_as_usual(kit, tmp_path, way):
         "work": "mine",
         "temporary": True,
         "data": "data",
+        "link": "data",
         "child": "hello\n",
         "listing": True,
         "shared_memory": True,
@@ -232,29 +175,39 @@ def test_the_agent_s_own_code_is_read_only(kit, way):
 
 
 @needs_landlock
-def test_a_kit_below_the_agent_s_code_stays_closed(kit, tmp_path, way):
-    (tmp_path / "module.py").write_text("VALUE = 1")
+@pytest.mark.parametrize("code", [".", "..", "data"])
+def test_a_kit_below_or_beside_the_agent_s_code_stays_closed(kit, way, code, monkeypatch):
+    root = (kit.root.parent / code).resolve()
+    (root / "fedhelm_more").mkdir()
+    (root / "fedhelm_more" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(root))
+    assert root in code_roots()
     out = shut_in(
         kit,
         f"""
+        code = Path({str(root)!r}) / "fedhelm_more/__init__.py"
         out["key"] = refused((kit / "startup/client.key").read_bytes)
         out["store"] = refused((kit.parent / "store/log/0").read_bytes)
-        out["code"] = refused(lambda: Path({str(tmp_path / "module.py")!r}).write_text("x"))
-        out["readable"] = Path({str(tmp_path / "module.py")!r}).read_text() == "VALUE = 1"
+        out["code"] = refused(lambda: code.write_text("x"))
+        out["readable"] = code.read_text() == ""
+        out["beside"] = (kit.parent / "module.py").read_text() == "VALUE = 1"
+        out["written"] = refused(lambda: (kit.parent / "module.py").write_text("x")) == ({code!r} != "data")
+        out["data"] = (kit.parent / "data/images").read_text() == "data"
         Path("mine").write_text("x")
         out["bundle"] = (job / "bundle/module_of_the_job.py").read_text() == "VALUE = 42\\n"
         """,
-        f"plan = protect + [Path({str(tmp_path)!r})], plan[1] + [Path({str(tmp_path)!r})], plan[2]\n{way}",
+        way,
     )
     assert out == dict.fromkeys(out, True)
 
 
 @needs_landlock
-def test_a_script_reaches_its_own_socket_and_cannot_replace_any(kit, tmp_path, way):
-    (tmp_path / "site-2" / "run").mkdir()
+def test_a_script_reaches_its_own_socket_and_cannot_replace_any(kit, way):
+    neighbour = kit.root.parent / "site-2"
+    (neighbour / "run").mkdir()
     doors = {}
     with contextlib.ExitStack() as stack:
-        for name, root in (("own", kit), ("other", kit), ("neighbour", replace(kit, root=tmp_path / "site-2"))):
+        for name, root in (("own", kit), ("other", kit), ("neighbour", replace(kit, root=neighbour))):
             runtime = root.run / "runtime"
             folder = (runtime.resolve() if runtime.exists() else make_runtime_dir(root)) / name
             stack.callback(shutil.rmtree, folder.parent, ignore_errors=True)
@@ -276,7 +229,8 @@ def test_a_script_reaches_its_own_socket_and_cannot_replace_any(kit, tmp_path, w
                 out[f"unlink {{name}}"] = refused(lambda: os.unlink(door))
                 out[f"rename {{name}}"] = refused(lambda: os.rename(os.path.dirname(door), job / "work" / name))
             """,
-            f"plan = plan[0], [*plan[1], Path({str(Path(doors['own']).parent)!r})], plan[2]\n{way}",
+            way,
+            door=Path(doors["own"]).parent,
         )
         assert out == dict.fromkeys(out, True)
         assert all(Path(door).is_socket() for door in doors.values())
@@ -293,7 +247,7 @@ def test_with_mounts_the_kernel_s_settings_are_read_only(kit):
         opened(os.O_RDONLY)
         out["core_pattern"] = refused(lambda: opened(os.O_WRONLY))
         """,
-        WAYS["mounts"],
+        "mounts",
     )
     assert out == {"core_pattern": True}
 
@@ -301,20 +255,18 @@ def test_with_mounts_the_kernel_s_settings_are_read_only(kit):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 @needs_landlock
 def test_with_mounts_the_folders_above_take_new_files(kit, tmp_path):
-    (kit.run / "jobs" / "a23456723456" / "bundle").mkdir(parents=True)
     out = shut_in(
         kit,
         """
-        with (kit.parent / "results.txt").open("a") as file:
+        with (kit.parent.parent / "results.txt").open("a") as file:
             file.write("mine")
-        out["above"] = (kit.parent / "results.txt").read_text()
+        out["above"] = (kit.parent.parent / "results.txt").read_text()
         out["bundle"] = refused(lambda: (job / "bundle/new").write_text("x"))
         """,
-        WAYS["mounts"],
+        "mounts",
     )
     assert out == {"above": "mine", "bundle": True}
     assert (tmp_path / "results.txt").read_text() == "mine"
-    assert (kit.startup / "client.key").exists()
 
 
 @needs_landlock
