@@ -1,8 +1,10 @@
-"""A clock that stands where it is put."""
+"""A clock that stands where it is put, and one that goes wrong by so much."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+
+from fedhelm.clock import SystemClock
 
 
 class FixedClock:
@@ -17,3 +19,13 @@ class FixedClock:
 
     def shift(self, **parts: float) -> None:
         self.now += timedelta(**parts)
+
+
+class ShiftedClock(SystemClock):
+    """The machine's own, whose wall clock is ahead."""
+
+    def __init__(self, **ahead: float) -> None:
+        self.ahead = timedelta(**ahead)
+
+    def utcnow(self) -> datetime:
+        return super().utcnow() + self.ahead

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
 import socket
 import ssl
+from datetime import timedelta
 
 import pytest
 from cryptography import x509
 
-from fedhelm.errors import BadCertificate, NotAuthorised, Refused
+from fedhelm.clock import SystemClock
+from fedhelm.errors import BadCertificate, BadInput, NotAuthorised, Refused
+from fedhelm.ids import new_request_id
+from fedhelm.provision.reach import ask_others
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.signing import make_manifest
 from fedhelm.security.tls import client_context
 from fedhelm.tasks import spawn
+from fedhelm.wire.overseer_api import OperateRequest
 from fedhelm.wire.overseer_client import OverseerClient
 from fedhelm.wire.overseer_console import OverseerConsoleClient
 from fedhelm_overseer.service import Service, listen
 from fedhelm_overseer.tls_protocol import ClientCertificateProtocol
+from tests.fakes.provision_clock import ShiftedClock
 from tests.support.kits import ADMIN, make_kits
+from tests.support.overseer_http import ends_of
 from tests.support.revoking import signed_list
 from tests.support.waiting import eventually
 
@@ -37,7 +46,8 @@ class Running:
         self.start()
 
     def start(self):
-        self.service = Service(self.kits["overseer"], self.listener)
+        self.clock = ShiftedClock()
+        self.service = Service(self.kits["overseer"], self.listener, clock=self.clock)
         self.task = asyncio.ensure_future(self.service.run())
 
     async def stop(self):
@@ -52,9 +62,11 @@ class Running:
     def signed(self, version, *names):
         return signed_list(self.authority, version, *(self.kits[name] for name in names))
 
-    def replace_kit(self, name, version):
-        """Install a kit with a new certificate, as ``fedhelm kit install`` leaves it."""
+    def replace_kit(self, name, version, policy=None):
+        """Install a kit with a new certificate, and perhaps policy, as ``fedhelm kit install`` leaves it."""
         kit = self.kits[name]
+        if policy is not None:
+            (kit.startup / "authorization.json").write_text(policy)
         issued = self.authority.issue(kit.role, kit.name, kit.org)
         kit.cert.write_bytes(issued.cert)
         kit.key.write_bytes(issued.key)
@@ -172,6 +184,91 @@ async def test_an_installed_kit_counts_for_new_connections_and_old_ones_go_on(ru
         assert len(await after.servers()) == 2
 
 
+POLICY = '{"format_version": "1.0", "permissions": {"project_admin": {"operate": "%s", "view": "any"}}}'
+
+
+async def test_the_policy_of_an_installed_kit_counts_and_a_mistake_in_ones_own_leaves_the_former(running, caplog):
+    admin, local = OverseerConsoleClient(running.kits[ADMIN]), running.kits["overseer"].local / "authorization.json"
+
+    async def denied():
+        try:
+            await off_loop(admin.pause, OperateRequest(request_id=new_request_id()))
+        except NotAuthorised as error:
+            return "operate is none for project_admin" in str(error)
+        return False
+
+    with contextlib.closing(admin):
+        assert not await denied()
+        running.replace_kit("overseer", 2, POLICY % "none")
+        await eventually(denied)
+        assert (await off_loop(admin.system)).paused
+        local.write_text(POLICY % "sometimes")
+        running.replace_kit("overseer", 3, POLICY % "any")
+        await eventually(lambda: "unknown condition 'sometimes'" in caplog.text)
+        assert await denied()
+        await running.stop()
+        running.listener = listen("127.0.0.1", running.port)
+        with pytest.raises(BadInput, match=r"local/authorization\.json:1:\d+: .*unknown condition 'sometimes'"):
+            running.start()
+        local.unlink()
+        running.start()
+
+        async def allowed():
+            return not await denied()
+
+        await eventually(allowed)
+
+
+def connected(kit, port):
+    line = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    plain = socket.create_connection(("127.0.0.1", port), timeout=30)
+    line.sock = client_context(kit).wrap_socket(plain, server_hostname="overseer")
+    return line
+
+
+def asked(line, method, path, body=None):
+    line.request(method, f"/api/v1{path}", body, {"content-type": "application/json"})
+    answer = line.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+async def test_a_connection_outlives_its_certificate_and_no_call_does(running):
+    kit = running.kits[ADMIN]
+    with contextlib.closing(await off_loop(connected, kit, running.port)) as kept:
+        assert (await off_loop(asked, kept, "GET", "/system"))[0] == 200
+        local = kept.sock.getsockname()
+        running.clock.ahead = ends_of(kit) - SystemClock().utcnow() + timedelta(seconds=1)
+        assert kept.sock.getsockname() == local
+        status, body = await off_loop(asked, kept, "POST", "/failover/pause", '{"request_id": "r1"}')
+        assert (status, body["code"]) == (401, "BAD_CERTIFICATE")
+        assert "expired on" in body["message"]
+        assert kept.sock is None  # the overseer closes it
+    running.clock.ahead = timedelta(0)
+    with contextlib.closing(await off_loop(connected, kit, running.port)) as again:
+        assert (await off_loop(asked, again, "GET", "/system")) == (
+            200,
+            {"paused": False, "paused_by": None, "reason": None, "shutdown": None, "down": False},
+        )
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level", "said", "answer"),
+    [
+        ({}, "ok", "agrees with that of overseer", " answers"),
+        ({"hours": 1}, "warn", " s behind that of overseer", " answers"),
+        ({"days": -2}, "warn", " s ahead of that of overseer", " answers with HTTP status 401: the certificate of "),
+    ],
+)
+async def test_a_clock_that_differs_from_an_overseers_is_found_before_the_start(running, ahead, level, said, answer):
+    running.clock.ahead = timedelta(**ahead)
+    found = await off_loop(lambda: list(ask_others(running.kits["server1"], SystemClock())))
+    clock, overseer = (next(one for one in found if one.what == what) for what in ("clock", "overseer"))
+    assert clock.level == level
+    assert clock.said.endswith(said)
+    assert answer in overseer.said
+    assert overseer.level == ("ok" if answer == " answers" else "fail")
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nhost: a\r\n", None])
 async def test_a_head_that_does_not_end_is_cut_off(running, monkeypatch, sent):
     monkeypatch.setattr(ClientCertificateProtocol, "head_s", 0.3)
@@ -214,4 +311,3 @@ async def test_a_head_of_many_kilobytes_is_refused(running):
     answer = await asyncio.wait_for(off_loop(ask), 30)
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"server:" not in answer.lower()
-    assert b"date:" not in answer.lower()

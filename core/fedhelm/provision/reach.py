@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
+import json
 import queue
 import socket
 import ssl
@@ -132,12 +133,24 @@ def _ask_overseer(address: OverseerAddress, context: ssl.SSLContext, clock: Cloc
             line.request("GET", "/healthz")
             reply = line.getresponse()
             date = reply.getheader("Date")
-            reply.read(65536)
+            body = reply.read(65536)
     except (OSError, http.client.HTTPException, ValueError) as error:
         return [Finding("fail", "overseer", f"{where}: {reason_of(error)}", _HINT)]
+    found = Finding("ok", "overseer", f"{where} answers")
     if reply.status != 200:
-        return [Finding("fail", "overseer", f"{where} answers with HTTP status {reply.status}", "see its log.txt")]
-    return [Finding("ok", "overseer", f"{where} answers"), _clock(address.name, date, started, clock.utcnow())]
+        said = f"{where} answers with HTTP status {reply.status}{_told(body)}"
+        found = Finding("fail", "overseer", said, "see its log.txt")
+    # Also where it refuses us: a clock that is wrong may be why.
+    return [found, _clock(address.name, date, started, clock.utcnow())]
+
+
+def _told(body: bytes) -> str:
+    """Return what an answer gives as its reason, such as a certificate that is not valid yet; empty if it has none."""
+    try:
+        message = json.loads(body)["message"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return ""
+    return f": {message[:500]}" if isinstance(message, str) and message.isprintable() else ""
 
 
 def _clock(name: str, date: str | None, before: datetime, after: datetime) -> Finding:
