@@ -24,6 +24,7 @@
     │   ├── WorkspaceExists     WORKSPACE_EXISTS    1
     │   └── AlreadyRunning      ALREADY_RUNNING     1
     ├── PortTaken               PORT_TAKEN          1
+    ├── AuditUnavailable        AUDIT_UNAVAILABLE   1   what a person commands cannot be written to the audit file
     ├── JobFailed               JOB_FAILED          1
     ├── StoreError              STORE               1   the shared store
     │   ├── StoreUnavailable    STORE_UNAVAILABLE   1   full, missing, read-only: nothing was acknowledged
@@ -47,6 +48,7 @@ from typing import ClassVar
 __all__ = [
     "AlreadyRunning",
     "Ambiguous",
+    "AuditUnavailable",
     "BadCertificate",
     "BadInput",
     "BadSignature",
@@ -252,6 +254,13 @@ class PortTaken(FedhelmError):
 
     code = "PORT_TAKEN"
     grpc_status = "UNAVAILABLE"
+
+
+class AuditUnavailable(FedhelmError):
+    """What a person commands has to be in the audit file before it is answered, and that cannot be written."""
+
+    code = "AUDIT_UNAVAILABLE"
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class JobFailed(FedhelmError):

@@ -29,6 +29,7 @@ __all__ = [
     "format_of",
     "guarded",
     "harmless",
+    "one_line",
     "table",
 ]
 
@@ -55,6 +56,14 @@ _CONTROL = re.compile(
 def harmless(text: str) -> str:
     """Return text that a terminal only shows: names, reasons and tracebacks come from other people's scripts."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+_NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str) -> str:
+    """Return text from elsewhere as part of a line: it can begin no other line, and gives a terminal no order."""
+    return _NOT_IN_A_LINE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _write_json(body: dict[str, Any]) -> None:
@@ -152,9 +161,9 @@ def format_of(argv: Sequence[str]) -> Format:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return rows as aligned columns under upper-case headers; None is shown as ``-``."""
+    """Return rows as aligned columns under upper-case headers; None is shown as ``-``; no cell begins a new line."""
     cells = [[header.upper() for header in headers]]
-    cells += [["-" if value is None else str(value) for value in row] for row in rows]
+    cells += [["-" if value is None else one_line(str(value)) for value in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join(lines)

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from fedhelm.errors import AlreadyRunning, BadInput
 from fedhelm.security.audit import MAX_WAITING, RETRY_S, AuditFile, AuditTrail
 from fedhelm.security.audit_lines import MAX_LINE, START, Entry, Line, Outcome, encode, examine, parse_line
+from fedhelm.security.audit_memory import read_memory
 from fedhelm.security.audit_pace import BURST
+from fedhelm.security.audit_writer import NotWritten
 from fedhelm.security.identity import Principal
 from fedhelm.security.syslog import SyslogSink, syslog_message
 from tests.fakes.provision_clock import FixedClock
@@ -291,6 +293,167 @@ def test_a_full_disk_is_told_and_what_was_half_written_is_noted(path, monkeypatc
     assert (report.sound, report.torn, report.last[0]) == (True, [2], 3)
 
 
+class Disk:
+    """A disk that takes only so many bytes more; None: as many as there are."""
+
+    def __init__(self, monkeypatch):
+        self.left, self.syncs = None, True
+        self._write, self._fsync = os.write, os.fsync
+        monkeypatch.setattr(os, "write", self.write)
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def write(self, fd, data):
+        if self.left is None:
+            return self._write(fd, data)
+        if self.left == 0:
+            raise OSError(28, "No space left on device")
+        data = bytes(data[: self.left])
+        self.left -= len(data)
+        return self._write(fd, data)
+
+    def fsync(self, fd):
+        if not self.syncs:
+            raise OSError(5, "Input/output error")
+        self._fsync(fd)
+
+
+@pytest.mark.parametrize("room", range(0, 2_700, 161))
+def test_of_a_batch_that_does_not_fit_nothing_is_written_twice_and_nothing_is_left_out(path, monkeypatch, room):
+    disk, entries = Disk(monkeypatch), [entry(number) for number in range(8)]
+    with AuditFile(path) as file:
+        told = file.append([entry(99)])
+        disk.left = room
+        while True:
+            try:
+                told += file.append(entries)
+            except NotWritten as error:
+                told += error.lines
+                entries = entries[error.taken :]
+                disk.left = None
+            else:
+                break
+    report, jobs = report_of(path), [line.body["object"].get("job") for line in told]
+    assert (report.sound, report.tail) == (True, 0)
+    assert [job for job in jobs if job] == ["job99", *(f"job{number}" for number in range(8))]
+    assert [line.number for line in told] == list(range(1, report.last[0] + 1))  # whoever is told has no hole
+
+
+def test_what_a_disk_does_not_confirm_is_said(path, monkeypatch):
+    disk = Disk(monkeypatch)
+    with AuditFile(path) as file:
+        disk.syncs = False
+        with pytest.raises(NotWritten, match="Input/output error") as failure:
+            file.append([entry(1), entry(2)])
+        assert (failure.value.taken, len(failure.value.lines)) == (2, 2)
+        disk.syncs = True
+        file.append([entry(3)])
+    assert report_of(path).sound
+    assert [body["action"] for body in bodies(path)][2:] == ["audit.not_synced", "Admin.AbortJob"]
+    assert bodies(path)[2]["object"] == {"first": "1", "last": "2"}
+
+
+# -- a file that is not where it was -----------------------------------------------------------------------------------
+
+
+def moved(path):
+    path.rename(path.with_name("elsewhere"))
+
+
+def exchanged(path):
+    moved(path)
+    path.touch()
+
+
+def an_older_one(path):
+    kept = b"".join(path.read_bytes().splitlines(keepends=True)[:2])
+    path.with_name("new").write_bytes(kept)
+    path.with_name("new").rename(path)
+
+
+def emptied(path):
+    os.truncate(path, 0)
+
+
+def shortened(path):
+    os.truncate(path, path.stat().st_size - 50)
+
+
+DEEDS = [moved, exchanged, an_older_one, emptied, shortened]
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("deed", DEEDS)
+def test_a_file_that_is_taken_away_is_noticed_by_who_writes_it(path, tmp_path, deed, running):
+    memory = tmp_path / "run" / "audit-last.json"
+    file = AuditFile(path, memory=memory)
+    for number in range(4):
+        file.append([entry(number)])
+    last = file.last
+    if not running:
+        file.close()
+    deed(path)
+    if not running:
+        file = AuditFile(path, memory=memory)
+    lines = file.append([entry(5)])
+    file.close()
+    gone = [body for body in bodies_or_rubbish(path) if body["action"] == "audit.missing"]
+    assert [(one["number"], one["object"]["digest"]) for one in gone] == [(5, last[1])]
+    assert gone[0]["object"]["written"] == "4"
+    assert lines[-1].number == 6  # no number is used again
+    report = report_of(path)
+    assert (report.sound, report.missing) == (True, [5])
+    with AuditFile(path, memory=memory) as file:  # it is said once
+        file.append([entry(6)])
+    assert (report_of(path).missing, report_of(path).last[0]) == ([5], 7)
+
+
+def bodies_or_rubbish(path):
+    return [one.body for raw in path.read_bytes().splitlines() if isinstance(one := parse_line(raw), Line)]
+
+
+def test_a_file_that_was_written_anew_does_not_fit_what_is_remembered(path, tmp_path):
+    write(path, 4, memory=tmp_path / "memory")
+    path.unlink()
+    with AuditFile(path) as forged:
+        forged.append([entry(number, why="nothing happened") for number in range(6)])
+    write(path, 1, memory=tmp_path / "memory")
+    assert [body["number"] for body in bodies(path) if body["action"] == "audit.missing"] == [7]
+
+
+def test_a_file_is_no_less_whole_because_its_memory_is_older_or_gone(path, tmp_path):
+    """The memory is written after the file: a writer that is killed in between leaves it behind."""
+    memory = tmp_path / "memory"
+    write(path, 2, memory=memory)
+    older = memory.read_bytes()
+    write(path, 2, memory=memory)
+    for former in (older, b"", None):
+        if former is None:
+            memory.unlink()
+        else:
+            memory.write_bytes(former)
+        write(path, 1, memory=memory)
+    assert (report_of(path).sound, report_of(path).missing, report_of(path).last[0]) == (True, [], 7)
+    assert read_memory(memory).last == report_of(path).last
+
+
+def test_a_file_that_was_set_aside_by_its_own_name_is_not_missing(path):
+    with AuditFile(path, memory=path.with_name("memory")) as file:
+        file.append([entry(1), entry(2)])
+        path.rename(path.with_name("audit-000000000002.jsonl"))
+        assert [line.body["action"] for line in file.append([entry(3)])] == ["audit.continued", "Admin.AbortJob"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "x" * 300, '{"number": -1, "sha256": "", "lost": 0}', "{" * 255])
+def test_a_memory_that_makes_no_sense_keeps_nobody_from_writing(path, tmp_path, text, caplog):
+    memory = tmp_path / "memory"
+    memory.write_text(text)
+    with pytest.raises(BadInput, match="memory: it is not what this participant wrote there"):
+        read_memory(memory)
+    write(path, 2, memory=memory)
+    assert read_memory(memory).number == 2
+    assert "is of no use" in caplog.text
+
+
 # -- the thread --------------------------------------------------------------------------------------------------------
 
 
@@ -316,17 +479,23 @@ class SlowFile:
     """A file whose disk stands still until it is told to go on, or fails."""
 
     def __init__(self, path):
-        self.path, self.batches = path, []
+        self.path, self.batches, self.lost, self.remembered = path, [], 0, None
         self.go, self.entered, self.failures = threading.Event(), threading.Event(), 0
 
     def append(self, entries):
         self.entered.set()
         assert self.go.wait(10)
+        self.check()
+        self.batches.append(list(entries))
+        return []
+
+    def check(self):
         if self.failures:
             self.failures -= 1
             raise OSError(28, "No space left on device")
-        self.batches.append(list(entries))
-        return []
+
+    def remember(self, lost=0):
+        self.remembered = lost
 
     def close(self):
         pass

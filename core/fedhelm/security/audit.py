@@ -1,35 +1,31 @@
-"""The audit file of a participant: who asked for what, and what became of it. Only ever appended to, by one writer.
+"""The audit file of a participant: who asked for what, and what became of it.
 
-:class:`AuditFile` writes, and returns when the lines are on the disk. :class:`AuditTrail` does that in a thread of
-its own, so that no caller waits for a disk; it hands every written line on, for instance to syslog.
+:class:`AuditTrail` writes it in a thread of its own, so that no event loop waits for a disk. What only looks, and what
+machines ask of one another, is noted and goes on. What a person commands is not answered before its line is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Final, Self
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Final
 
 from fedhelm.clock import Clock, SystemClock, iso
-from fedhelm.errors import AlreadyRunning
-from fedhelm.process import fsync_dir
-from fedhelm.security.audit_files import AUDIT_FILE, delete_oldest, older_files, set_aside
-from fedhelm.security.audit_lines import START, Entry, Line, Outcome, continued_entry, encode, parse_line, torn_entry
+from fedhelm.errors import AuditUnavailable
+from fedhelm.security.audit_files import AUDIT_FILE
+from fedhelm.security.audit_lines import LOST, Entry, Line, lost_entry
 from fedhelm.security.audit_pace import Pace
+from fedhelm.security.audit_writer import MAX_BYTES, AuditFile, NotWritten
 
-__all__ = ["AUDIT_FILE", "MAX_BYTES", "MAX_WAITING", "AuditFile", "AuditTrail", "Sink"]
+__all__ = ["AUDIT_FILE", "MAX_BYTES", "MAX_WAITING", "AuditFigures", "AuditFile", "AuditTrail", "Sink"]
 
 _log = logging.getLogger("fedhelm.audit")
-
-MAX_BYTES: Final = 64 * 1024 * 1024
-"""Size from which on a file is set aside before the next line: some 150,000 lines."""
 
 MAX_WAITING: Final = 4096
 """Entries that may wait for the disk; more are counted, and the count is written."""
@@ -37,183 +33,60 @@ MAX_WAITING: Final = 4096
 RETRY_S: Final = 5.0
 """How long a disk or a receiver that failed is left alone, in seconds."""
 
+NOT_HANDED_ON: Final = "audit.not_handed_on"
+"""Action of the line that says how many lines a receiver did not get."""
+
 _BATCH: Final = 256
-_WINDOW: Final = 64 * 1024
 
 Sink = Callable[[Line], None]
 """Takes each line that was written; may raise OSError, and is then left alone for a while."""
 
 
-class AuditFile:
-    """An open audit file. A line that a killed writer left unfinished stays, and is noted by a line of its own.
+@dataclasses.dataclass(frozen=True)
+class AuditFigures:
+    """How a trail does.
 
-    Args:
-        path: the file; made with mode 0600 if it is not there.
-        clock: for the time of lines that bring none.
-        sync: whether lines are on the disk (fsync) when `append` returns; otherwise the system writes them in its time.
-        max_bytes: from this size on the file is set aside, and a new one goes on with its chain.
-        keep: so many files that were set aside are kept, older ones are deleted; None: all of them.
-
-    Raises:
-        AlreadyRunning: another process writes it.
-        OSError: it cannot be opened, read or written.
+    Attributes:
+        problem: why lines cannot be written at the moment; None: they can.
+        waiting: entries that wait for the disk.
+        lost: entries that were lost since the start, which the file says or will say.
+        not_handed_on: lines that the receiver did not get since the start, as far as is known.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        clock: Clock | None = None,
-        sync: bool = True,
-        max_bytes: int = MAX_BYTES,
-        keep: int | None = None,
-    ) -> None:
-        self.path = path
-        self._clock, self._sync = clock or SystemClock(), sync
-        self._max_bytes, self._keep = max_bytes, keep
-        self._last = START
-        self._prefix = b""
-        self._torn = True
-        self._stuck = False
-        self._fd = self._open()
-        try:
-            self._last = _last_before(path)
-            self._recover()
-        except BaseException:
-            os.close(self._fd)
-            raise
-
-    @property
-    def last(self) -> tuple[int, str]:
-        """Number and sha256 of the last line."""
-        return self._last
-
-    def append(self, entries: Sequence[Entry]) -> list[Line]:
-        """Write entries, all in one go; return their lines once they are written.
-
-        Raises:
-            OSError: the disk is full or broken; what was half written is noted when a later call succeeds.
-        """
-        if self._torn:
-            self._recover()
-        if os.fstat(self._fd).st_size >= self._max_bytes:
-            self._begin_anew()
-        lines: list[Line] = []
-        now = iso(self._clock.utcnow())
-        number, digest = self._last
-        goes_on = [continued_entry(number, digest)] if number > 0 and os.fstat(self._fd).st_size == 0 else []
-        for entry in (*goes_on, *entries):
-            line = encode(entry, number + 1, digest, now)
-            number, digest = line.number, line.digest
-            lines.append(line)
-        self._write(b"".join(line.raw + b"\n" for line in lines))
-        self._last = (number, digest)
-        return lines
-
-    def close(self) -> None:
-        """Close the file; another process may write it then."""
-        os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _open(self, more_flags: int = 0) -> int:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self.path, flags | more_flags, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_size == 0:
-                fsync_dir(self.path.parent)
-        except BlockingIOError:
-            os.close(fd)
-            raise AlreadyRunning(f"{self.path} is being written by another process") from None
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def _begin_anew(self) -> None:
-        """Set the file aside and write to a new one from now on; where that fails, go on writing to the old one."""
-        try:
-            set_aside(self.path, self._fd, self._last[0])
-            new = self._open(os.O_EXCL)
-        except (OSError, AlreadyRunning) as error:
-            if not self._stuck:
-                _log.error("%s has grown large, and no new one can be begun: %s", self.path, error)
-            self._stuck = True
-            return
-        os.close(self._fd)
-        self._fd, self._stuck = new, False
-        try:
-            for one in [] if self._keep is None else delete_oldest(self.path, self._keep):
-                _log.info("%s deleted: %d newer ones are kept", one, self._keep)
-        except OSError as error:
-            _log.warning("an old audit file cannot be deleted: %s", error)
-
-    def _write(self, data: bytes) -> None:
-        self._torn = True  # until all of it is there
-        view = memoryview(self._prefix + data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        if self._sync:
-            os.fsync(self._fd)
-        self._prefix, self._torn = b"", False
-
-    def _recover(self) -> None:
-        """Find the last whole line, and note what stands behind it."""
-        found, left, ended = _find_last(self._fd)
-        self._last = self._last if found == START else found
-        if not left:
-            self._prefix, self._torn = b"" if ended else b"\n", False
-            return
-        self._prefix = b"" if left.endswith(b"\n") else b"\n"
-        unfinished = left + self._prefix
-        entry = torn_entry(len(unfinished), hashlib.sha256(unfinished).hexdigest())
-        note = encode(entry, self._last[0] + 1, self._last[1], iso(self._clock.utcnow()))
-        self._write(note.raw + b"\n")
-        self._last = (note.number, note.digest)
-        _log.warning("%s: %d bytes of a line that was not finished", self.path, len(left))
+    problem: str | None = None
+    waiting: int = 0
+    lost: int = 0
+    not_handed_on: int = 0
 
 
-def _last_before(path: Path) -> tuple[int, str]:
-    """Return number and digest of the last line of the file that was set aside last; START where there is none."""
-    older = older_files(path)
-    if not older:
-        return START
-    with older[-1].open("rb") as file:
-        return _find_last(file.fileno())[0]
+@dataclasses.dataclass
+class _Item:
+    """An entry that waits, and who waits for it; without an entry, somebody who asks whether lines can be written."""
+
+    entry: Entry | None
+    told: list[Future[None]] = dataclasses.field(default_factory=list)
+
+    def end(self, problem: str | None) -> None:
+        for one in self.told:
+            if problem is None:
+                one.set_result(None)
+            else:
+                one.set_exception(AuditUnavailable(problem))
+        self.told = []
 
 
-def _find_last(fd: int) -> tuple[tuple[int, str], bytes, bool]:
-    """Return number and digest of the last whole line, the bytes behind it, and whether it has its own end."""
-    size = os.fstat(fd).st_size
-    window = _WINDOW
-    while True:
-        start = max(0, size - window)
-        data = os.pread(fd, size - start, start)
-        end = len(data)
-        while end > 0:
-            begin = data.rfind(b"\n", 0, end) + 1
-            if begin == 0 and start > 0:
-                break
-            line = parse_line(data[begin:end])
-            if isinstance(line, Line):
-                return (line.number, line.digest), data[end + 1 :], end < len(data)
-            end = begin - 1
-        if start == 0:
-            return START, data, True
-        window *= 4
+def _future() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_running_or_notify_cancel()  # whoever stops waiting does not take it away from the thread
+    return future
 
 
 class AuditTrail:
     """Writes entries in a thread of its own and hands each written line to the sinks.
 
-    The disk may fail or be slow: nobody waits for it. Up to :data:`MAX_WAITING` entries wait; of what came on top of
-    them the number is written. The same in a row is written once, with its count; of a caller's refusals only so many
-    as :mod:`fedhelm.security.audit_pace` lets pass.
+    The disk may fail or be slow: nobody waits for it but who asks to. Up to :data:`MAX_WAITING` entries wait; of what
+    came on top of them the number is written. The same in a row is written once, with its count; of what a caller is
+    noted for only so much as :mod:`fedhelm.security.audit_pace` lets pass.
 
     Args:
         file: where to write; closed by `close`.
@@ -232,10 +105,12 @@ class AuditTrail:
     ) -> None:
         self._file, self._clock, self._on_close = file, clock or SystemClock(), on_close
         self._sinks = [_Guarded(sink) for sink in sinks]
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[_Item] = deque()
         self._pace = Pace()
-        self._lost = 0
-        self._busy = False
+        self._lost = self._all_lost = file.lost
+        self._problem: str | None = None
+        self._busy = 0
+        self._since = 0.0
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
@@ -243,65 +118,168 @@ class AuditTrail:
 
     def note(self, entry: Entry) -> None:
         """Have an entry written soon. Does not wait, and raises nothing."""
-        stamped = entry if entry.time else dataclasses.replace(entry, time=iso(self._clock.utcnow()))
+        stamped = self._stamped(entry)
         with self._changed:
             for one in self._pace.take(stamped, self._clock.boottime()):
-                if len(self._waiting) >= MAX_WAITING or self._closing:
-                    self._lost += 1
-                else:
-                    self._waiting.append(one)
-            self._changed.notify_all()
+                self._add(_Item(one))
+
+    def write(self, entry: Entry) -> Future[None]:
+        """Have an entry written; the future ends once it is on the disk, or with AuditUnavailable when that failed.
+
+        It is tried again all the same. There is no pace: a command has its line, however many there are.
+        """
+        future = _future()
+        with self._changed:
+            self._add(_Item(self._stamped(entry), [future]))
+        return future
+
+    def ready(self) -> Future[None]:
+        """Ask whether the next line can be written; the future ends, or ends with AuditUnavailable."""
+        future = _future()
+        with self._changed:
+            self._add(_Item(None, [future]))
+        return future
+
+    @property
+    def figures(self) -> AuditFigures:
+        """How it does; any thread."""
+        with self._changed:
+            missed = sum(sink.all_lost for sink in self._sinks)
+            stuck = self._busy > 0 and self._clock.boottime() - self._since > RETRY_S
+            problem = self._problem or ("the disk does not answer" if stuck else None)
+            return AuditFigures(problem, len(self._waiting) + self._busy, self._all_lost, missed)
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was noted is written and handed on; False if it is not after ``timeout`` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
+            return self._changed.wait_for(lambda: not (self._waiting or self._busy or self._lost), timeout)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Write what waits, for at most ``timeout`` seconds, and close the file."""
+        """Write what waits, for at most ``timeout`` seconds, and close the file. What is lost then is remembered."""
         with self._changed:
-            self._waiting.extend(self._pace.skipped())
+            for one in self._pace.skipped():
+                self._add(_Item(one))
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout)
-        if not self._thread.is_alive():
-            self._file.close()
-            self._on_close()
+        if self._thread.is_alive():
+            with self._changed:
+                left = self._unwritten() + self._busy
+            _log.error("%s: the disk does not answer; up to %d lines are lost", self._file.path, left)
+            return
+        self._file.close()
+        self._on_close()
+
+    def _stamped(self, entry: Entry) -> Entry:
+        return entry if entry.time else replace(entry, time=iso(self._clock.utcnow()))
+
+    def _add(self, item: _Item) -> None:
+        refused = "the participant ends" if self._closing else None
+        if item.entry is not None and len(self._waiting) >= MAX_WAITING:
+            refused = refused or "too many lines wait for the disk"
+        if refused is not None:
+            item.end(refused)
+            if item.entry is not None:
+                self._lose(item.entry.times)
+            return
+        if self._problem is not None:  # nobody waits for a disk that is known to fail
+            item.end(self._problem)
+        if item.entry is not None or item.told:
+            self._waiting.append(item)
+            self._changed.notify_all()
+
+    def _lose(self, count: int) -> None:
+        self._lost += count
+        self._all_lost += count
+
+    def _unwritten(self) -> int:
+        return self._lost + sum(item.entry.times for item in self._waiting if item.entry is not None)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:
-            if self._append(batch):
-                with self._changed:
-                    self._busy = False
-                    self._changed.notify_all()
+            self._take(*batch)
+        for sink in self._sinks:
+            if sink.lost and self._problem is None:
+                with contextlib.suppress(OSError):
+                    self._file.append([self._stamped(lost_entry(NOT_HANDED_ON, sink.lost))])
 
-    def _next(self) -> list[Entry] | None:
+    def _next(self) -> tuple[list[_Item], int] | None:
+        """Return what is to be written, and how many are lost; now and then nothing, while the disk fails."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            if not self._waiting:
+            self._changed.wait_for(
+                lambda: self._closing or (self._problem is None and bool(self._waiting or self._lost)),
+                None if self._problem is None else RETRY_S,
+            )
+            if self._closing and not self._waiting and not self._lost:
                 return None
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-            self._busy = True
+            self._busy, self._since = len(batch) + 1, self._clock.boottime()
             lost, self._lost = self._lost, 0
-        return _merged(batch) + ([_lost_entry("audit.lost", lost)] if lost else [])
+        return _merged(batch), lost
 
-    def _append(self, batch: list[Entry]) -> bool:
-        """Write a batch; if that fails, put it back and wait a while. Returns whether it was written."""
+    def _take(self, batch: list[_Item], lost: int) -> None:
+        last = _Item(self._stamped(lost_entry(LOST, lost))) if lost else None
+        left, problem, lines = self._append([*batch, last] if last is not None else batch)
+        with self._changed:
+            if last is not None and last in left:
+                left.remove(last)
+                self._lost += lost
+            self._waiting.extendleft(reversed(left))
+            if problem is not None:
+                if problem != self._problem:
+                    _log.error("%s cannot be written: %s", self._file.path, problem)
+                self._file.remember(self._unwritten())
+            elif self._problem is not None:
+                _log.warning("%s can be written again", self._file.path)
+            self._problem = problem
+            if left and self._closing:
+                self._give_up()
+        self._hand_on(lines)
+        with self._changed:
+            self._busy = 0
+            self._changed.notify_all()
+
+    def _append(self, items: list[_Item]) -> tuple[list[_Item], str | None, list[Line]]:
+        """Write; return what is not written, why, and the lines that are."""
+        given = [item for item in items if item.entry is not None]
+        entries = [item.entry for item in given if item.entry is not None]
+        taken, lines, problem = 0, [], None
         try:
-            lines = self._file.append(batch)
+            lines = self._file.append(entries) if entries else []
+            taken = len(given)
+        except NotWritten as error:
+            taken, lines, problem = error.taken, error.lines, _said(error)
         except OSError as error:
-            _log.error("%s cannot be written: %s", self._file.path, error.strerror or error)
-            with self._changed:
-                if self._closing:
-                    self._waiting.clear()
-                    return True
-                self._waiting.extendleft(reversed(batch))
-                self._changed.wait_for(lambda: self._closing, RETRY_S)
-            return False
+            problem = _said(error)
+        for item in given:
+            item.end(problem)
+        if problem is None:
+            try:
+                self._file.check()
+            except OSError as error:
+                problem = _said(error)
+        for item in items:
+            item.end(problem)
+        return given[taken:], problem, lines
+
+    def _give_up(self) -> None:
+        count = self._unwritten()
+        _log.error("%s: %d lines were not written; the next start says so in it", self._file.path, count)
+        for item in self._waiting:
+            item.end("the participant ends")
+        self._waiting.clear()
+        self._lost = 0
+
+    def _hand_on(self, lines: list[Line]) -> None:
         for sink in self._sinks:
-            if lost := sink.take(lines, self._clock.boottime()):
-                self.note(_lost_entry("audit.not_handed_on", lost))
-        return True
+            if lines:
+                sink.take(lines, self._clock.boottime())
+            with self._changed:
+                if sink.lost and sink.works and not self._closing:
+                    self._add(_Item(self._stamped(lost_entry(NOT_HANDED_ON, sink.lost))))
+                    sink.lost = 0
 
 
 class _Guarded:
@@ -309,37 +287,43 @@ class _Guarded:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._lost = 0
         self._until = 0.0
+        self.works = True
+        self.lost = 0
+        self.all_lost = 0
 
-    def take(self, lines: Sequence[Line], now: float) -> int:
-        """Hand lines on; return how many were lost before, once it works again."""
+    def take(self, lines: Sequence[Line], now: float) -> None:
+        """Hand lines on."""
         if now < self._until:
-            self._lost += len(lines)
-            return 0
+            self._miss(len(lines))
+            return
         for place, line in enumerate(lines):
             try:
                 self._sink(line)
             except OSError as error:
                 _log.warning("audit lines cannot be handed on: %s", error)
                 self._until = now + RETRY_S
-                self._lost += len(lines) - place
-                return 0
-        lost, self._lost = self._lost, 0
-        return lost
+                self._miss(len(lines) - place)
+                return
+        self.works = True
+
+    def _miss(self, count: int) -> None:
+        self.works = False
+        self.lost += count
+        self.all_lost += count
 
 
-def _lost_entry(action: str, count: int) -> Entry:
-    return Entry(action, Outcome.FAILED, object={"lines": count})
+def _said(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
-def _merged(batch: Sequence[Entry]) -> list[Entry]:
+def _merged(batch: Sequence[_Item]) -> list[_Item]:
     """Return a batch in which the same in a row stands once, with its count and its first time."""
-    merged: list[Entry] = []
-    for entry in batch:
-        last = merged[-1] if merged else None
-        if last is not None and dataclasses.replace(entry, time=last.time, times=last.times) == last:
-            merged[-1] = dataclasses.replace(last, times=last.times + entry.times)
+    merged: list[_Item] = []
+    for item in batch:
+        last, entry = merged[-1].entry if merged else None, item.entry
+        if last is not None and entry is not None and replace(entry, time=last.time, times=last.times) == last:
+            merged[-1] = _Item(replace(last, times=last.times + entry.times), merged[-1].told + item.told)
         else:
-            merged.append(entry)
+            merged.append(item)
     return merged

@@ -15,11 +15,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Final
 
+from fedhelm.output import one_line
 from fedhelm.security.identity import Principal
 
 __all__ = [
     "CONTINUED",
+    "LOST",
     "MAX_LINE",
+    "MISSING",
     "NO_LINE",
     "START",
     "TORN",
@@ -30,9 +33,12 @@ __all__ = [
     "continued_entry",
     "encode",
     "examine",
+    "lost_entry",
+    "missing_entry",
     "parse_line",
     "read_lines",
     "torn_entry",
+    "unsure_entry",
 ]
 
 MAX_LINE: Final = 8192
@@ -47,10 +53,18 @@ CONTINUED: Final = "audit.continued"
 TORN: Final = "audit.torn"
 """Action of the line after what a killed writer left unfinished: how many bytes, and their digest."""
 
+LOST: Final = "audit.lost"
+"""Action of the line that says how many lines could not be written."""
+
+MISSING: Final = "audit.missing"
+"""Action of the line that says that lines which were written are gone: the file was moved, deleted, cut or exchanged.
+Its number follows the last line that was written, whatever stands before it in the file."""
+
 NO_LINE: Final = "is not a line of an audit file"
 """What `parse_line` says of bytes that are no line at all, such as the beginning of one."""
 
 _MAX_VALUE: Final = 256
+_MAX_SITES: Final = 2048  # of the value "site", which names all sites of a call
 _MAX_WHY: Final = 384
 _MAX_KEY: Final = 48
 _MAX_ITEMS: Final = 8
@@ -101,8 +115,11 @@ class Line:
 
 
 def _clip(value: object, limit: int) -> str:
-    """Return text that a line can hold: at most ``limit`` bytes as JSON, and Unicode that every reader can write."""
-    text = str(value)[:limit].encode("utf-8", "replace").decode()
+    """Return text that a line can hold: at most ``limit`` bytes as JSON, Unicode that every reader can write.
+
+    No character of it gives a terminal an order.
+    """
+    text = one_line(str(value)[:limit]).encode("utf-8", "replace").decode()
     while len(json.dumps(text)) - 2 > limit:
         text = text[: -max(1, (len(json.dumps(text)) - 2 - limit) // 12)]
     return text
@@ -124,7 +141,7 @@ def encode(entry: Entry, number: int, prev: str, time: str) -> Line:
         "time": _clip(entry.time or time, _MAX_KEY),
         "by": who,
         "action": _clip(entry.action, _MAX_VALUE),
-        "object": {_key(key): _clip(value, _MAX_VALUE) for key, value in items},
+        "object": {_key(key): _clip(value, _MAX_SITES if key == "site" else _MAX_VALUE) for key, value in items},
         "outcome": str(entry.outcome),
         "why": _clip(entry.why, _MAX_WHY),
         **({"times": entry.times} if entry.times > 1 else {}),
@@ -164,6 +181,29 @@ def torn_entry(size: int, sha256: str) -> Entry:
     return Entry(TORN, Outcome.FAILED, object={"bytes": size, "digest": sha256}, why=why)
 
 
+def unsure_entry(first: int, last: int) -> Entry:
+    """Return the entry that notes lines that were written, but which the disk did not confirm."""
+    why = "the disk did not confirm that it keeps these lines"
+    return Entry("audit.not_synced", Outcome.FAILED, object={"first": first, "last": last}, why=why)
+
+
+def lost_entry(action: str, count: int) -> Entry:
+    """Return the entry that says how many lines were not written, or not handed on."""
+    return Entry(action, Outcome.FAILED, object={"lines": count})
+
+
+def missing_entry(known: tuple[int, str], found: int, why: str) -> Entry:
+    """Return the entry that says that lines are gone.
+
+    Args:
+        known: number and digest of the last line that was written.
+        found: number of the last line that is there.
+        why: what was done to the file.
+    """
+    told = {"written": known[0], "digest": known[1], "found": found}
+    return Entry(MISSING, Outcome.FAILED, object=told, why=why)
+
+
 def continued_entry(number: int, digest: str) -> Entry:
     """Return the entry that a file begins with, which goes on after the line with this number and digest."""
     why = "the lines before are in files that were set aside"
@@ -182,6 +222,8 @@ class Report:
         problem: the first line that does not fit, by its place in the file, and why; None: all fit.
         torn: places in the file where a killed writer left something unfinished, and noted it when it came back.
         tail: bytes at the end that are no whole line yet; the next start notes them.
+        missing: numbers of the lines that say that lines which were written are gone.
+        lost: how many lines could not be written, as the file says itself.
     """
 
     lines: int = 0
@@ -191,6 +233,8 @@ class Report:
     tail: int = 0
     first: int = 1
     file: str = ""
+    missing: list[int] = dataclasses.field(default_factory=list)
+    lost: int = 0
     _left: hashlib._Hash | None = None
     _left_at: int = 0
     _left_ended: bool = False
@@ -213,6 +257,10 @@ class Report:
             self.problem = f"line {place} {wrong}"
         else:
             self.lines, self.last = self.lines + 1, (line.number, line.digest)
+            if line.body["action"] == MISSING:
+                self.missing.append(line.number)
+            elif line.body["action"] == LOST and str(line.body["object"].get("lines")).isdecimal():
+                self.lost += int(line.body["object"]["lines"])
             return line
         return None
 
@@ -242,9 +290,11 @@ class Report:
 
     def _wrong(self, line: Line) -> str | None:
         number, digest = self.last
-        if self.last == START and line.body["action"] == CONTINUED:
+        if self.last == START and line.body["action"] in (CONTINUED, MISSING):
             self.first = line.number
             return None
+        if line.body["action"] == MISSING and line.number > number + 1:
+            return None  # it says itself that there is a hole
         if line.number != number + 1:
             missing = ": a file before it is missing" if line.body["action"] == CONTINUED else ""
             return f"has number {line.number}, and {number + 1} is due{missing}"

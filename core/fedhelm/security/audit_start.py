@@ -13,6 +13,7 @@ from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput, FedhelmError, NotAuthorised
 from fedhelm.security.audit import AUDIT_FILE, MAX_BYTES, AuditFile, AuditTrail
 from fedhelm.security.audit_lines import Entry, Outcome
+from fedhelm.security.audit_memory import MEMORY_FILE
 from fedhelm.security.identity import Principal
 from fedhelm.security.syslog import SyslogSink
 
@@ -96,6 +97,7 @@ def open_trail(kit: Kit, *, clock: Clock | None = None) -> AuditTrail:
         sync=settings.sync,
         max_bytes=settings.max_mb << 20,
         keep=settings.keep,
+        memory=kit.run / MEMORY_FILE,
     )
     if settings.syslog is None:
         return AuditTrail(file, clock=clock)
