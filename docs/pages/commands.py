@@ -189,7 +189,7 @@ def page() -> str:
             "fedhelm audit verify WHERE [--expect NUMBER:SHA256] [-o json]\n"
             "fedhelm audit show WHERE [-n N] [--denied] [--by NAME] [--about TEXT] [-o json]\n"
             "fedhelm audit export WHERE --to TO [--since NUMBER] [-o json]\n"
-            "fedhelm audit provenance FOLDER [--kit KIT] [-o json]",
+            "fedhelm audit provenance FOLDER [--kit KIT] [--revoked FILE] [--believe-time] [-o json]",
             audit_parser(),
             "See [how to see who did what](../how-to/audit.md).\n\n",
         ),

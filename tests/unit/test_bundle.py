@@ -66,6 +66,14 @@ def test_the_same_folder_gives_the_same_bytes(folder, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def test_what_packing_leaves_behind_is_named(folder):
+    assert not list(bundle.left_behind(folder))
+    for name in (".git/config", "app/__pycache__/t.pyc", "app/deep/.x", "old.pyc"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert list(bundle.left_behind(folder)) == [".git", "app/__pycache__", "app/deep/.x", "old.pyc"]
+
+
 def test_a_long_name_travels(folder, tmp_path):
     name = "/".join(["x" * 120] * 3)
     (folder / name).parent.mkdir(parents=True)
@@ -183,6 +191,11 @@ BAD = {
     "accents of a folder": [("caf\u00e9/x", FILE, b"x"), ("cafe\u0301/y", FILE, b"y")],
     "case and accents": [("CAF\u00c9", FILE, b"x"), ("cafe\u0301", FILE, b"y")],
     "sharp s": [("stra\u00dfe", FILE, b"x"), ("STRASSE", FILE, b"y")],
+    "hidden": [("app/.hidden", FILE, b"x")],
+    "in a hidden folder": [(".git/config", FILE, b"x")],
+    "byte code": [("app/helper.pyc", FILE, b"x")],
+    "byte code beside its source": [("app/__pycache__/helper.cpython-311.pyc", FILE, b"x")],
+    "in a folder for byte code": [("__pycache__/helper.py", FILE, b"x")],
 }
 
 

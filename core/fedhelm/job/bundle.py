@@ -2,7 +2,7 @@
 
 The archive is an uncompressed tar of regular files, sorted by path, with fixed owners, modes and times. Reading one
 accepts nothing else: no folders, links or devices, no path that leaves the target, nothing twice (not even where upper
-case and the form of accents do not count), and within caps.
+case and the form of accents do not count), nothing that packing leaves out, and within caps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ from typing import Final
 from fedhelm.errors import BadInput, Conflict
 from fedhelm.file_names import Spellings
 
-__all__ = ["MAX_BYTES", "MAX_FILES", "copy_member", "index", "members", "pack", "read_member", "unpack", "wrong_path"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_FILES",
+    "copy_member",
+    "index",
+    "left_behind",
+    "members",
+    "pack",
+    "read_member",
+    "unpack",
+    "wrong_path",
+]
 
 MAX_FILES: Final = 10_000
 MAX_BYTES: Final = 16 * 1024**3
@@ -104,6 +115,19 @@ def _walk(folder: Path, root: Path, prefix: str, above: tuple[Path, ...]) -> Ite
             raise BadInput(f"{entry.path}: neither a file nor a folder")
 
 
+def left_behind(folder: Path) -> Iterator[str]:
+    """Yield the paths in a job folder that `pack` would leave behind, the first of each branch, sorted in each folder.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    for entry in sorted(os.scandir(folder), key=lambda one: one.name):
+        if _left_out(entry.name):
+            yield entry.name
+        elif entry.is_dir(follow_symlinks=False):  # what a link shows is in the folder, or `pack` refuses it
+            yield from (f"{entry.name}/{path}" for path in left_behind(Path(entry.path)))
+
+
 def members(folder: Path) -> list[tuple[str, Path]]:
     """List what `pack` would take, sorted: path in the bundle, and the real file.
 
@@ -164,6 +188,8 @@ def _checked(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
             wrong = f"{member.name!r} is not a regular file"
         elif member.size < 0 or member.offset_data + member.size > size:
             wrong = f"{member.name!r} is cut off"
+        elif any(map(_left_out, member.name.split("/"))):
+            wrong = f"{member.name!r} is hidden or byte code, which no bundle has"
         else:
             wrong = caps.add(member.name, member.size)
         if wrong is not None:

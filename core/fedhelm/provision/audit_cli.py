@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from fedhelm.errors import BadInput, BadSignature, ExitStatus, FedhelmError, NotFound, Unreachable, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
 from fedhelm.process import atomic_write
-from fedhelm.provision.provenance_check import Check, check_folder, find_kit, trust_of_kit
+from fedhelm.provision.provenance_check import Check, check_folder, find_kit, revocations_of_kit, trust_of_kit
 from fedhelm.security.audit_files import AUDIT_FILE, open_files, read_files
 from fedhelm.security.audit_lines import Line, Outcome, Report
 from fedhelm.security.provenance import VerifiedProvenance
@@ -64,6 +64,17 @@ def _parser() -> CommandParser:
     export.add_argument("--since", type=int, default=1, metavar="NUMBER", help="from this line on")
     provenance = action("provenance", "whether a downloaded result is what its signed statement says", "FOLDER")
     provenance.add_argument("--kit", type=Path, metavar="KIT", help="any kit of the project; else the one it lies in")
+    provenance.add_argument(
+        "--revoked",
+        type=Path,
+        metavar="FILE",
+        help="the signed list of revoked certificates; else the kit's run/revoked.json",
+    )
+    provenance.add_argument(
+        "--believe-time",
+        action="store_true",
+        help="a server revoked later than it says to have signed, whose key was not stolen",
+    )
     add_output_option(parser)
     return parser
 
@@ -247,8 +258,9 @@ def _copy(path: Path, lines: Iterator[Line]) -> int:
 
 
 def _provenance(args: argparse.Namespace, fmt: Format) -> ExitStatus:
-    trust, cluster = trust_of_kit(args.kit or find_kit(args.where))
-    verified, checks = check_folder(args.where, trust, cluster)
+    kit = args.kit or find_kit(args.where)
+    revocations = revocations_of_kit(kit, args.revoked, believe_time=args.believe_time)
+    verified, checks = check_folder(args.where, *trust_of_kit(kit), revocations)
     bad = [check for check in checks if check.good is False]
     data = {
         "sound": not bad,

@@ -1,4 +1,4 @@
-"""A downloaded result against its ``provenance.json``: models, code and submission, without asking anybody."""
+"""A downloaded result against its ``provenance.json``: signer, models, code and submission, without asking anybody."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import Any
 from fedhelm.config.kit import read_kit
 from fedhelm.errors import BadInput, BadSignature, FedhelmError, KitError, NotFound
 from fedhelm.security.job_signing import Submission, verify_submission
+from fedhelm.security.kept_revocations import REVOKED_FILE, KeptRevocations
 from fedhelm.security.provenance import PROVENANCE_FILE, Provenance, VerifiedProvenance, verify_provenance
+from fedhelm.security.revocation import MAX_BYTES as MAX_LIST
+from fedhelm.security.revocation import RevocationList, Revoked
 from fedhelm.security.statements import Trust
 
-__all__ = ["Check", "check_folder", "find_kit", "trust_of_kit"]
+__all__ = ["Check", "Revocations", "check_folder", "find_kit", "revocations_of_kit", "trust_of_kit"]
 
 _MAX_STATEMENT = 64 * 1024 * 1024 + 1
 
@@ -27,6 +30,22 @@ class Check:
     what: str
     good: bool | None
     told: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Revocations:
+    """The list of revoked certificates that is gone by.
+
+    Attributes:
+        known: the list, verified; None where there is none.
+        where: the file; where there is no list, why.
+        believe_time: whether a statement that names a time before the revocation holds. Whoever has a stolen key
+            writes any time that they like, so this is for certificates that were revoked for another reason.
+    """
+
+    known: RevocationList | None
+    where: str
+    believe_time: bool = False
 
 
 def find_kit(folder: Path) -> Path:
@@ -55,8 +74,40 @@ def trust_of_kit(kit_root: Path) -> tuple[Trust, str]:
     return Trust(root, kit.project), kit.cluster
 
 
-def check_folder(folder: Path, trust: Trust, cluster: str) -> tuple[VerifiedProvenance, list[Check]]:
+def revocations_of_kit(kit_root: Path, file: Path | None = None, *, believe_time: bool = False) -> Revocations:
+    """Return the list of revoked certificates that a kit's owner knows: ``run/revoked.json``, or ``file``.
+
+    Raises:
+        KitError: ``file`` cannot be read, or holds no list that the kit's root signed.
+    """
+    kit = read_kit(kit_root)
+    if file is not None:
+        try:
+            with file.open("rb") as opened:
+                data = opened.read(MAX_LIST + 1)
+            found = RevocationList.parse(data, kit.ca.read_bytes(), kit.project, kit.cluster)
+        except OSError as error:
+            raise KitError(f"{error.filename or file}: cannot be read: {error.strerror}") from error
+        except KitError as error:
+            raise KitError(f"{file}: {error.message}") from error
+        return Revocations(found, str(file), believe_time)
+    kept = KeptRevocations(kit)
+    if kept.problem is not None:
+        return Revocations(None, str(kept.problem), believe_time)
+    path = kit.run / REVOKED_FILE
+    return Revocations(kept.current, str(path), believe_time) if kept.signed else Revocations(None, f"no {path}")
+
+
+def check_folder(
+    folder: Path, trust: Trust, cluster: str, revocations: Revocations | None = None
+) -> tuple[VerifiedProvenance, list[Check]]:
     """Verify a folder's ``provenance.json``, then everything in the folder that it speaks of.
+
+    Args:
+        folder: what ``download_job`` made.
+        trust: whom the verifier goes by.
+        cluster: the verifier's federation.
+        revocations: which certificates count no longer; None: nobody asks.
 
     Raises:
         NotFound: there is none.
@@ -75,12 +126,33 @@ def check_folder(folder: Path, trust: Trust, cluster: str) -> tuple[VerifiedProv
     if provenance.cluster != cluster:
         raise BadSignature(f"{path}: is of another federation of project {trust.project}")
     return verified, [
+        *([] if revocations is None else [_signer(verified, revocations)]),
         _final(folder, provenance),
         _best(folder, provenance),
         _code(folder, provenance),
         _summary(folder, provenance),
-        _submission(provenance, trust),
+        _submission(provenance, trust, revocations),
     ]
+
+
+def _signer(verified: VerifiedProvenance, revocations: Revocations) -> Check:
+    """A server's certificate that was revoked signs nothing any more, whatever time the statement says."""
+    if revocations.known is None:
+        return Check("signer", None, f"whether its certificate was revoked is not known here: {revocations.where}")
+    entry = revocations.known.revoked(verified.signer.serial)
+    if entry is None:
+        return Check("signer", True, f"not revoked, by version {revocations.known.version} of the list")
+    if verified.time >= entry.at:
+        return Check("signer", False, f"{_revoked(entry)}, before the time that the statement says")
+    if revocations.believe_time:
+        return Check("signer", True, f"{_revoked(entry)}, after the time that the statement says, which is believed")
+    told = "whoever has its key can write an earlier time (--believe-time, if the key was not stolen)"
+    return Check("signer", False, f"{_revoked(entry)}; {told}")
+
+
+def _revoked(entry: Revoked) -> str:
+    reason = f" ({entry.reason})" if entry.reason else ""
+    return f"the certificate of {entry.role} {entry.name} was revoked on {entry.at}{reason}"
 
 
 def _sha256(path: Path) -> str | None:
@@ -115,16 +187,21 @@ def _best(folder: Path, provenance: Provenance) -> Check:
 def _code(folder: Path, provenance: Provenance) -> Check:
     if not (folder / "job").is_dir():
         return Check("job", None, "is not there")
-    from fedhelm.job.bundle import pack
+    from fedhelm.job.bundle import left_behind, pack
     from fedhelm.wire.bulk import manifest_of
 
     with tempfile.TemporaryDirectory(prefix="fedhelm-provenance-") as scratch:
         archive = Path(scratch) / "bundle"
         try:
+            strange = next(left_behind(folder / "job"), None)
             pack(folder / "job", archive)
         except BadInput as error:
             return Check("job", False, error.message)
+        except OSError as error:
+            raise BadInput(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
         found = manifest_of(archive).digest
+    if strange is not None:
+        return Check("job", False, f"has job/{strange}, which is of no job: hidden, or byte code that Python would run")
     good = found == provenance.code
     return Check("job", good, "is the code that ran" if good else f"is other code: digest {found}")
 
@@ -142,7 +219,8 @@ def _summary(folder: Path, provenance: Provenance) -> Check:
     return Check(name, good, "says the same" if good else "says another job, submitter or model")
 
 
-def _submission(provenance: Provenance, trust: Trust) -> Check:
+def _submission(provenance: Provenance, trust: Trust, revocations: Revocations | None) -> Check:
+    """The submitter's certificate had to count when the job was submitted: the server that signs here saw to that."""
     if provenance.submission is None:
         return Check("submission", None, "the job was submitted before jobs were signed")
     expected = Submission(provenance.project, provenance.cluster, provenance.job, provenance.name, provenance.code)
@@ -152,4 +230,10 @@ def _submission(provenance: Provenance, trust: Trust) -> Check:
         )
     except FedhelmError as error:
         return Check("submission", False, error.message)
-    return Check("submission", True, f"signed by {verified.submitter} ({verified.submitter.org}), {verified.time}")
+    told = f"signed by {verified.submitter} ({verified.submitter.org}), {verified.time}"
+    known = None if revocations is None else revocations.known
+    entry = None if known is None else known.revoked(verified.submitter.serial)
+    if entry is None:
+        return Check("submission", True, told)
+    since = verified.time < entry.at
+    return Check("submission", since, f"{told}; {_revoked(entry)}{', later' if since else ', before that'}")
