@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedhelm.errors import FedhelmError, JobNotFound, NotAuthorised
-from fedhelm.security.audit_lines import Outcome
+from fedhelm.security.audit_lines import START, Outcome, encode
 from fedhelm.security.authorization import Object, default_policy
 from fedhelm.security.gates import ENDPOINTS
 from fedhelm.security.identity import Principal
@@ -86,3 +86,19 @@ def test_what_has_no_right_is_for_the_handler():
 def test_only_calls_that_are_known_pass():
     with pytest.raises(KeyError):
         passage("Admin.Nothing")
+
+
+@pytest.mark.parametrize("number", [2, 40, 1000])
+def test_every_site_of_a_call_is_named_as_far_as_a_line_has_room(number):
+    call = passage("Admin.Operate", Principal("poc", "project_admin", "alice@a.org", "a", "5f"))
+    names = [f"site-{one}" for one in range(number)]
+    for name in names:
+        call.admit(Object(name, "a"), action="shutdown", target="@ALL")
+    line = encode(call.entry(), 1, START[1], "2026-01-01T00:00:00.000Z")
+    told = line.body["object"]["site"].split(", ")
+    if number < 200:
+        assert told == names
+    else:
+        assert told[:-1] == names[: len(told) - 1]
+        assert told[-1] == f"and {number - len(told) + 1} more"
+        assert len(told) > 100

@@ -157,6 +157,8 @@ class AuditTrail:
     def close(self, timeout: float = 5.0) -> None:
         """Write what waits, for at most ``timeout`` seconds, and close the file. What is lost then is remembered."""
         with self._changed:
+            if self._closing:
+                return
             for one in self._pace.skipped():
                 self._add(_Item(one))
             self._closing = True

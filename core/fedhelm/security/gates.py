@@ -63,6 +63,10 @@ RIGHT_OF: Mapping[str, Right | None] = MappingProxyType(
 )
 """Permission -> the right of gate two; None: gate one alone decides, and the handler about what is the caller's own."""
 
+_COMMANDS: Final = frozenset({
+    "job.submit", "job.manage", "job.download", "system.operate", "system.command", "lease.promote", "trust.revoke"
+})  # fmt: skip
+
 
 class Touches(enum.StrEnum):
     """What a call touches: which :class:`Object` gate two is asked about."""
@@ -98,6 +102,14 @@ class Endpoint:
     def right(self) -> Right | None:
         """The right of gate two; None where gate one alone decides."""
         return RIGHT_OF[self.permission]
+
+    @property
+    def answered_when_written(self) -> bool:
+        """Whether a success is not answered before its line is in the audit file: what a person commands or takes away.
+
+        Never what machines ask of one another: no disk of an audit file may keep them from it.
+        """
+        return self.written and self.permission in _COMMANDS
 
 
 ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(

@@ -22,6 +22,8 @@ __all__ = ["Passage"]
 
 _Row = TypeVar("_Row")
 _VIEW: Final = "job.view"
+_SITE: Final = 253
+_SITES: Final = 1900  # of the 2,048 characters that a line has for them
 
 
 class Passage:
@@ -40,6 +42,7 @@ class Passage:
         self.name, self.principal = name, principal
         self._endpoint, self._policy = ENDPOINTS[name], policy
         self._told: dict[str, object] = {}
+        self._sites: dict[str, None] = {}
         self._asked = False
         self._answers: dict[tuple[str, Object], bool] = {}
 
@@ -64,7 +67,7 @@ class Passage:
         self._asked = True
         self._told |= told
         if object_.site is not None:
-            self._told["site"] = object_.site
+            self._sites[object_.site] = None
         if object_.submitter is not None:
             self._told["submitter"] = object_.submitter
         admit(self._policy, self.principal, self._endpoint.permission, object_)
@@ -93,6 +96,11 @@ class Passage:
             self._answers[key] = ask(self._policy, subject_of(self.principal), permission, object_).allowed
         return self._answers[key]
 
+    @property
+    def answered_when_written(self) -> bool:
+        """Whether a success is not answered before its line is in the audit file."""
+        return self._endpoint.answered_when_written
+
     def check_asked(self) -> None:
         """Called before an answer is given.
 
@@ -109,4 +117,13 @@ class Passage:
         """
         if not self._endpoint.written and not isinstance(error, NotAuthorised):
             return None
-        return entry_of(self.name, self.principal, self._told, error)
+        return entry_of(self.name, self.principal, {**self._told, "site": _named(list(self._sites))}, error)
+
+
+def _named(sites: list[str]) -> str | None:
+    """Return all sites of a call as one text that a line has room for; of those that have none there, the number."""
+    told = [site[:_SITE] for site in sites]
+    while len(", ".join(told)) > _SITES:
+        told = told[: len(told) * 7 // 8]
+    more = [f"and {len(sites) - len(told)} more"] if len(told) < len(sites) else []
+    return ", ".join([*told, *more]) or None
