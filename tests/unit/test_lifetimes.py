@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from fedhelm.errors import KitError, NotFound, Refused
-from fedhelm.provision import lifetimes
+from fedhelm.provision import lifetimes, rotation
 from fedhelm.provision.install import install
 from fedhelm.provision.pki_cli import main
 from fedhelm.provision.project_file import read_project_file
@@ -144,7 +144,7 @@ def test_the_passphrase_is_needed_for_each_and_nothing_is_half_done(folder):
         lambda given: lifetimes.renew(folder, ["site-1"], given),
         lambda given: lifetimes.revoke(folder, "site-1", "x", given),
         lambda given: lifetimes.approve(folder, asked()[1], given),
-        lambda given: lifetimes.begin_rotation(folder, given),
+        lambda given: rotation.begin_rotation(folder, given),
     ):
         for given in (Secrets(), Secrets(b"wrong wrong")):
             with pytest.raises(KitError, match="root key"):
@@ -165,21 +165,21 @@ def test_the_root_is_rotated_and_every_kit_opens_at_every_step(folder, here):
     lifetimes.revoke(folder, "bob@a.org", "left", GIVEN)
     stay = NAMES[:3]
     with pytest.raises(Refused, match="no rotation was begun"):
-        lifetimes.switch_root(folder, GIVEN)
+        rotation.switch_root(folder, GIVEN)
     with pytest.raises(Refused, match="no rotation is on its way"):
-        lifetimes.finish_rotation(folder, GIVEN)
-    install_all(here, lifetimes.begin_rotation(folder, GIVEN), stay)
+        rotation.finish_rotation(folder, GIVEN)
+    install_all(here, rotation.begin_rotation(folder, GIVEN), stay)
     with pytest.raises(Refused, match="not switched yet"):
-        lifetimes.finish_rotation(folder, GIVEN)
-    made = lifetimes.switch_root(folder, GIVEN)
+        rotation.finish_rotation(folder, GIVEN)
+    made = rotation.switch_root(folder, GIVEN)
     assert names_of(made) == list(stay)
     roots = open_kit(here / "site-1").ca.read_bytes()
     assert RevocationList.parse(folder.revocations(), roots, folder.project, folder.cluster).version == 2
     install_all(here, folder.prods[-1], stay)
-    assert lifetimes.switch_root(folder, GIVEN) == []
+    assert rotation.switch_root(folder, GIVEN) == []
     with pytest.raises(Refused, match="switched already"):
-        lifetimes.begin_rotation(folder, GIVEN)
-    install_all(here, lifetimes.finish_rotation(folder, GIVEN), stay)
+        rotation.begin_rotation(folder, GIVEN)
+    install_all(here, rotation.finish_rotation(folder, GIVEN), stay)
     (root,) = load_roots(folder.trust.read_bytes(), "x")
     assert root not in load_roots(former, "x")
     for name in stay:
@@ -191,19 +191,19 @@ def test_the_root_is_rotated_and_every_kit_opens_at_every_step(folder, here):
 
 @pytest.mark.parametrize("after", ["key", "certificate"])
 def test_a_switch_that_was_broken_off_goes_on(folder, here, after):
-    install_all(here, lifetimes.begin_rotation(folder, GIVEN))
+    install_all(here, rotation.begin_rotation(folder, GIVEN))
     shutil.copy(folder.state / "rootCA.next.key", folder.state / "rootCA.key")
     if after == "certificate":
         folder.trust.write_bytes(folder.authority(GIVEN.passphrase).cert_pem)
-    assert names_of(lifetimes.switch_root(ProjectFolder.open(folder.root), GIVEN)) == list(NAMES)
+    assert names_of(rotation.switch_root(ProjectFolder.open(folder.root), GIVEN)) == list(NAMES)
     install_all(here, folder.prods[-1])
-    install_all(here, lifetimes.finish_rotation(folder, GIVEN))
+    install_all(here, rotation.finish_rotation(folder, GIVEN))
 
 
 def test_a_beginning_that_was_broken_off_goes_on_with_the_same_root(folder, here):
-    lifetimes.begin_rotation(folder, GIVEN)
+    rotation.begin_rotation(folder, GIVEN)
     new = (folder.state / "rootCA.next.pem").read_bytes()
-    assert lifetimes.begin_rotation(folder, GIVEN) == folder.prods[-1]
+    assert rotation.begin_rotation(folder, GIVEN) == folder.prods[-1]
     assert (folder.state / "rootCA.next.pem").read_bytes() == new
     install_all(here, folder.prods[-1])
 

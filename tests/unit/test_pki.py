@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import re
+import subprocess
 from datetime import timedelta
 
 import pytest
@@ -11,10 +14,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedhelm.errors import BadCertificate, BadInput, KitError
 from fedhelm.security.pki import (
     CertificateAuthority,
+    as_fingerprint,
+    key_to_pem,
     load_certificate,
     load_key,
     load_roots,
     new_key,
+    public_key_sha256,
     serial_of,
     sign,
     verify,
@@ -186,3 +192,41 @@ def test_three_roots_are_too_many(authority):
         load_roots(authority.cert_pem * 3, "rootCA.pem")
     with pytest.raises(BadCertificate, match=r"rootCA\.pem: not a certificate"):
         load_roots(b"nonsense", "rootCA.pem")
+
+
+def test_a_passphrase_costs_600_000_rounds_for_each_guess_and_openssl_can_read_the_key(tmp_path):
+    key = new_key()
+    pem = key_to_pem(key, b"correct horse")
+    assert load_key(pem, "x", b"correct horse").private_numbers() == key.private_numbers()
+    for wrong in (b"correct horsf", b"correct horse ", b"x"):
+        with pytest.raises(KitError, match="passphrase is wrong"):
+            load_key(pem, "x", wrong)
+    with pytest.raises(KitError, match="is encrypted"):
+        load_key(pem, "x")
+    path = tmp_path / "a.key"
+    path.write_bytes(pem)
+    said = subprocess.run(
+        ["openssl", "asn1parse", "-in", path], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert "PBKDF2" in said
+    assert "hmacWithSHA256" in said
+    assert "aes-256-cbc" in said
+    assert f":{600_000:06X}" in said
+    plain = subprocess.run(
+        ["openssl", "pkey", "-in", path, "-passin", "pass:correct horse"], capture_output=True, check=True, timeout=60
+    ).stdout
+    assert load_key(plain, "x").private_numbers() == key.private_numbers()
+    assert key_to_pem(key, b"correct horse") != pem, "another IV"
+
+
+def test_the_fingerprint_of_a_key_is_the_one_that_openssl_prints(tmp_path):
+    key = new_key()
+    path = tmp_path / "a.key"
+    path.write_bytes(key_to_pem(key))
+    der = subprocess.run(
+        ["openssl", "pkey", "-in", path, "-pubout", "-outform", "DER"], capture_output=True, check=True, timeout=60
+    ).stdout
+    found = public_key_sha256(key.public_key())
+    assert found == hashlib.sha256(der).hexdigest()
+    for said in (found.upper(), " SHA256:" + found, ":".join(re.findall("..", found))):
+        assert as_fingerprint(said) == found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 
 import pytest
 import pyzipper
+from cryptography.hazmat.primitives import serialization
 
 from fedhelm.errors import KitError
 from fedhelm.provision import pki_cli, provision_cli
@@ -109,7 +111,7 @@ def test_who_was_revoked_by_name_comes_back_only_when_somebody_says_so(run, tmp_
 
 
 def test_a_plain_root_key_is_encrypted_and_its_passphrase_changed(run, secret, tmp_path):
-    first, second = secret("first", "open sesame"), secret("second", "close sesame")
+    first, second = secret("first", "open sesame, please"), secret("second", "close sesame, please")
     run("provision", "--keep-keys")
     root = tmp_path / "workspace" / "demo"
     kept = len(list((root / "state" / "keys").iterdir()))
@@ -130,13 +132,75 @@ def test_a_plain_root_key_is_encrypted_and_its_passphrase_changed(run, secret, t
 def test_a_change_that_was_broken_off_is_done_again(run, tmp_path):
     run("provision", "--keep-keys")
     folder = ProjectFolder.open(tmp_path / "workspace" / "demo")
-    change_passphrase(folder, None, b"open sesame")
+    change_passphrase(folder, None, b"open sesame, please")
     kept = folder.state / "keys" / "site-1.key"
     keys = kept.read_bytes(), (folder.state / "rootCA.key").read_bytes()
-    change_passphrase(folder, b"open sesame", b"close sesame")
+    change_passphrase(folder, b"open sesame, please", b"close sesame, please")
     (folder.state / "rootCA.key").write_bytes(keys[1])  # the root key is the last
     with pytest.raises(KitError):
-        change_passphrase(folder, b"nothing of the kind", b"close sesame")
-    change_passphrase(folder, b"open sesame", b"close sesame")
+        change_passphrase(folder, b"nothing of the kind", b"close sesame, please")
+    change_passphrase(folder, b"open sesame, please", b"close sesame, please")
     for path in (kept, folder.state / "rootCA.key"):
-        assert load_key(path.read_bytes(), str(path), b"close sesame")
+        assert load_key(path.read_bytes(), str(path), b"close sesame, please")
+
+
+def test_a_root_key_has_a_longer_passphrase_and_a_key_of_before_opens_with_its_shorter_one(run, secret, tmp_path):
+    assert (
+        "less than 12 characters"
+        in run("provision", "--passphrase-file", secret("s", "11 letters!"), status=2)["message"]
+    )
+    assert not (tmp_path / "workspace").exists()
+    run("provision", "--passphrase-file", secret("first", "open sesame, please"))
+    root = tmp_path / "workspace" / "demo"
+    said = run(
+        "passphrase",
+        "-w",
+        root,
+        "--passphrase-file",
+        tmp_path / "first",
+        "--new-passphrase-file",
+        tmp_path / "s",
+        status=2,
+    )
+    assert "less than 12 characters" in said["message"]
+    key = load_key((root / "state" / "rootCA.key").read_bytes(), "x", b"open sesame, please")
+    before = serialization.BestAvailableEncryption(b"8letters")  # 2,048 rounds, as former versions wrote it
+    (root / "state" / "rootCA.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, before)
+    )
+    run("renew", "site-1", "-w", root, "--passphrase-file", secret("former", "8letters"))
+    run("passphrase", "-w", root, "--passphrase-file", tmp_path / "former", "--new-passphrase-file", tmp_path / "first")
+    assert ProjectFolder.open(root).authority(b"open sesame, please")
+
+
+def test_who_has_no_terminal_is_told_the_option_that_names_a_file(run, secret, tmp_path):
+    run("provision", "--passphrase-file", secret("first", "open sesame, please"))
+    root = tmp_path / "workspace" / "demo"
+    assert run("renew", "site-1", "-w", root, status=2)["hint"] == "--passphrase-file FILE names a file that holds it"
+    assert "-w " + str(root) in run("list", "-w", root.parent, status=1)["hint"]
+
+
+def test_a_kept_key_is_replaced_once_the_new_kit_is_there_and_not_before(run, tmp_path):
+    run("provision", "--keep-keys")
+    root = tmp_path / "workspace" / "demo"
+    kept = root / "state" / "keys" / "site-1.key"
+    before = kept.read_bytes()
+    (root / "prod_01").write_text("in the way")
+    run("renew", "site-1", "-w", root, status=1)
+    assert kept.read_bytes() == before
+    (root / "prod_01").unlink()
+    run("renew", "site-1", "-w", root)
+    new = (root / "prod_01" / "site-1" / "startup" / "client.key").read_bytes()
+    assert load_key(kept.read_bytes(), "x").public_key() == load_key(new, "x").public_key()
+    shutil.rmtree(root / "prod_00")
+    shutil.rmtree(root / "prod_01")
+    (tmp_path / "project.yml").write_text(TEXT + "- {name: site-2, type: client, org: hospital}\n")
+    run("provision")
+    assert (root / "prod_02" / "site-1" / "startup" / "client.key").read_bytes() == new
+
+
+@pytest.mark.parametrize("days", ["nan", "1e12", "-1", "inf"])
+def test_a_number_of_days_that_is_none_is_refused(run, tmp_path, days):
+    run("provision")
+    said = run("renew", "-w", tmp_path / "workspace" / "demo", f"--expiring={days}", status=2)
+    assert (said["code"], days in said["message"]) == ("USAGE", True)

@@ -52,9 +52,9 @@ def test_what_is_no_project_says_so(tmp_path):
 
 
 def test_the_root_key_is_encrypted_under_the_passphrase(tmp_path):
-    folder = ProjectFolder.create(tmp_path / "p", "p", passphrase=b"open sesame")
+    folder = ProjectFolder.create(tmp_path / "p", "p", passphrase=b"open sesame, please")
     assert folder.root_is_encrypted
-    assert folder.authority(b"open sesame").cert_pem == folder.trust.read_bytes()
+    assert folder.authority(b"open sesame, please").cert_pem == folder.trust.read_bytes()
     for wrong in (None, b"guess"):
         with pytest.raises(KitError):
             folder.authority(wrong)

@@ -1,4 +1,4 @@
-"""What happens to certificates after the first kit: renewed, approved, revoked, and the root rotated.
+"""What happens to certificates after the first kit: renewed, approved, revoked.
 
 Everything here ends in kits: a new ``prod_NN`` with those that changed, to be handed over and installed. Nothing that
 is in use stops counting before its time, unless it is revoked.
@@ -11,42 +11,38 @@ import shutil
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from fedhelm.clock import Clock, SystemClock, iso
+from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import CERT_STEM
-from fedhelm.errors import KitError, NotFound, Refused
-from fedhelm.process import atomic_write
+from fedhelm.errors import NotFound, Refused
 from fedhelm.provision.issued import IssuedCertificate, as_serial
 from fedhelm.provision.kits import Identity, digest_of, write_kit
+from fedhelm.provision.plan import REPLACED, own_key_of
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.project_file import ProjectFile, read_project_file
 from fedhelm.provision.provisioned import ProjectFolder
-from fedhelm.provision.provisioning import Secrets, provision
+from fedhelm.provision.provisioning import Secrets, key_of, public_key_of
 from fedhelm.provision.zips import write_zip
-from fedhelm.security.pki import CertificateAuthority, key_to_pem, load_certificate, load_key, load_roots
+from fedhelm.security.pki import (
+    CertificateAuthority,
+    as_fingerprint,
+    key_to_pem,
+    load_certificate,
+    load_key,
+    public_key_sha256,
+)
 from fedhelm.security.requests import CertificateRequest
-from fedhelm.security.trust import issuer_of
 
-__all__ = [
-    "Reissued",
-    "approve",
-    "begin_rotation",
-    "expiring",
-    "finish_rotation",
-    "renew",
-    "revoke",
-    "switch_root",
-]
-
-_NEXT: Final = ("rootCA.next.pem", "rootCA.next.key")
+__all__ = ["Reissued", "approve", "expiring", "renew", "revoke"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reissued:
-    """A kit to hand over. ``own_key``: it has no key, because only the participant has the one that belongs into it."""
+    """A kit to hand over.
+
+    ``own_key``: it has no key, because only the participant has the one that belongs into it. ``key_sha256`` is that of
+    the public key, hex. ``revoked`` are the serials of certificates that it replaces at once.
+    """
 
     name: str
     role: str
@@ -55,6 +51,8 @@ class Reissued:
     serial: str
     not_after: str
     own_key: bool
+    key_sha256: str
+    revoked: tuple[str, ...] = ()
 
 
 def _project_file(folder: ProjectFolder) -> ProjectFile:
@@ -107,30 +105,44 @@ def renew(folder: ProjectFolder, names: Sequence[str], given: Secrets, *, clock:
     with folder.locked():
         project, authority = _project(folder), folder.authority(given.passphrase, clock=clock)
         wanted = [_participant(project, name) for name in dict.fromkeys(names)]
-        identities = [(one, _renewed(folder, one, authority)) for one in wanted]
-        return _reissue(folder, project, authority, identities, given)
+        made = [_New(one, *_renewed(folder, one, authority, given.passphrase)) for one in wanted]
+        return _reissue(folder, project, authority, made, given)
 
 
-def _renewed(folder: ProjectFolder, participant: Participant, authority: CertificateAuthority) -> Identity:
-    name, role = participant.name, participant.role
+def _renewed(
+    folder: ProjectFolder, participant: Participant, authority: CertificateAuthority, passphrase: bytes | None
+) -> tuple[Identity, bool | None]:
+    """Return the new identity, and whether its key is the participant's own."""
+    name, role, org = participant.name, participant.role, participant.org
     current = folder.current(name)
-    if current is not None and (current.role, current.org) != (role, participant.org):
+    if current is not None and (current.role, current.org) != (role, org):
         raise Refused(
             f"{name}: role or organisation were changed in the project file", hint="fedhelm provision -p FILE"
         )
-    issued_before = any(one.name == name for one in folder.certificates())
-    if _made_here(folder, participant) or not issued_before:
-        issued = authority.issue(role, name, participant.org)
-        return Identity(issued.cert, issued.key)
+    if _key_is_made(folder, participant, passphrase):
+        issued = authority.issue(role, name, org)
+        return Identity(issued.cert, issued.key), False
     if current is None:
-        raise Refused(
-            f"{name}: its certificate was revoked, and its key is not made here",
-            hint="let it make a new key (fedhelm pki request), then fedhelm pki approve",
-        )
-    public = load_certificate(current.cert_pem.encode(), name).public_key()
-    if not isinstance(public, ec.EllipticCurvePublicKey):
-        raise KitError(f"{name}: its certificate has no ECDSA key")
-    return Identity(authority.issue_for(public, role, name, participant.org), None)
+        why = "its certificate was revoked, and its key is not made here"
+        if not any(one.name == name for one in folder.certificates()):
+            why = "it makes its own key, and no request of it was approved yet"
+        raise Refused(f"{name}: {why}", hint="let it make a new key (fedhelm pki request), then fedhelm pki approve")
+    public = public_key_of(current.cert_pem.encode(), name)
+    return Identity(authority.issue_for(public, role, name, org), None), own_key_of(folder, current)
+
+
+def _key_is_made(folder: ProjectFolder, participant: Participant, passphrase: bytes | None) -> bool:
+    """Decide whether a new certificate comes with a new key: not where only the participant has the present one."""
+    issued = [one for one in folder.certificates() if one.name == participant.name]
+    if participant.own_key or not issued:
+        return not participant.own_key
+    current = folder.current(participant.name)
+    own = own_key_of(folder, current or issued[-1])
+    if own is not None and current is None:
+        return not own
+    if current is None:
+        return _made_here(folder, participant)
+    return not own and key_of(folder, participant, current.cert_pem.encode(), passphrase) is not None
 
 
 def _made_here(folder: ProjectFolder, participant: Participant) -> bool:
@@ -143,14 +155,28 @@ def _made_here(folder: ProjectFolder, participant: Participant) -> bool:
 
 
 def approve(
-    folder: ProjectFolder, request: CertificateRequest, given: Secrets, *, clock: Clock | None = None
+    folder: ProjectFolder,
+    request: CertificateRequest,
+    given: Secrets,
+    *,
+    fingerprint: str | None = None,
+    clock: Clock | None = None,
 ) -> Reissued:
     """Issue a certificate for a key that a participant made itself, and a kit without a key.
 
+    From then on no key is made for it here. Certificates of it whose key was made here are revoked.
+
+    Args:
+        folder: the project.
+        request: what the participant asks for.
+        given: the root key's passphrase.
+        fingerprint: the SHA-256 of its public key that the participant told in some other way; None: not compared.
+        clock: for validity.
+
     Raises:
         NotFound: the project has no such participant.
-        Refused: the request asks for another role or organisation than the project file gives, or for a key that was
-            revoked.
+        Refused: the request asks for another role or organisation than the project file gives, for a key that was
+            revoked, or its key has another fingerprint.
         KitError: the root key's passphrase is missing or wrong, or the state is damaged.
     """
     clock = clock or SystemClock()
@@ -160,23 +186,50 @@ def approve(
         for what, asked, granted in (("role", request.role, one.role), ("organisation", request.org, one.org)):
             if asked != granted:
                 raise Refused(f"{request.name} asks for the {what} {asked!r}, the project file says {granted!r}")
-        for former in folder.certificates():
-            key = load_certificate(former.cert_pem.encode(), former.name).public_key()
-            if key == request.public_key and (former.revoked or former.name != request.name):
-                why = "was revoked" if former.revoked else f"is that of {former.name}"
-                raise Refused(
-                    f"{request.name}: the key of this request {why}", hint="fedhelm pki request makes another"
-                )
+        if fingerprint is not None and as_fingerprint(fingerprint) != (found := public_key_sha256(request.public_key)):
+            raise Refused(f"{request.name}: the key of this request has the SHA-256 {found}, not that one")
+        _check_key(folder, request)
         authority = folder.authority(given.passphrase, clock=clock)
         cert = authority.issue_for(request.public_key, one.role, one.name, one.org)
-        return _reissue(folder, project, authority, [(one, Identity(cert, None))], given)[0]
+        made = _reissue(folder, project, authority, [_New(one, Identity(cert, None), own_key=True)], given)[0]
+        folder.forget_key(one.name)
+        gone = [
+            former.serial
+            for former in folder.certificates()
+            if former.name == one.name
+            and not former.revoked
+            and not former.expired(clock.utcnow())
+            and own_key_of(folder, former) is False
+        ]
+        listed = folder.revoke(gone, REPLACED, authority, by="provision", clock=clock)
+        return dataclasses.replace(made, revoked=tuple(old.serial for old in listed if old.serial in gone))
+
+
+def _check_key(folder: ProjectFolder, request: CertificateRequest) -> None:
+    """Refuse the key of somebody else, and one that was taken back by name: it may have been stolen."""
+    for former in folder.certificates():
+        taken_back = former.revoked and former.by != "provision"
+        if former.name == request.name and not taken_back:
+            continue
+        if load_certificate(former.cert_pem.encode(), former.name).public_key() == request.public_key:
+            why = "was revoked" if taken_back else f"is that of {former.name}"
+            raise Refused(f"{request.name}: the key of this request {why}", hint="fedhelm pki request makes another")
+
+
+@dataclasses.dataclass(frozen=True)
+class _New:
+    """Somebody's new certificate, and whether its key is the participant's own."""
+
+    participant: Participant
+    identity: Identity
+    own_key: bool | None
 
 
 def _reissue(
     folder: ProjectFolder,
     project: Project,
     authority: CertificateAuthority,
-    identities: Sequence[tuple[Participant, Identity]],
+    new: Sequence[_New],
     given: Secrets,
 ) -> list[Reissued]:
     """Write the kits of these participants into the next ``prod_NN``: all of them, or none."""
@@ -186,24 +239,29 @@ def _reissue(
     issued: list[IssuedCertificate] = []
     digests: dict[str, str] = dict(folder.kit_digests)
     try:
-        for one, identity in identities:
+        for made in new:
+            one, identity = made.participant, made.identity
             root = write_kit(project, one, authority, draft, identity=identity, version=version)
             write_zip(root, draft / f"{one.name}.zip", given.password_of(one.name))
-            if identity.key is not None and folder.kept_key(one.name) is not None:
-                folder.keep_key(one.name, key_to_pem(load_key(identity.key, "key"), given.passphrase))
-            issued.append(IssuedCertificate.of(identity.cert, project.name, version, number))
+            line = IssuedCertificate.of(identity.cert, project.name, version, number, own_key=made.own_key)
+            issued.append(line)
             digests[one.name] = digest_of(project, one, authority.cert_pem, identity.cert)
         prod = folder.publish(number, issued, digests)
     except BaseException:  # Ctrl-C too: nothing half done stays
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    return [_reissued(prod, new, identity) for (_, identity), new in zip(identities, issued, strict=True)]
+    for made in new:  # the former key counts until the new kit is there
+        name, key = made.participant.name, made.identity.key
+        if key is not None and folder.kept_key(name) is not None:
+            folder.keep_key(name, key_to_pem(load_key(key, "key"), given.passphrase))
+    return [_reissued(prod, line, made.identity) for made, line in zip(new, issued, strict=True)]
 
 
 def _reissued(prod: Path, issued: IssuedCertificate, identity: Identity) -> Reissued:
     name = issued.name
     own = identity.key is None
-    return Reissued(name, issued.role, prod / name, prod / f"{name}.zip", issued.serial, issued.not_after, own)
+    public = public_key_sha256(public_key_of(identity.cert, name))
+    return Reissued(name, issued.role, prod / name, prod / f"{name}.zip", issued.serial, issued.not_after, own, public)
 
 
 # -- certificates that count no longer
@@ -246,130 +304,3 @@ def revoke(
             raise NotFound(f"{name} {what} that still counts", hint="fedhelm pki list --all")
         listed = folder.revoke(wanted, reason, folder.authority(given.passphrase, clock=clock), clock=clock)
         return [one for one in listed if one.serial in wanted]
-
-
-# -- the root
-
-
-def _stage(folder: ProjectFolder) -> str:
-    """Return ``none``, ``begun`` or ``switched``."""
-    if (folder.state / _NEXT[0]).is_file():
-        return "begun"
-    return "switched" if len(load_roots(folder.trust.read_bytes(), str(folder.trust))) == 2 else "none"
-
-
-def _write_all(folder: ProjectFolder, given: Secrets, clock: Clock) -> Path:
-    """Write everybody's kit anew where the roots in it have changed."""
-    file = _project_file(folder)
-    provision(file.project, file.source, folder.root.parent, given, clock=clock)
-    return ProjectFolder.open(folder.root).prods[-1]
-
-
-def _check_place(folder: ProjectFolder) -> None:
-    if folder.root.name != folder.project:
-        raise Refused(f"{folder.root} is not called {folder.project}, as its project is", hint="rename it back")
-
-
-def begin_rotation(folder: ProjectFolder, given: Secrets, *, clock: Clock | None = None) -> Path:
-    """Make the next root and let everybody trust it as well; the present one goes on signing.
-
-    Run again, it goes on where it was broken off.
-
-    Returns:
-        The ``prod_NN`` with everybody's kits. Once all are installed: :func:`switch_root`.
-
-    Raises:
-        Refused: the root was switched already.
-        KitError: the root key's passphrase is missing or wrong, or the state is damaged.
-    """
-    clock = clock or SystemClock()
-    _check_place(folder)
-    with folder.locked():
-        if _stage(folder) == "switched":
-            raise Refused("the root was switched already", hint="fedhelm pki rotate finish")
-        authority = folder.authority(given.passphrase, clock=clock)
-        pem, key = (folder.state / name for name in _NEXT)
-        if not pem.is_file():
-            new = CertificateAuthority.create(folder.project, clock=clock)
-            atomic_write(key, new.key_pem(given.passphrase))
-            atomic_write(pem, new.signing_pem, mode=0o644)
-        atomic_write(folder.trust, authority.trusting(pem.read_bytes()).cert_pem, mode=0o644)
-    return _write_all(folder, given, clock)
-
-
-def switch_root(folder: ProjectFolder, given: Secrets, *, clock: Clock | None = None) -> list[Reissued]:
-    """Let the next root sign from now on, and issue everybody's certificate anew; the former one is trusted still.
-
-    The former key is destroyed. A participant that has not installed the kit of :func:`begin_rotation` cannot take the
-    next one in place: it is set up anew. Run again, this goes on where it was broken off.
-
-    Returns:
-        The kits. Once all are installed: :func:`finish_rotation`.
-
-    Raises:
-        Refused: no rotation was begun.
-        KitError: the root key's passphrase is missing or wrong, or the state is damaged.
-    """
-    clock = clock or SystemClock()
-    with folder.locked():
-        stage = _stage(folder)
-        if stage == "none":
-            raise Refused("no rotation was begun", hint="fedhelm pki rotate begin")
-        if stage == "begun":
-            _take_next(folder, given, clock)
-        names = _of_former_root(folder, folder.authority(given.passphrase, clock=clock), clock.utcnow())
-        return renew(folder, names, given, clock=clock) if names else []
-
-
-def _take_next(folder: ProjectFolder, given: Secrets, clock: Clock) -> None:
-    """Make the next root the one that signs: its key first, since of two certificates the key's own one signs."""
-    pem, key = (folder.state / name for name in _NEXT)
-    new = key.read_bytes()
-    load_key(new, str(key), given.passphrase)
-    atomic_write(folder.state / "rootCA.key", new)
-    authority = folder.authority(given.passphrase, clock=clock)
-    atomic_write(folder.trust, authority.cert_pem, mode=0o644)
-    if folder.revocations() is not None:
-        listed = folder.revocation_list().with_revoked((), iso(clock.utcnow()))
-        folder.write_revocations(listed.to_bytes(authority))
-    pem.unlink()
-    key.unlink()
-
-
-def _of_former_root(folder: ProjectFolder, authority: CertificateAuthority, now: datetime) -> list[str]:
-    """Return the participants of the project whose newest certificate is of another root than the signing one."""
-    roots = (load_certificate(authority.signing_pem, "root certificate"),)
-    found = []
-    for one in _project(folder).participants:
-        mine = folder.current(one.name)
-        if mine is None or mine.expired(now):
-            continue
-        if issuer_of(load_certificate(mine.cert_pem.encode(), one.name), roots) is None:
-            found.append(one.name)
-    return found
-
-
-def finish_rotation(folder: ProjectFolder, given: Secrets, *, clock: Clock | None = None) -> Path:
-    """Let nobody trust the former root any more.
-
-    Returns:
-        The ``prod_NN`` with everybody's kits.
-
-    Raises:
-        Refused: the root was not switched, or somebody's certificate is of the former root.
-        KitError: the root key's passphrase is missing or wrong, or the state is damaged.
-    """
-    clock = clock or SystemClock()
-    _check_place(folder)
-    with folder.locked():
-        stage = _stage(folder)
-        if stage == "begun":
-            raise Refused("the root was not switched yet", hint="fedhelm pki rotate switch")
-        if stage == "none":
-            raise Refused("no rotation is on its way", hint="fedhelm pki rotate begin")
-        authority = folder.authority(given.passphrase, clock=clock)
-        if names := _of_former_root(folder, authority, clock.utcnow()):
-            raise Refused(f"the former root issued the certificates of {', '.join(names)}", hint="fedhelm pki renew")
-        atomic_write(folder.trust, authority.signing_pem, mode=0o644)
-        (folder.state / _NEXT[1]).unlink(missing_ok=True)  # a switch that was broken off at its very end left it
-    return _write_all(folder, given, clock)

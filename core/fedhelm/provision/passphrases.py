@@ -10,24 +10,30 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from fedhelm.errors import BadInput, FedhelmError, WorkspaceExists
 
-__all__ = ["FreshPasswords", "ask_secret", "read_secret", "writing_passwords"]
+__all__ = ["LEAST", "ROOT_LEAST", "FreshPasswords", "ask_secret", "read_secret", "writing_passwords"]
 
 _MAX_BYTES = 4096
-_LEAST = 8
+LEAST: Final = 8
+"""Characters that a password or passphrase has at least."""
+
+ROOT_LEAST: Final = 12
+"""Characters that a new passphrase of the root key has at least: whoever has the file may guess for ever."""
 
 
-def read_secret(path: Path, what: str) -> bytes:
+def read_secret(path: Path, what: str, *, least: int = LEAST) -> bytes:
     """Return the first line of a file, without its end.
 
     Args:
         path: the file; a pipe such as ``/dev/fd/63`` will do.
         what: how messages call it; no message repeats what is in it.
+        least: how many characters it has to have.
 
     Raises:
-        BadInput: it cannot be read, can be read by others, or holds less than 8 characters.
+        BadInput: it cannot be read, can be read by others, or holds less characters.
     """
     try:
         with path.open("rb") as file:
@@ -37,33 +43,36 @@ def read_secret(path: Path, what: str) -> bytes:
         raise BadInput(f"{path}: {what} cannot be read: {error.strerror}") from error
     if stat.S_ISREG(mode) and mode & 0o077:
         raise BadInput(f"{path}: {what} can be read by others", hint=f"chmod 600 {path}")
-    return _checked(line, f"{path}: {what}")
+    return _checked(line, f"{path}: {what}", least)
 
 
-def ask_secret(what: str, *, twice: bool = False) -> bytes:
+def ask_secret(what: str, *, twice: bool = False, least: int = LEAST, option: str = "") -> bytes:
     """Ask for it on the terminal, where nothing that is typed is shown.
 
     Args:
         what: what is asked for.
         twice: it is a new one, which a typing error would lose.
+        least: how many characters it has to have.
+        option: the one that names a file in place of asking; for the hint.
 
     Raises:
-        BadInput: there is no terminal, less than 8 characters, or the second was another.
+        BadInput: there is no terminal, less characters, or the second was another.
     """
     if not sys.stdin.isatty():
-        raise BadInput(f"{what} is needed, and there is no terminal to ask on", hint="name a file that holds it")
+        hint = f"{option} FILE names a file that holds it" if option else "name a file that holds it"
+        raise BadInput(f"{what} is needed, and there is no terminal to ask on", hint=hint)
     try:
         first = getpass.getpass(f"{what}: ", sys.stderr)
         if twice and getpass.getpass("once more: ", sys.stderr) != first:
             raise BadInput(f"{what}: the second was another")
     except EOFError:
         raise BadInput(f"{what} is needed") from None
-    return _checked(first.encode(), what)
+    return _checked(first.encode(), what, least)
 
 
-def _checked(secret: bytes, what: str) -> bytes:
-    if len(secret) < _LEAST:
-        raise BadInput(f"{what} has less than {_LEAST} characters in its first line")
+def _checked(secret: bytes, what: str, least: int) -> bytes:
+    if len(secret) < least:
+        raise BadInput(f"{what} has less than {least} characters in its first line")
     if b"\0" in secret:
         raise BadInput(f"{what} is not text")
     return secret

@@ -14,19 +14,20 @@ from fedhelm.clock import SystemClock
 from fedhelm.config.kit import ROLES
 from fedhelm.errors import BadInput, FedhelmError, WorkspaceExists
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
-from fedhelm.provision import lifetimes
+from fedhelm.provision import lifetimes, rotation
 from fedhelm.provision.issued import IssuedCertificate
-from fedhelm.provision.passphrases import ask_secret, read_secret, writing_passwords
+from fedhelm.provision.passphrases import ROOT_LEAST, ask_secret, read_secret, writing_passwords
 from fedhelm.provision.provisioned import ProjectFolder
 from fedhelm.provision.provisioning import Secrets
 from fedhelm.provision.root_passphrase import change_passphrase
-from fedhelm.security.pki import load_certificate
+from fedhelm.security.pki import load_certificate, public_key_sha256
 from fedhelm.security.requests import MAX_BYTES, make_request, read_request
 from fedhelm.security.trust import expiry_warnings
 
 __all__ = ["main"]
 
 _ASK = Path("-")
+_MOST_DAYS = 36500
 
 _EXAMPLES = """\
   fedhelm pki list -w workspace/hospitals
@@ -76,7 +77,7 @@ def _parser() -> CommandParser:
     which = renewal.add_mutually_exclusive_group(required=True)
     which.add_argument("names", nargs="*", default=[], metavar="NAME", help="participants")
     which.add_argument("--all", action="store_true", help="everybody")
-    which.add_argument("--expiring", type=float, metavar="DAYS", help="whose certificate ends within so many days")
+    which.add_argument("--expiring", type=_days, metavar="DAYS", help="whose certificate ends within so many days")
     revocation = _add(commands, "revoke", "take a participant's certificates back", kits=False)
     revocation.add_argument("name", metavar="NAME", help="the participant")
     revocation.add_argument("--reason", required=True, metavar="TEXT", help="in the list that everybody gets")
@@ -88,8 +89,11 @@ def _parser() -> CommandParser:
     request.add_argument("--out", type=Path, required=True, metavar="DIR", help="made if it is not there")
     approval = _add(commands, "approve", "issue a kit without a key for a request")
     approval.add_argument("request", type=Path, metavar="CSR", help="the file that fedhelm pki request made")
-    rotation = _add(commands, "rotate", "change the project's root, in three steps, with nothing stopped")
-    rotation.add_argument(
+    approval.add_argument(
+        "--fingerprint", metavar="HEX", help="SHA-256 of its key, as the participant told it; another is refused"
+    )
+    rotating = _add(commands, "rotate", "change the project's root, in three steps, with nothing stopped")
+    rotating.add_argument(
         "step",
         choices=("begin", "switch", "finish"),
         metavar="begin|switch|finish",
@@ -102,6 +106,13 @@ def _parser() -> CommandParser:
     return parser
 
 
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days <= _MOST_DAYS:  # also nan
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 0 to {_MOST_DAYS}")
+    return days
+
+
 def _secret(path: Path | None, what: str, *, twice: bool = False) -> bytes | None:
     if path is None:
         return None
@@ -111,7 +122,7 @@ def _secret(path: Path | None, what: str, *, twice: bool = False) -> bytes | Non
 def _secrets(args: argparse.Namespace, folder: ProjectFolder) -> Secrets:
     passphrase = _secret(args.passphrase_file, "passphrase of the root key")
     if folder.root_is_encrypted and passphrase is None:
-        passphrase = ask_secret("passphrase of the root key")
+        passphrase = ask_secret("passphrase of the root key", option="--passphrase-file")
     password = _secret(getattr(args, "zip_password_file", None), "password of the zips", twice=True)
     return Secrets(passphrase, password, zip_passwords=args.made_passwords)
 
@@ -197,8 +208,12 @@ def _request(args: argparse.Namespace, fmt: Format) -> int:
         raise WorkspaceExists(f"{error.filename} exists already", hint="keys are never overwritten") from None
     except OSError as error:
         raise FedhelmError(f"{error.filename}: {error.strerror}") from error
-    said = f"{paths[0]}: the key; it stays here\n{paths[1]}: the request; hand it to the project's administrator"
-    return emit({"key": str(paths[0]), "request": str(paths[1])}, fmt, said)
+    found = public_key_sha256(read_request(request, str(paths[1])).public_key)
+    said = (
+        f"{paths[0]}: the key; it stays here\n{paths[1]}: the request; hand it to the project's administrator\n"
+        f"SHA-256 of the public key: {found}\nTell it to them in some other way, by telephone for example."
+    )
+    return emit({"key": str(paths[0]), "request": str(paths[1]), "key_sha256": found}, fmt, said)
 
 
 def _approve(args: argparse.Namespace, fmt: Format) -> int:
@@ -209,8 +224,17 @@ def _approve(args: argparse.Namespace, fmt: Format) -> int:
         raise BadInput(f"{args.request}: {error.strerror}") from error
     request = read_request(pem, str(args.request))
     folder = ProjectFolder.open(args.workspace)
-    made = lifetimes.approve(folder, request, _secrets(args, folder))
-    return _reissued([made], fmt, "", " --key THE-KEY-OF-THE-REQUEST")
+    made = lifetimes.approve(folder, request, _secrets(args, folder), fingerprint=args.fingerprint)
+    after = f" --key THE-KEY-OF-THE-REQUEST\nSHA-256 of the public key: {made.key_sha256}"
+    if args.fingerprint is None:
+        after += f"\nAsk {made.name} in some other way whether it is theirs, before you hand the kit over."
+    if made.revoked:
+        path = folder.state / "revoked.json"
+        after += (
+            f"\nRevoked, because its key was made here: {', '.join(made.revoked)}. Once the new kit is installed, hand "
+            f"the list over, in the console: revoke_certificates {path}"
+        )
+    return _reissued([made], fmt, "", after)
 
 
 def _rotate(args: argparse.Namespace, fmt: Format) -> int:
@@ -219,9 +243,9 @@ def _rotate(args: argparse.Namespace, fmt: Format) -> int:
     if args.step == "switch":
         after = "\nOnce all have: fedhelm pki rotate finish"
         return _reissued(
-            lifetimes.switch_root(folder, given), fmt, "every certificate is of the new root already", after
+            rotation.switch_root(folder, given), fmt, "every certificate is of the new root already", after
         )
-    step = lifetimes.begin_rotation if args.step == "begin" else lifetimes.finish_rotation
+    step = rotation.begin_rotation if args.step == "begin" else rotation.finish_rotation
     prod = step(folder, given)
     said = (
         f"{prod}: kits that trust the next root as well. Once all are installed (fedhelm kit install KIT ZIP): "
@@ -235,9 +259,11 @@ def _rotate(args: argparse.Namespace, fmt: Format) -> int:
 def _passphrase(args: argparse.Namespace, fmt: Format) -> int:
     folder = ProjectFolder.open(args.workspace)
     old = _secrets(args, folder).passphrase
-    new = _secret(args.new_passphrase_file, "new passphrase of the root key", twice=True)
-    if new is None:
-        new = ask_secret("new passphrase of the root key", twice=True)
+    what = "new passphrase of the root key"
+    if args.new_passphrase_file in (None, _ASK):
+        new = ask_secret(what, twice=True, least=ROOT_LEAST, option="--new-passphrase-file")
+    else:
+        new = read_secret(args.new_passphrase_file, what, least=ROOT_LEAST)
     files = change_passphrase(folder, old, new)
     said = "".join(f"{path}: encrypted under the new passphrase\n" for path in files)
     return emit({"files": [str(path) for path in files]}, fmt, said.rstrip("\n"))

@@ -53,6 +53,7 @@ class Participant:
         ports: An overseer's one port; a server's fed_learn and admin port.
         enable_byoc: Whether jobs may bring their own code to it.
         resources: What a site has to give to jobs, such as ``{"gpu": [0, 1]}``.
+        own_key: It makes its key itself: no key for it is ever made elsewhere.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Participant:
     ports: tuple[int, ...] = ()
     enable_byoc: bool = False
     resources: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    own_key: bool = False
 
     _PORTS: ClassVar = {"overseer": 1, "server": 2, "site": 0, **dict.fromkeys(ADMIN_ROLES, 0)}
 

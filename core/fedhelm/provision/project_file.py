@@ -73,6 +73,7 @@ class _Entry(_Strict, frozen=True):
     fed_learn_port: int | None = None
     admin_port: int | None = None
     enable_byoc: bool = False
+    own_key: bool = False
     role: str | None = None
     roles: tuple[str, ...] | None = None
     components: _Components = _Components()
@@ -304,6 +305,7 @@ def _participant(entry: _Entry, key: Key, document: Document) -> Participant:
         ports=_ports(entry),
         enable_byoc=entry.enable_byoc,
         resources=resources,
+        own_key=entry.own_key,
     )
     try:
         gpus_of(made)

@@ -15,10 +15,11 @@ from fedhelm.errors import ExitStatus, FedhelmError, NotFound, Refused, UsageErr
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, harmless, table
 from fedhelm.provision.flare import notes_as_lines
 from fedhelm.provision.issued import IssuedCertificate
-from fedhelm.provision.passphrases import ask_secret, read_secret, writing_passwords
+from fedhelm.provision.passphrases import LEAST, ROOT_LEAST, ask_secret, read_secret, writing_passwords
+from fedhelm.provision.plan import Happens, Plan, make_plan
 from fedhelm.provision.project_file import ProjectFile, read_project_file
 from fedhelm.provision.provisioned import ProjectFolder
-from fedhelm.provision.provisioning import Happens, Plan, Secrets, make_plan, provision
+from fedhelm.provision.provisioning import Secrets, provision
 from fedhelm.provision.sample import SAMPLE
 
 __all__ = ["main"]
@@ -97,10 +98,14 @@ def _offer_sample(fmt: Format) -> ExitStatus:
     return emit(None, human=f"project.yml was written. Edit it, then: fedhelm provision -p {_DEFAULT}")
 
 
-def _secret(path: Path | None, what: str, *, twice: bool) -> bytes | None:
+def _secret(path: Path | None, what: str, option: str, *, new: bool, least: int = LEAST) -> bytes | None:
     if path is None:
         return None
-    return ask_secret(what, twice=twice) if path == _ASK else read_secret(path, what)
+    return (
+        ask_secret(what, twice=new, least=least, option=option)
+        if path == _ASK
+        else read_secret(path, what, least=least)
+    )
 
 
 def _found(workspace: Path, project: str) -> ProjectFolder | None:
@@ -112,17 +117,20 @@ def _found(workspace: Path, project: str) -> ProjectFolder | None:
 
 def _secrets(args: argparse.Namespace, folder: ProjectFolder | None, plan: Plan) -> Secrets:
     """Return what the run needs; asks only for what it will use."""
-    if not plan.signs:
+    if folder is not None and not plan.signs:
         return Secrets()
-    passphrase = _secret(args.passphrase_file, "passphrase of the root key", twice=folder is None)
+    what, option, new = "passphrase of the root key", "--passphrase-file", folder is None
+    passphrase = _secret(args.passphrase_file, what, option, new=new, least=ROOT_LEAST if new else LEAST)
     if folder is not None and folder.root_is_encrypted and passphrase is None:
-        passphrase = ask_secret("passphrase of the root key")
+        passphrase = ask_secret(what, option=option)
     if folder is not None and passphrase is not None and not folder.root_is_encrypted:
         raise UsageError(
             f"{folder.state / 'rootCA.key'} is not encrypted, so --passphrase-file opens nothing",
             hint="leave it out; a key is encrypted when it is made",
         )
-    password = None if plan.empty else _secret(args.zip_password_file, "password of the zips", twice=True)
+    password = (
+        None if plan.empty else _secret(args.zip_password_file, "password of the zips", "--zip-password-file", new=True)
+    )
     return Secrets(passphrase, password, args.keep_keys)
 
 
@@ -152,8 +160,9 @@ def _data(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace, 
 
     def row(change: Any) -> dict[str, Any]:
         body = dataclasses.asdict(change) | {"happens": str(change.happens)}
-        del body["cert"]
-        made = not plan.empty and not args.dry_run and change.happens not in (Happens.REMOVED, Happens.REVOKED)
+        del body["cert"], body["again"]
+        left_out = (Happens.REMOVED, Happens.REVOKED, Happens.WAITS)
+        made = not plan.empty and not args.dry_run and change.happens not in left_out
         kit = prod / change.name
         return body | {"kit": str(kit) if made else None, "zip": f"{kit}.zip" if made else None}
 
@@ -198,6 +207,9 @@ def _human(file: ProjectFile, plan: Plan, place: Path, args: argparse.Namespace,
         ]
     else:
         lines += ["Next: hand over the kits that are new; the others' former kits go on as well."]
+    waiting = ", ".join(one.name for one in plan.changes if one.happens is Happens.WAITS)
+    if waiting:
+        lines += [f"No kit yet for {waiting}: fedhelm pki request there, then here fedhelm pki approve."]
     return "\n".join([*lines, *_hand_over(plan, place, args)])
 
 

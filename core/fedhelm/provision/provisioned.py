@@ -78,7 +78,8 @@ class ProjectFolder:
             body = parse_plain(file.read_bytes())
             good = _is_project(body)
         except FileNotFoundError:
-            hint = "fedhelm provision -p project.yml makes it"
+            inside = next((one.parent.parent for one in sorted(path.glob("*/state/project.json"))), None)
+            hint = "fedhelm provision -p project.yml makes it" if inside is None else f"it is in {inside}: -w {inside}"
             raise NotFound(f"{path}: no provisioned project: it has no state/project.json", hint=hint) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise KitError(f"{file}: cannot be read: {error}") from error
@@ -341,6 +342,10 @@ class ProjectFolder:
         """Keep a participant's private key, which the caller has encrypted where the root's is."""
         (self.state / "keys").mkdir(mode=0o700, exist_ok=True)
         atomic_write(self.state / "keys" / f"{name}.key", pem, mode=0o600)
+
+    def forget_key(self, name: str) -> None:
+        """Remove a key that was kept, if one was: its participant has another now that only it knows."""
+        (self.state / "keys" / f"{name}.key").unlink(missing_ok=True)
 
     # -- a run
 

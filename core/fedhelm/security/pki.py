@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -16,15 +18,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.errors import BadCertificate, BadInput, KitError
 from fedhelm.security.identity import uri_of
+from fedhelm.security.key_encryption import encrypted_pem
 
 __all__ = [
     "CertificateAuthority",
     "Issued",
+    "as_fingerprint",
     "key_to_pem",
     "load_certificate",
     "load_key",
     "load_roots",
     "new_key",
+    "public_key_sha256",
     "serial_of",
     "sign",
     "verify",
@@ -54,10 +59,10 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 def key_to_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
     """Return the key as PKCS8 PEM, encrypted under the passphrase where one is given."""
-    encryption: serialization.KeySerializationEncryption = (
-        serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    )
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    plain, pkcs8 = serialization.NoEncryption(), serialization.PrivateFormat.PKCS8
+    if passphrase:
+        return encrypted_pem(key.private_bytes(serialization.Encoding.DER, pkcs8, plain), passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, pkcs8, plain)
 
 
 def serial_of(certificate: x509.Certificate) -> str:
@@ -190,7 +195,7 @@ class CertificateAuthority:
         """Return the root's private key, PEM: to be written with mode 0600 and to no kit.
 
         Args:
-            passphrase: encrypts it (PKCS8, what the library holds best); plain without one.
+            passphrase: encrypts it (see :mod:`fedhelm.security.key_encryption`); plain without one.
         """
         return key_to_pem(self._key, passphrase)
 
@@ -319,6 +324,20 @@ def load_key(pem: bytes, what: str, passphrase: bytes | None = None) -> ec.Ellip
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise KitError(f"{what}: not an ECDSA key")
     return key
+
+
+def public_key_sha256(key: ec.EllipticCurvePublicKey) -> str:
+    """Return the SHA-256 of a public key (DER, SubjectPublicKeyInfo), hex: what two people compare.
+
+    ``openssl pkey -in FILE.key -pubout -outform DER | sha256sum`` prints the same.
+    """
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
+
+
+def as_fingerprint(text: str) -> str:
+    """Return what somebody copied as :func:`public_key_sha256` writes it: without colons and blanks, lower case."""
+    return re.sub(r"[\s:]", "", text.lower()).removeprefix("sha256")
 
 
 def sign(key_path: Path, data: bytes) -> bytes:

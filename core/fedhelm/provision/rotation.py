@@ -1,0 +1,148 @@
+"""The root of a project is rotated, in three steps, with nothing stopped: begin, switch, finish.
+
+Each ends in kits: a new ``prod_NN``, to be handed over and installed by all before the next step.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from fedhelm.clock import Clock, SystemClock, iso
+from fedhelm.errors import Refused
+from fedhelm.process import atomic_write
+from fedhelm.provision.lifetimes import Reissued, renew
+from fedhelm.provision.project_file import read_project_file
+from fedhelm.provision.provisioned import ProjectFolder
+from fedhelm.provision.provisioning import Secrets, provision
+from fedhelm.security.pki import CertificateAuthority, load_certificate, load_key, load_roots
+from fedhelm.security.trust import issuer_of
+
+__all__ = ["begin_rotation", "finish_rotation", "switch_root"]
+
+_NEXT: Final = ("rootCA.next.pem", "rootCA.next.key")
+
+
+def _stage(folder: ProjectFolder) -> str:
+    """Return ``none``, ``begun`` or ``switched``."""
+    if (folder.state / _NEXT[0]).is_file():
+        return "begun"
+    return "switched" if len(load_roots(folder.trust.read_bytes(), str(folder.trust))) == 2 else "none"
+
+
+def _write_all(folder: ProjectFolder, given: Secrets, clock: Clock) -> Path:
+    """Write everybody's kit anew where the roots in it have changed."""
+    file = read_project_file(folder.project_file)
+    provision(file.project, file.source, folder.root.parent, given, clock=clock)
+    return ProjectFolder.open(folder.root).prods[-1]
+
+
+def _check_place(folder: ProjectFolder) -> None:
+    if folder.root.name != folder.project:
+        raise Refused(f"{folder.root} is not called {folder.project}, as its project is", hint="rename it back")
+
+
+def begin_rotation(folder: ProjectFolder, given: Secrets, *, clock: Clock | None = None) -> Path:
+    """Make the next root and let everybody trust it as well; the present one goes on signing.
+
+    Run again, it goes on where it was broken off.
+
+    Returns:
+        The ``prod_NN`` with everybody's kits. Once all are installed: :func:`switch_root`.
+
+    Raises:
+        Refused: the root was switched already.
+        KitError: the root key's passphrase is missing or wrong, or the state is damaged.
+    """
+    clock = clock or SystemClock()
+    _check_place(folder)
+    with folder.locked():
+        if _stage(folder) == "switched":
+            raise Refused("the root was switched already", hint="fedhelm pki rotate finish")
+        authority = folder.authority(given.passphrase, clock=clock)
+        pem, key = (folder.state / name for name in _NEXT)
+        if not pem.is_file():
+            new = CertificateAuthority.create(folder.project, clock=clock)
+            atomic_write(key, new.key_pem(given.passphrase))
+            atomic_write(pem, new.signing_pem, mode=0o644)
+        atomic_write(folder.trust, authority.trusting(pem.read_bytes()).cert_pem, mode=0o644)
+    return _write_all(folder, given, clock)
+
+
+def switch_root(folder: ProjectFolder, given: Secrets, *, clock: Clock | None = None) -> list[Reissued]:
+    """Let the next root sign from now on, and issue everybody's certificate anew; the former one is trusted still.
+
+    The former key is destroyed. A participant that has not installed the kit of :func:`begin_rotation` cannot take the
+    next one in place: it is set up anew. Run again, this goes on where it was broken off.
+
+    Returns:
+        The kits. Once all are installed: :func:`finish_rotation`.
+
+    Raises:
+        Refused: no rotation was begun.
+        KitError: the root key's passphrase is missing or wrong, or the state is damaged.
+    """
+    clock = clock or SystemClock()
+    with folder.locked():
+        stage = _stage(folder)
+        if stage == "none":
+            raise Refused("no rotation was begun", hint="fedhelm pki rotate begin")
+        if stage == "begun":
+            _take_next(folder, given, clock)
+        names = _of_former_root(folder, folder.authority(given.passphrase, clock=clock), clock.utcnow())
+        return renew(folder, names, given, clock=clock) if names else []
+
+
+def _take_next(folder: ProjectFolder, given: Secrets, clock: Clock) -> None:
+    """Make the next root the one that signs: its key first, since of two certificates the key's own one signs."""
+    pem, key = (folder.state / name for name in _NEXT)
+    new = key.read_bytes()
+    load_key(new, str(key), given.passphrase)
+    atomic_write(folder.state / "rootCA.key", new)
+    authority = folder.authority(given.passphrase, clock=clock)
+    atomic_write(folder.trust, authority.cert_pem, mode=0o644)
+    if folder.revocations() is not None:
+        listed = folder.revocation_list().with_revoked((), iso(clock.utcnow()))
+        folder.write_revocations(listed.to_bytes(authority))
+    pem.unlink()
+    key.unlink()
+
+
+def _of_former_root(folder: ProjectFolder, authority: CertificateAuthority, now: datetime) -> list[str]:
+    """Return the participants of the project whose newest certificate is of another root than the signing one."""
+    roots = (load_certificate(authority.signing_pem, "root certificate"),)
+    found = []
+    for one in read_project_file(folder.project_file).project.participants:
+        mine = folder.current(one.name)
+        if mine is None or mine.expired(now):
+            continue
+        if issuer_of(load_certificate(mine.cert_pem.encode(), one.name), roots) is None:
+            found.append(one.name)
+    return found
+
+
+def finish_rotation(folder: ProjectFolder, given: Secrets, *, clock: Clock | None = None) -> Path:
+    """Let nobody trust the former root any more.
+
+    Returns:
+        The ``prod_NN`` with everybody's kits.
+
+    Raises:
+        Refused: the root was not switched, or somebody's certificate is of the former root.
+        KitError: the root key's passphrase is missing or wrong, or the state is damaged.
+    """
+    clock = clock or SystemClock()
+    _check_place(folder)
+    with folder.locked():
+        stage = _stage(folder)
+        if stage == "begun":
+            raise Refused("the root was not switched yet", hint="fedhelm pki rotate switch")
+        if stage == "none":
+            raise Refused("no rotation is on its way", hint="fedhelm pki rotate begin")
+        authority = folder.authority(given.passphrase, clock=clock)
+        if names := _of_former_root(folder, authority, clock.utcnow()):
+            raise Refused(f"the former root issued the certificates of {', '.join(names)}", hint="fedhelm pki renew")
+        atomic_write(folder.trust, authority.signing_pem, mode=0o644)
+        (folder.state / _NEXT[1]).unlink(missing_ok=True)  # a switch that was broken off at its very end left it
+    return _write_all(folder, given, clock)
