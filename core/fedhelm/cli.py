@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 
@@ -29,6 +30,11 @@ _SUMMARIES = {
     "restore": "put a backup back",
     "failover": "make a standby lead when every overseer is lost",
 }
+
+_PRIVATE = frozenset(
+    {"overseer", "server", "client", "console", "poc", "demo", "fsck", "backup", "restore", "failover"}
+)
+"""Commands that write a participant's files: logs, leases, jobs, results. `provision` and `pki` give each its mode."""
 
 
 def _commands() -> dict[str, EntryPoint]:
@@ -61,6 +67,8 @@ def main(argv: list[str]) -> int:
 def run() -> None:
     """Entry point of the installed command; Ctrl-C before the subcommand has taken over is told like any other."""
     argv = sys.argv[1:]
+    if argv and argv[0] in _PRIVATE:
+        os.umask(0o077)  # of all processes below as well; what is made is for this user alone
     try:
         status = main(argv)
     except KeyboardInterrupt:

@@ -371,3 +371,17 @@ def test_the_command_loads_only_the_subcommand_that_is_used():
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     subprocess.run([sys.executable, "-c", program], env=env, check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(("command", "mask"), [("server", 0o077), ("console", 0o077), ("provision", 0o022)])
+def test_what_a_participant_writes_is_for_its_user_alone(command, mask):
+    program = (
+        "import os, sys; from fedhelm.cli import run\n"
+        "try: run()\nexcept SystemExit: sys.stdout.write(f'\\n{os.umask(0):03o}')"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, command, "-h"],
+        env=env, check=True, timeout=60, capture_output=True, text=True, umask=0o022,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == f"{mask:03o}"

@@ -151,7 +151,7 @@ def spawn(kit: Kit, program: Sequence[str] = PROGRAM) -> Launched:
         raise AlreadyRunning(f"{kit.name} is running already, pid {pid}", hint=f"{kit.startup}/stop_fl.sh stops it")
     _spawned[:] = [one for one in _spawned if one.poll() is None]
     try:
-        with kit.log_file.open("ab") as log:
+        with open(kit.log_file, "ab", opener=_private) as log:
             offset = log.tell()
             process = subprocess.Popen(
                 [*program, command, "--kit", str(kit.root)],
@@ -166,6 +166,10 @@ def spawn(kit: Kit, program: Sequence[str] = PROGRAM) -> Launched:
         raise KitError(f"{kit.log_file}: {error.strerror}") from error
     _spawned.append(process)
     return Launched(kit, process, offset)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def background(kit_root: Path, command: str | None = None) -> int:
@@ -333,4 +337,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # as `fedhelm overseer` and the others do
     sys.exit(main(sys.argv[1:]))
