@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
 
 def _foreground(root: Path) -> int:
     from fedhelm.config.log_levels import apply_levels
+    from fedhelm.config.site_settings import read_site_settings
     from fedhelm.log import setup
     from fedhelm.security.audit_start import read_audit_settings
     from fedhelm.security.gates import read_policy
@@ -55,6 +56,7 @@ def _foreground(root: Path) -> int:
     kit = open_kit(root, role="site", remember=True)
     read_policy(kit.root)  # here, as the next ones: a mistake in a file of its own keeps a site from starting
     read_audit_settings(kit.local)
+    read_site_settings(kit.local)
     check_privacy(kit)
     lock = ParticipantLock(kit.run)
     lock.acquire()

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedhelm.config.site_settings import read_site_settings
 from fedhelm.errors import ProtocolError
 from fedhelm.local.channel import Channel
 from fedhelm.process import atomic_write, child_env
 from fedhelm.tasks import spawn
+from fedhelm_client.script_environment import script_environment
 from fedhelm_client.tree import end_all
 
 __all__ = ["Ended", "JobPlan", "JobProcess", "end_strays", "failure_of"]
@@ -118,8 +120,11 @@ class JobProcess:
         """Start the nanny and have it start the job process.
 
         Raises:
+            BadInput: a mistake in the site's ``local/site.json``.
             OSError: no process can be started.
         """
+        more = await asyncio.to_thread(read_site_settings, self._kit_root / "local")
+        environ = script_environment(os.environ, more.environment)  # the nanny's too: its child inherits it
         atomic_write(plan_file, plan.to_bytes(), sync=False)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -129,7 +134,7 @@ class JobProcess:
                 # From the main thread: the kernel's parent-death signal fires when the spawning thread ends.
                 self._process = await asyncio.create_subprocess_exec(
                     *command,
-                    env=child_env(self._kit_root, "nanny", {**os.environ, "FEDHELM_JOB": self._job}),
+                    env=child_env(self._kit_root, "nanny", {**environ, "FEDHELM_JOB": self._job}),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedhelm.errors import BadInput
 from fedhelm.process import marked_processes, set_subreaper
 from fedhelm_client.job_process import JobPlan, JobProcess, failure_of
 from fedhelm_client.nanny import LineCutter
@@ -62,6 +63,10 @@ def alive(pid):
         return False
 
 
+def environment_of(pid):
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 async def test_a_script_runs_as_main_in_its_work_folder_with_its_app_on_the_path(job):
     (job.root / "app").mkdir(exist_ok=True)
     (job.root / "app" / "model.py").write_text("NAME = 'net'")
@@ -77,6 +82,31 @@ async def test_a_script_runs_as_main_in_its_work_folder_with_its_app_on_the_path
     expected = f"net {job.root}/work x job ['{job.root}/app/train.py']"
     assert job.lines == [expected]
     assert (job.root / "log.txt").read_text() == expected + "\n"
+
+
+async def test_of_the_agent_s_environment_a_script_gets_what_it_needs_and_what_the_site_names(job, monkeypatch):
+    monkeypatch.setenv("SITE_DB_PASSWORD", "hunter2")
+    monkeypatch.setenv("DATA_ROOT", "/data")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (job.root / "local").mkdir()
+    (job.root / "local" / "site.json").write_text('{"environment": ["DATA_ROOT"]}')
+    await job.start(
+        "import os\n"
+        "assert 'hunter2' not in str(os.environ)\n"
+        "print(*map(os.environ.get, ('DATA_ROOT', 'OMP_NUM_THREADS', 'SITE_DB_PASSWORD', 'FEDHELM_JOB', 'FEDHELM_KIT')))"
+    )
+    assert b"hunter2" not in environment_of(job.process.pid)
+    ended = await job.end()
+    assert (ended.status, ended.traceback) == (0, "")
+    assert job.lines == [f"/data 1 None a23456723456 {job.root}"]
+
+
+async def test_a_mistake_in_the_site_s_settings_starts_nothing(job):
+    (job.root / "local").mkdir()
+    (job.root / "local" / "site.json").write_text('{"environment": 7}')
+    with pytest.raises(BadInput, match=r"site.json:1:2: environment: a list of names is needed"):
+        await job.start("pass")
+    assert job.process.pid is None
 
 
 async def test_an_exception_is_reported_with_the_script_s_own_frames(job):
