@@ -1,16 +1,23 @@
-"""uvicorn's server as an overseer runs it: signals are the service's, and a handshake has to end soon."""
+"""uvicorn's server as an overseer runs it: signals are the service's, and a handshake has to end soon.
+
+Connections are accepted here, so that the log can say whom TLS refused: asyncio's own server drops them in silence.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import uvicorn
 
+from fedhelm.clock import Clock, SystemClock
 from fedhelm.tasks import cancel, spawn
+from fedhelm_overseer.refusals import Refusals, reason_of
 
 __all__ = ["HANDSHAKE_S", "HttpsServer"]
 
@@ -19,6 +26,10 @@ HANDSHAKE_S: Final = 10.0
 
 _CLOSE_S: Final = 2.0
 _CUT_S: Final = 0.05
+_PAUSE_S: Final = 1.0
+"""How long nobody is accepted after that failed: too many open files, say."""
+
+_log = logging.getLogger("fedhelm.overseer")
 
 
 class HttpsServer(uvicorn.Server):
@@ -28,12 +39,23 @@ class HttpsServer(uvicorn.Server):
         config: uvicorn's, with TLS.
         opened: called once it serves.
         closing: called when it is to end: open streams and long polls have to end first.
+        clock: for the pace of the log.
     """
 
-    def __init__(self, config: uvicorn.Config, opened: Callable[[], None], closing: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        opened: Callable[[], None],
+        closing: Callable[[], None],
+        clock: Clock | None = None,
+    ) -> None:
         super().__init__(config)
         self._opened = opened
         self._closing = closing
+        self._clock = clock or SystemClock()
+        self._refusals = Refusals()
+        self._doors: list[asyncio.Task[None]] = []
+        self._arriving: set[asyncio.Task[None]] = set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -42,19 +64,41 @@ class HttpsServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve, then say so."""
-        await super().startup([])  # uvicorn has no option for the time of a handshake: the ports are opened here
-        loop, config = asyncio.get_running_loop(), self.config
-        for listening in sockets or ():
-            server = await loop.create_server(
+        await super().startup([])  # uvicorn has no option for the time of a handshake: connections are accepted here
+        self._doors = [spawn(self._accept(listening), "accept connections") for listening in sockets or ()]
+        self._opened()
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except ConnectionError:  # gone already
+                continue
+            except OSError as error:
+                _log.error("no connection can be accepted: %s", error.strerror or error)
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            task = spawn(self._welcome(connection, str(address[0])), "handshake")
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+            await asyncio.sleep(0)  # those who are in have their turn, however many knock
+
+    async def _welcome(self, connection: socket.socket, address: str) -> None:
+        """Shake hands; what comes of it belongs to the connection's protocol."""
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
                 self._connection,
-                sock=listening,
-                ssl=config.ssl,
-                backlog=config.backlog,
+                connection,
+                ssl=self.config.ssl,
                 ssl_handshake_timeout=HANDSHAKE_S,
                 ssl_shutdown_timeout=_CLOSE_S,
             )
-            self.servers.append(server)
-        self._opened()
+        except ssl.SSLError as error:
+            if line := self._refusals.take(address, reason_of(error), self._clock.boottime()):
+                _log.warning("%s", line)
+        except OSError:  # it left, or took too long
+            return
 
     def _connection(self) -> asyncio.Protocol:
         made = self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -66,6 +110,7 @@ class HttpsServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End streams and long polls, then the connections."""
         self._closing()
+        await cancel(*self._doors, *self._arriving)
         cut = spawn(self._cut_idle(), "cut idle connections")
         await super().shutdown(sockets)
         await cancel(cut)

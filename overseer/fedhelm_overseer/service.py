@@ -156,7 +156,7 @@ class Service:
             h11_max_incomplete_event_size=_MAX_HEAD,
             ssl_context_factory=lambda _config, _default: self._context,
         )
-        self._server = HttpsServer(config, self._served, self._end_streams)
+        self._server = HttpsServer(config, self._served, self._end_streams, self._clock)
 
     @property
     def desk(self) -> Desk | None:

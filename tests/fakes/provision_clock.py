@@ -22,10 +22,14 @@ class FixedClock:
 
 
 class ShiftedClock(SystemClock):
-    """The machine's own, whose wall clock is ahead."""
+    """The machine's own, whose wall clock is ahead, or whose boot time."""
 
     def __init__(self, **ahead: float) -> None:
         self.ahead = timedelta(**ahead)
+        self.boot = 0.0
+
+    def boottime(self) -> float:
+        return super().boottime() + self.boot
 
     def utcnow(self) -> datetime:
         return super().utcnow() + self.ahead

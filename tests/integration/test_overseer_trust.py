@@ -24,6 +24,7 @@ from fedhelm.tasks import spawn
 from fedhelm.wire.overseer_api import OperateRequest
 from fedhelm.wire.overseer_client import OverseerClient
 from fedhelm.wire.overseer_console import OverseerConsoleClient
+from fedhelm_overseer.refusals import EVERY_S
 from fedhelm_overseer.service import Service, listen
 from fedhelm_overseer.tls_protocol import ClientCertificateProtocol
 from tests.fakes.provision_clock import ShiftedClock
@@ -267,6 +268,48 @@ async def test_a_clock_that_differs_from_an_overseers_is_found_before_the_start(
     assert clock.said.endswith(said)
     assert answer in overseer.said
     assert overseer.level == ("ok" if answer == " answers" else "fail")
+
+
+async def test_whom_tls_refuses_is_in_the_log_with_address_and_reason(running, caplog):
+    stranger = CertificateAuthority.create("poc").issue("site", "site-1", "x")
+    expired = running.authority.issue("site", "site-1", "x", start=SystemClock().utcnow() - timedelta(days=400))
+
+    def context(name, issued):
+        made = ssl.create_default_context(cafile=running.kits["site-1"].ca)
+        if issued is not None:
+            (running.kits["site-1"].root / f"{name}.pem").write_bytes(issued.cert + issued.key)
+            made.load_cert_chain(running.kits["site-1"].root / f"{name}.pem")
+        return made
+
+    def knock(made, said=b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"):
+        with (
+            contextlib.suppress(ConnectionError, ssl.SSLError),
+            socket.create_connection(("127.0.0.1", running.port), timeout=30) as plain,
+        ):
+            if made is None:
+                plain.sendall(said)
+                return plain.recv(65536)
+            with made.wrap_socket(plain, server_hostname="overseer") as tls:
+                tls.sendall(said)
+                return tls.recv(65536)
+        return b""
+
+    def refused():
+        return [record.getMessage() for record in caplog.records if "TLS refused" in record.getMessage()]
+
+    for number, (name, issued) in enumerate(
+        (("nobody", None), ("stranger", stranger), ("expired", expired), ("", None))
+    ):
+        assert await off_loop(knock, context(name, issued) if name else None) == b""
+        await eventually(lambda number=number: len(refused()) > number)
+        running.clock.boot += EVERY_S
+    assert refused() == [
+        "TLS refused 127.0.0.1: peer did not return a certificate",
+        "TLS refused 127.0.0.1: unable to get local issuer certificate",
+        "TLS refused 127.0.0.1: certificate has expired",
+        "TLS refused 127.0.0.1: http request",
+    ]
+    assert (await off_loop(knock, client_context(running.kits["site-1"]))).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nhost: a\r\n", None])

@@ -18,6 +18,7 @@ from fedhelm_overseer.app import create_app
 from fedhelm_overseer.desk import Desk
 from fedhelm_overseer.front import Front
 from fedhelm_overseer.lease import StoreAway
+from fedhelm_overseer.refusals import EVERY_S, MOST, Refusals
 from tests.fakes.overseer_clock import FakeClock
 from tests.fakes.overseer_store import MemoryLeaseStore
 from tests.fakes.provision_clock import FixedClock
@@ -250,3 +251,26 @@ async def test_what_the_database_says_is_for_the_log(office, caplog):
         assert answer.message == "the lease store does not answer"
     said = [record.getMessage() for record in caplog.records if "10.0.0.5" in record.getMessage()]
     assert len(said) == 1
+
+
+# -- whom TLS refused -------------------------------------------------------------------------------------------------
+
+
+def test_an_address_that_knocks_for_ever_has_one_line_a_minute_with_the_count():
+    refusals = Refusals()
+    said = [refusals.take("192.0.2.7", "certificate has expired", 1000.0 + second) for second in range(121)]
+    assert [line for line in said if line] == [
+        "TLS refused 192.0.2.7: certificate has expired",
+        "TLS refused 192.0.2.7: certificate has expired; and 59 more since the line before",
+        "TLS refused 192.0.2.7: certificate has expired; and 59 more since the line before",
+    ]
+
+
+def test_a_thousand_addresses_have_no_thousand_lines():
+    refusals = Refusals()
+    first = [refusals.take(f"2001:db8::{number:x}", "http request", 1000.0) for number in range(1000)]
+    said = [line for line in first if line]
+    assert len(said) == MOST + 1
+    assert said[-1] == "TLS refused other addresses: http request"
+    later = 1000.0 + EVERY_S
+    assert refusals.take("192.0.2.7", "http request", later) == "TLS refused 192.0.2.7: http request"
