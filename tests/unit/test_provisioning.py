@@ -124,7 +124,7 @@ def test_a_zip_is_the_kit_with_the_modes_of_its_files(tool):
 
 
 def test_a_second_run_changes_nothing_and_needs_no_passphrase(tool):
-    first = tool(TEXT, "--passphrase-file", tool.secret("root", "open sesame"))
+    first = tool(TEXT, "--passphrase-file", tool.secret("root", "open sesame, please"))
     before = snapshot(tool.root)
     again = tool()
     assert (again["changed"], again["prod"], set(happens(again).values())) == (False, None, {"same"})
@@ -167,7 +167,7 @@ def test_a_dry_run_says_what_would_change_and_writes_nothing(tool):
     data = tool(TEXT, "--dry-run")
     assert (data["dry_run"], data["prod"]) == (True, "prod_00")
     assert not (tool.folder / "workspace").exists()
-    tool(TEXT, "--passphrase-file", tool.secret("root", "open sesame"))
+    tool(TEXT, "--passphrase-file", tool.secret("root", "open sesame, please"))
     before = snapshot(tool.root)
     data = tool(TEXT + SITE, "--dry-run")
     assert (happens(data)["site-2"], data["prod"], data["participants"][0]["kit"]) == ("new", "prod_01", None)
@@ -219,22 +219,22 @@ def test_a_key_that_is_nowhere_any_more_is_left_out_of_the_new_kit(tool):
 
 
 def test_kept_keys_are_encrypted_as_the_roots_and_used_again(tool):
-    passphrase = tool.secret("root", "open sesame")
+    passphrase = tool.secret("root", "open sesame, please")
     tool(TEXT, "--keep-keys", "--passphrase-file", passphrase)
     kept = tool.root / "state" / "keys" / "site-1.key"
     key = tool.kit("site-1").key.read_bytes()
     assert b"ENCRYPTED" in kept.read_bytes()
-    assert load_key(kept.read_bytes(), "x", b"open sesame").public_key() == load_key(key, "x").public_key()
+    assert load_key(kept.read_bytes(), "x", b"open sesame, please").public_key() == load_key(key, "x").public_key()
     shutil.rmtree(tool.root / "prod_00")
     tool(TEXT + SITE, "--passphrase-file", passphrase)
     assert tool.kit("site-1", 1).key.read_bytes() == key
 
 
 def test_the_root_key_does_not_open_without_its_passphrase(tool):
-    tool(TEXT, "--passphrase-file", tool.secret("root", "open sesame"))
+    tool(TEXT, "--passphrase-file", tool.secret("root", "open sesame, please"))
     before = snapshot(tool.root)
     assert "no terminal to ask on" in tool(TEXT + SITE, status=2)["message"]
-    wrong = tool(TEXT + SITE, "--passphrase-file", tool.secret("wrong", "open barley"), status=4)
+    wrong = tool(TEXT + SITE, "--passphrase-file", tool.secret("wrong", "open barley, please"), status=4)
     assert "passphrase is wrong" in wrong["message"]
     assert "barley" not in json.dumps(wrong)
     assert snapshot(tool.root) == before
@@ -258,7 +258,7 @@ def test_a_zip_with_a_password_does_not_open_without_it(tool):
 
 @pytest.mark.parametrize(
     ("text", "mode", "message"),
-    [("open sesame", 0o640, "can be read by others"), ("short", 0o600, "less than 8 characters"), ("", 0o600, "less")],
+    [("open sesame, please", 0o640, "can be read by others"), ("short", 0o600, "less than "), ("", 0o600, "less")],
 )
 def test_a_file_that_is_no_secret_is_refused_before_anything_is_written(tool, text, mode, message):
     for option in ("--passphrase-file", "--zip-password-file"):
