@@ -12,8 +12,9 @@ from email.utils import format_datetime
 from typing import Any, Final, Protocol
 
 from fedhelm.clock import Clock, SystemClock
-from fedhelm.errors import BadCertificate, NotAuthorised
+from fedhelm.errors import AuditUnavailable, BadCertificate, NotAuthorised
 from fedhelm.security.audit import AuditTrail
+from fedhelm.security.audit_commands import check_command, write_command
 from fedhelm.security.audit_lines import Entry
 from fedhelm.security.audit_start import entry_of
 from fedhelm.security.authorization import Object, Policy
@@ -44,6 +45,8 @@ class Revoked(Protocol):
 
 class Edge:
     """The outermost layer: identity, validity, revocation, both gates; and the audit line after it.
+
+    A command is refused while its line cannot be written, and answered once it is.
 
     Args:
         app: the layers within. In the request's state they find the caller's ``standing`` and ``passage``, None where
@@ -94,14 +97,24 @@ class Edge:
             status = 401 if isinstance(error, BadCertificate) else 403
             await answer(status, error, close=True)(scope, receive, told)
             return
-        try:
+        passage: Passage | None = state["passage"]
+        if passage is None:
             await self._app(scope, receive, told)
+            return
+        try:
+            await check_command(self._trail, passage)
+        except AuditUnavailable as error:
+            self._write(passage.entry(error))
+            await answer(503, error, close=True)(scope, receive, told)
+            return
+        confirmed = _Confirmed(self._trail, passage, scope, receive, told)
+        try:
+            await self._app(scope, receive, confirmed)
         except Exception as error:
             state["error"] = error
             raise
         finally:
-            passage: Passage | None = state["passage"]
-            if passage is not None:
+            if not confirmed.written:
                 self._write(passage.entry(state.get("error")))
 
     def _admit(self, scope: Scope, revocations: Revoked, name: str | None, parts: Mapping[str, str]) -> None:
@@ -131,6 +144,29 @@ class Edge:
     def _write(self, entry: Entry | None) -> None:
         if self._trail is not None and entry is not None:
             self._trail.note(entry)
+
+
+class _Confirmed:
+    """Sends an answer on; that of a command which was carried out, once its line is in the audit file."""
+
+    def __init__(self, trail: AuditTrail | None, passage: Passage, scope: Scope, receive: Receive, send: Send) -> None:
+        self._trail, self._passage = trail, passage
+        self._scope, self._receive, self._send = scope, receive, send
+        self._instead = False
+        self.written = False
+        """Whether the audit file has the line, or gets it yet."""
+
+    async def __call__(self, message: Message) -> None:
+        if self._instead:
+            return
+        if message["type"] == "http.response.start" and message["status"] < 400:
+            try:
+                self.written = await write_command(self._trail, self._passage)
+            except AuditUnavailable as error:
+                self.written = self._instead = True
+                await answer(503, error)(self._scope, self._receive, self._send)
+                return
+        await self._send(message)
 
 
 def _route(scope: Scope) -> tuple[str | None, Mapping[str, str]]:

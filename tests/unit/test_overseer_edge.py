@@ -274,3 +274,52 @@ def test_a_thousand_addresses_have_no_thousand_lines():
     assert said[-1] == "TLS refused other addresses: http request"
     later = 1000.0 + EVERY_S
     assert refusals.take("192.0.2.7", "http request", later) == "TLS refused 192.0.2.7: http request"
+
+
+# -- the audit file's disk ---------------------------------------------------------------------------------------------
+
+
+class Broken:
+    """Where the audit file was, something stands that cannot be written."""
+
+    def __init__(self, path):
+        self.path, self.kept = path, path.with_name("kept")
+
+    def begin(self):
+        self.path.rename(self.kept)
+        self.path.mkdir()
+
+    def end(self):
+        self.path.rmdir()
+        self.kept.rename(self.path)
+
+
+async def test_a_command_is_refused_while_no_line_can_be_written_and_leases_and_looks_are_not(office):
+    await office.ask(ADMIN, "POST", "/api/v1/failover/pause", PAUSE)
+    disk = Broken(office.audit)
+    disk.begin()
+    resume = json.dumps({"request_id": "r2"}).encode()
+    for _ in range(2):
+        refused = await office.ask(ADMIN, "POST", "/api/v1/failover/resume", resume)
+        assert refused.told == (503, "AUDIT_UNAVAILABLE")
+        assert refused.message.startswith("refused: its line cannot be written to the audit file: ")
+        assert not refused.read
+    assert office.desk.admins.system().paused
+    assert (await office.ask(ADMIN, "GET", "/api/v1/system")).status == 200
+    assert (await office.ask("server1", "GET", "/api/v1/lease")).status == 200
+    disk.end()
+
+
+async def test_a_command_is_not_confirmed_before_its_line_is_written(office):
+    disk, pause = Broken(office.audit), office.desk.admins.pause
+
+    def pause_and_break(*args):
+        disk.begin()
+        return pause(*args)
+
+    office.desk.admins.pause = pause_and_break
+    told = await office.ask(ADMIN, "POST", "/api/v1/failover/pause", PAUSE)
+    assert told.told == (503, "AUDIT_UNAVAILABLE")
+    assert told.message.startswith("carried out, but its line is not in the audit file yet: ")
+    assert office.desk.admins.system().paused
+    disk.end()

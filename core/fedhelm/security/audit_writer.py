@@ -216,7 +216,6 @@ class AuditFile:
 
     def _move(self, why: str) -> None:
         known = self.last
-        _log.error("%s: %s", self.path, why)
         if not self._in_place():
             try:
                 new = self._open()
@@ -224,6 +223,7 @@ class AuditFile:
                 raise OSError(errno.EAGAIN, error.message) from None
             os.close(self._fd)
             self._fd = new
+        _log.error("%s: %s", self.path, why)
         self._go_on(known, why)
 
     def _in_place(self) -> bool:
