@@ -46,6 +46,17 @@ def test_a_zip_becomes_the_kit_that_it_was_made_of(kits, folder, capsys, name):
     assert {path.name for path in folder.iterdir()} == {"kit.zip", name}
 
 
+def test_a_person_is_told_that_the_zip_is_as_secret_as_the_kit(kits, folder, capsys):
+    write_zip(kits["site-1"].root, folder / "kit.zip")
+    assert main(["unpack", "kit.zip"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"site-1: its kit is in {folder / 'site-1'}",
+        "kit.zip may hold the same private key: delete it, or keep it where no job's script can read it",
+    ]
+    assert main(["unpack", str(kits["server1"].root)]) == 0
+    assert "delete it" not in capsys.readouterr().out, "a folder that is a kit in use, perhaps"
+
+
 def test_an_encrypted_zip_needs_its_password(kits, folder, capsys):
     write_zip(kits["site-1"].root, folder / "kit.zip", b"correct horse")
     (folder / "pass").write_text("wrong horse\n")

@@ -233,9 +233,8 @@ def main(argv: list[str]) -> int:
         args = _parser().parse_args(argv)
         if args.command == "unpack":
             kit = unpack(args.source, args.workspace, _password(args))
-            return emit(
-                {"kit": str(kit.root), "name": kit.name, "role": kit.role}, fmt, f"{kit.name}: its kit is in {kit.root}"
-            )
+            said = f"{kit.name}: its kit is in {kit.root}{_about(args.source, kit)}"
+            return emit({"kit": str(kit.root), "name": kit.name, "role": kit.role}, fmt, said)
         done = install(args.kit, args.source, password=_password(args), key=args.key)
         data = {
             "kit": str(done.kit.root),
@@ -249,9 +248,16 @@ def main(argv: list[str]) -> int:
             if done.changed
             else f"{done.kit.name}: version {done.after} of its kit is in {done.kit.root} already"
         )
-        return emit(data, fmt, said)
+        return emit(data, fmt, said + _about(args.source, done.kit))
 
     return guarded(body, fmt)
+
+
+def _about(source: Path, kit: Kit) -> str:
+    """Return a line about what stays behind, for a person; nothing where that is not secret."""
+    if source.is_dir() or not kit.key.exists():
+        return ""
+    return f"\n{source} may hold the same private key: delete it, or keep it where no job's script can read it"
 
 
 if __name__ == "__main__":
