@@ -163,6 +163,7 @@ def test_a_kit_whose_own_key_was_not_put_in_yet(kits, authority, capsys):
         ("server1", "log.config", "fedhelm = INFO\n", "log.config:1: [levels] is missing"),
         ("site-1", "log.config", "[levels]\nfedhelm = LOUD\n", "log.config: fedhelm: 'LOUD' is not one of"),
         ("server1", "server.json", '{"metrics_port": 0}', "server.json: metrics_port is 0"),
+        ("site-1", "site.json", '{"environment": "HOME"}', "site.json:1:2: environment: a list of names is needed"),
     ],
 )
 def test_settings_of_its_own_that_stop_the_start(kits, name, file, text, said):

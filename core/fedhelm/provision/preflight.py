@@ -22,6 +22,7 @@ from fedhelm.clock import Clock, SystemClock
 from fedhelm.config.kit import ADMIN_ROLES, Kit, OverseerAddress, ServerAddress, read_kit
 from fedhelm.config.log_levels import LOG_CONFIG, levels_of
 from fedhelm.config.server_settings import SETTINGS_FILE, read_settings
+from fedhelm.config.site_settings import SITE_SETTINGS, read_site_settings
 from fedhelm.errors import FedhelmError, WrongStore
 from fedhelm.privacy.files import privacy_texts
 from fedhelm.process import ParticipantLock
@@ -135,6 +136,8 @@ def _settings(kit: Kit) -> Iterator[Finding]:
         readers[SETTINGS_FILE] = lambda: kit.timing.check(
             stop_when_unleased=read_settings(kit.local).stop_when_unleased
         )
+    if kit.role == "site":
+        readers[SITE_SETTINGS] = lambda: read_site_settings(kit.local)
     wrong = False
     for read in readers.values():
         try:
