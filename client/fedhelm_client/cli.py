@@ -61,6 +61,7 @@ def _foreground(root: Path) -> int:
     lock = ParticipantLock(kit.run)
     lock.acquire()
     try:
+        os.umask(0o077)  # what a site and its scripts write is nobody else's; a script may change it for what is
         # In the background standard output *is* the log file.
         setup(kit.name, None if _writes_to(kit.log_file) else kit.log_file)
         apply_levels(kit)

@@ -318,6 +318,10 @@ async def agent(fed):
     await eventually(lambda: marked_processes(fed.kit.root) == [])
 
 
+def open_to_others(path):
+    return not path.is_symlink() and path.stat().st_mode & 0o077 != 0
+
+
 async def test_kill_9_of_the_agent_leaves_no_process_and_the_task_runs_again(fed, agent):
     fed.add_job(wait=True)
     fed.log.task(1)
@@ -334,6 +338,9 @@ async def test_kill_9_of_the_agent_leaves_no_process_and_the_task_runs_again(fed
     await eventually(fed.recorded(1))
     assert fed.calls() == ["site-1 train 1"] * 2
     assert [what for what, _ in fed.log.order].count("contribution") == 1
+    written = [*fed.kit.run.rglob("*"), fed.kit.log_file, fed.kit.root / "audit.jsonl", fed.signals / "calls"]
+    assert len(written) > 10
+    assert [path for path in written if open_to_others(path)] == []
 
 
 async def test_kill_9_after_the_result_was_saved_offers_it_and_runs_nothing_again(fed, agent):
