@@ -416,10 +416,11 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     return answer(400, told)
 
 
-async def _on_http_error(_request: Request, error: Exception) -> JSONResponse:
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     kind = NotFound if error.status_code == 404 else BadInput
-    return answer(error.status_code, kind(str(error.detail)))
+    request.state.error = told = kind(str(error.detail))
+    return answer(error.status_code, told)
 
 
 async def _on_mistake(_request: Request, _error: Exception) -> JSONResponse:

@@ -102,4 +102,5 @@ class BodyLimit:
 
     @staticmethod
     async def _refuse(status: int, why: str, scope: Scope, receive: Receive, send: Send) -> None:
-        await answer(status, BadInput(why), close=True)(scope, receive, send)
+        scope.setdefault("state", {})["error"] = error = BadInput(why)
+        await answer(status, error, close=True)(scope, receive, send)

@@ -15,6 +15,7 @@ from fedhelm.security.authorization import Policy, default_policy
 from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.tasks import spawn
 from fedhelm_overseer.app import create_app
+from fedhelm_overseer.bodies import MAX_BODY
 from fedhelm_overseer.desk import Desk
 from fedhelm_overseer.front import Front
 from fedhelm_overseer.lease import StoreAway
@@ -182,6 +183,12 @@ async def test_a_path_that_only_resembles_a_route_passes_no_gate(office):
     answer = await office.ask(ADMIN, "POST", "/api/v1/failover/pause\n", PAUSE)
     assert answer.status == 404
     assert office.store.read() == before
+
+
+@pytest.mark.parametrize("body", [b" " * (MAX_BODY + 1), b"{", b"\xff\xfe", b"[]", b'{"request_id": "../../etc"}'])
+async def test_what_comes_to_nothing_is_not_written_down_as_done(office, body):
+    assert (await office.ask(ADMIN, "POST", "/api/v1/failover/pause", body)).status in {400, 413}
+    assert office.lines() == [("POST /api/v1/failover/pause", ADMIN, "failed")]
 
 
 async def test_who_shows_no_certificate_is_written_down_with_the_address(office):
