@@ -80,7 +80,7 @@ def toolbar(view: View, style: Style) -> str:
         names = " ".join(server.name for server in view.standbys)
         if view.servers or view.mode != "up":
             parts["standbys"] = f"standby {names}" if names else "no standby"
-        parts["sites"] = f"sites {view.sites_up}/{view.sites}"
+        parts["sites"] = f"{'' if view.sees_all_sites else 'your '}sites {view.sites_up}/{view.sites}"
         parts["jobs"] = style.plain("jobs ") + (
             f"{view.running}> {view.waiting}..." if style.ascii else f"{view.running}▶ {view.waiting}…"
         )
@@ -125,14 +125,18 @@ def resumed(jobs: int) -> str:
     return f"{jobs} job{'' if jobs == 1 else 's'} resumed" if jobs else ""
 
 
-def signed_in(found: SignedIn, standbys: int, style: Style) -> str:
-    """Return who is signed in where, and how the federation stands, broken between its parts where it is too long."""
+def signed_in(found: SignedIn, standbys: int, view: View, style: Style) -> str:
+    """Return who is signed in where, and how the federation stands, broken between its parts where it is too long.
+
+    The sites are counted as the toolbar counts them: those that whoever is signed in may see.
+    """
     standing = f"{standbys} standby{'' if standbys == 1 else 's'}" if standbys else "no standby"
     jobs = f"{found.jobs_running} job{'' if found.jobs_running == 1 else 's'} running"
+    sites = f"{view.sites_up}/{view.sites} {'' if view.sees_all_sites else 'of your '}sites up"
     parts = [
         f"Signed in as {found.principal} ({found.role})",
         f"project {found.project}",
-        f"{found.server} primary, epoch {found.epoch}, {standing}, {found.sites_up}/{found.sites} sites up",
+        f"{found.server} primary, epoch {found.epoch}, {standing}, {sites}",
         jobs,
     ]
     lines = [parts[0]]

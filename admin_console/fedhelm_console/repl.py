@@ -279,10 +279,12 @@ class _Prompt:
             self._find_primary()
             signed_in = self._console.session.sign_in(timeout=self._console.limit(60.0))
             view = replace(self._refresher.view, mode="up", server=signed_in.server, epoch=signed_in.epoch)
-            self._refresher.view = replace(view, sites_up=signed_in.sites_up, sites=signed_in.sites)
+            up, sites = self._count_sites(signed_in)
+            view = replace(view, sites_up=up, sites=sites, all_sites=signed_in.sites)
+            self._refresher.view = view
             self._talk.finish()
             self._write("login_result: OK")
-            summary = prompt.signed_in(signed_in, self._look_round(signed_in), self._style())
+            summary = prompt.signed_in(signed_in, self._look_round(signed_in), view, self._style())
         except NotAuthorised:
             raise
         except FedhelmError as error:
@@ -294,6 +296,14 @@ class _Prompt:
         self._write('Type ? to list commands; type "? cmdName" to show usage of a command.')
         if summary:
             self._write(summary)
+
+    def _count_sites(self, signed_in: SignedIn) -> tuple[int, int]:
+        """Return how many of the sites that may be seen are up, and how many those are."""
+        try:
+            found = self._console.session.check_status(timeout=_TALLY).sites
+        except FedhelmError:
+            return signed_in.sites_up, signed_in.sites
+        return sum(site.connected for site in found), len(found)
 
     def _look_round(self, signed_in: SignedIn) -> int:
         """Note who is up, so that only what changes is news; return how many servers stand by."""

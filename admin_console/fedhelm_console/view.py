@@ -23,7 +23,8 @@ class View:
     """Who leads, who stands by, which sites are up, the newest jobs.
 
     ``mode`` is ``up``, ``electing`` (nobody leads just now), ``down`` (an admin shut the system down) or ``none``
-    (nobody answers). ``role`` is the primary's own word. ``paused``: nobody takes over by itself.
+    (nobody answers). ``role`` is the primary's own word. ``paused``: nobody takes over by itself. ``sites`` are those
+    that whoever is signed in may see, of the project's ``all_sites``.
     """
 
     mode: Literal["up", "electing", "down", "none"] = "none"
@@ -38,6 +39,12 @@ class View:
     role: str = "ACTIVE"
     paused: bool = False
     site_names: tuple[str, ...] = ()
+    all_sites: int = 0
+
+    @property
+    def sees_all_sites(self) -> bool:
+        """Whether the sites that may be seen are all that the project has."""
+        return self.sites >= self.all_sites
 
     @property
     def standbys(self) -> tuple[Server, ...]:

@@ -168,14 +168,22 @@ def test_how_many_jobs_go_on(jobs, text):
 
 def test_the_summary_of_a_login():
     found = SignedIn("admin@nvidia.com", "project_admin", "demo", "server1", 4, 1, 2, 2, 0)
-    assert prompt.signed_in(found, 1, Style(200)) == (
+    view = View("up", "server1", 4, sites_up=2, sites=2, all_sites=2)
+    assert prompt.signed_in(found, 1, view, Style(200)) == (
         "Signed in as admin@nvidia.com (project_admin) · project demo · server1 primary, epoch 4, 1 standby, "
         "2/2 sites up · 0 jobs running"
     )
-    lines = prompt.signed_in(found, 0, PLAIN).splitlines()
+    lines = prompt.signed_in(found, 0, view, PLAIN).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[1] == "server1 primary, epoch 4, no standby, 2/2 sites up · 0 jobs running"
-    assert prompt.signed_in(found, 2, ASCII).isascii()
+    assert prompt.signed_in(found, 2, view, ASCII).isascii()
+
+
+def test_who_may_see_some_of_the_sites_is_told_the_same_of_them_everywhere():
+    found = SignedIn("lead@a.org", "lead", "demo", "server1", 4, 1, 2, 2, 0)
+    view = View("up", "server1", 4, sites_up=1, sites=1, all_sites=2)
+    assert "1 standby, 1/1 of your sites up" in prompt.signed_in(found, 1, view, Style(200))
+    assert "│ your sites 1/1 │" in prompt.toolbar(view, Style(200))
 
 
 def test_one_live_line_of_a_job():
