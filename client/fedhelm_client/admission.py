@@ -23,6 +23,7 @@ from fedhelm.security.gates import admit_job, read_policy
 from fedhelm.security.identity import Principal
 from fedhelm.security.job_signing import Submission, VerifiedSubmission, verify_submission
 from fedhelm.security.kept_revocations import KeptRevocations
+from fedhelm.security.retired import read_retired
 from fedhelm.security.statements import Trust
 from fedhelm.v1 import fleet_pb2
 from fedhelm_client.site_trail import SiteTrail
@@ -60,7 +61,7 @@ def check_signed(kit: Kit, assigned: fleet_pb2.AssignedJob, revocations: KeptRev
         roots = kit.ca.read_bytes()
     except OSError as error:
         raise KitError(f"{kit.ca}: cannot be read: {error.strerror}") from error
-    trust = Trust(roots, kit.project, revoked=revocations.current.revoked)
+    trust = Trust(roots, kit.project, revoked=revocations.current.revoked, retired_pem=read_retired(kit))
     expected = Submission(kit.project, kit.cluster, assigned.job, assigned.name, assigned.bundle.digest)
     try:
         return verify_submission(assigned.submission, expected, trust)

@@ -20,6 +20,7 @@ from fedhelm.provision.kit_texts import local_texts
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.templates import startup_texts
 from fedhelm.security.pki import CertificateAuthority, load_certificate, load_key, load_roots, serial_of
+from fedhelm.security.retired import RETIRED_FILE
 from fedhelm.security.signing import SIGNATURE_FILE, make_manifest
 
 __all__ = ["Identity", "digest_of", "file_mode", "startup_files", "write_kit", "write_kits"]
@@ -87,9 +88,11 @@ def _unsigned(project: Project, participant: Participant, roots: bytes, identity
     role, stem = participant.role, CERT_STEM[participant.role]
     config = kit_to_json(_kit_of(project, participant, Path()), store=project.store if role == "server" else None)
     serial = None if identity.key is not None else serial_of(load_certificate(identity.cert, f"{stem}.crt"))
+    retired = {RETIRED_FILE: project.retired_roots} if project.retired_roots else {}
     return {
         CONFIG_FILE[role]: json.dumps(config, indent=2).encode() + b"\n",
         "rootCA.pem": roots,
+        **retired,
         f"{stem}.crt": identity.cert,
         **({} if identity.key is None else {f"{stem}.key": identity.key}),
         **{name: text.encode() for name, text in startup_texts(project, participant, missing_key=serial).items()},

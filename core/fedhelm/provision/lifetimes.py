@@ -19,7 +19,7 @@ from fedhelm.provision.issued import IssuedCertificate, as_serial
 from fedhelm.provision.kits import Identity, digest_of, write_kit
 from fedhelm.provision.plan import REPLACED, own_key_of
 from fedhelm.provision.project import Participant, Project
-from fedhelm.provision.project_file import ProjectFile, read_project_file
+from fedhelm.provision.project_file import read_project_file
 from fedhelm.provision.provisioned import ProjectFolder
 from fedhelm.provision.provisioning import Secrets, key_of, public_key_of
 from fedhelm.provision.zips import write_zip
@@ -55,12 +55,8 @@ class Reissued:
     revoked: tuple[str, ...] = ()
 
 
-def _project_file(folder: ProjectFolder) -> ProjectFile:
-    return read_project_file(folder.project_file)
-
-
 def _project(folder: ProjectFolder) -> Project:
-    return dataclasses.replace(_project_file(folder).project, cluster=folder.cluster)
+    return folder.complete(read_project_file(folder.project_file).project)
 
 
 def _participant(project: Project, name: str) -> Participant:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedhelm.clock import SystemClock
 from fedhelm.config.kit import ROLES
-from fedhelm.errors import BadInput, FedhelmError, WorkspaceExists
+from fedhelm.errors import BadInput, FedhelmError, UsageError, WorkspaceExists
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
 from fedhelm.provision import lifetimes, rotation
 from fedhelm.provision.issued import IssuedCertificate
@@ -22,6 +22,7 @@ from fedhelm.provision.provisioning import Secrets
 from fedhelm.provision.root_passphrase import change_passphrase
 from fedhelm.security.pki import load_certificate, public_key_sha256
 from fedhelm.security.requests import MAX_BYTES, make_request, read_request
+from fedhelm.security.retired import load_retired
 from fedhelm.security.trust import expiry_warnings
 
 __all__ = ["main"]
@@ -98,6 +99,11 @@ def _parser() -> CommandParser:
         choices=("begin", "switch", "finish"),
         metavar="begin|switch|finish",
         help="begin: all trust a new root as well; switch: it signs; finish: the former one counts no longer",
+    )
+    rotating.add_argument(
+        "--distrust",
+        action="store_true",
+        help="with finish, or after it: former roots are not even good for what was signed before",
     )
     changing = _add(commands, "passphrase", "encrypt the root key, or change the passphrase that opens it", kits=False)
     changing.add_argument(
@@ -239,21 +245,42 @@ def _approve(args: argparse.Namespace, fmt: Format) -> int:
 
 def _rotate(args: argparse.Namespace, fmt: Format) -> int:
     folder = ProjectFolder.open(args.workspace)
+    if args.distrust and args.step != "finish":
+        raise UsageError("--distrust is an option of finish alone")
     given = _secrets(args, folder)
     if args.step == "switch":
         after = "\nOnce all have: fedhelm pki rotate finish"
         return _reissued(
             rotation.switch_root(folder, given), fmt, "every certificate is of the new root already", after
         )
-    step = rotation.begin_rotation if args.step == "begin" else rotation.finish_rotation
-    prod = step(folder, given)
-    said = (
-        f"{prod}: kits that trust the next root as well. Once all are installed (fedhelm kit install KIT ZIP): "
-        "fedhelm pki rotate switch"
-        if args.step == "begin"
-        else f"{prod}: kits that trust the new root alone. Once they are installed, the rotation is over"
+    begins = args.step == "begin"
+    prod = (
+        rotation.begin_rotation(folder, given)
+        if begins
+        else rotation.finish_rotation(folder, given, distrust=args.distrust)
     )
-    return emit({"step": args.step, "prod": str(prod)}, fmt, said)
+    where = "the kits were written before, and are not here any more" if prod is None else str(prod)
+    if begins:
+        said = (
+            f"{where}: kits that trust the next root as well. Once all are installed (fedhelm kit install KIT ZIP): "
+            "fedhelm pki rotate switch"
+        )
+    else:
+        kept = load_retired(folder.retired_roots)
+        said = f"{where}: kits that trust the new root alone. Once they are installed, the rotation is over\n"
+        said += _KEPT.format(number=len(kept)) if kept else _DISTRUSTED
+    data = {"step": args.step, "prod": None if prod is None else str(prod)}
+    return emit(data | ({} if begins else {"retired": len(load_retired(folder.retired_roots))}), fmt, said)
+
+
+_KEPT = """\
+Kits have {number} former root(s) in startup/retiredCA.pem, for jobs and provenance.json that were signed before, and
+for nothing else. If a former root key may have been stolen: fedhelm pki rotate finish --distrust"""
+
+_DISTRUSTED = """\
+No former root counts for anything. What was signed with a certificate of one cannot be verified any more: sites refuse
+jobs that were submitted before the switch and that they have not begun, so submit those again; fedhelm audit provenance
+refuses the provenance.json of every model that was finished before the switch."""
 
 
 def _passphrase(args: argparse.Namespace, fmt: Format) -> int:

@@ -113,7 +113,7 @@ def make_plan(project: Project, folder: ProjectFolder | None, now: datetime) -> 
     """
     if folder is None:
         return Plan(0, tuple(_first(one) for one in project.participants))
-    basis = _Basis(dataclasses.replace(project, cluster=folder.cluster), folder.trust.read_bytes(), now, folder)
+    basis = _Basis(folder.complete(project), folder.trust.read_bytes(), now, folder)
     issued, digests = folder.certificates(), folder.kit_digests
     changes = [_change(basis, one, issued, digests.get(one.name)) for one in project.participants]
     here = {one.name: one for one in project.participants}

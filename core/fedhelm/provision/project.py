@@ -103,6 +103,7 @@ class Project:
         description: A line for people.
         authorization: The text of the default policy in the kits of servers and sites; the built-in one if None.
         privacy: The text of the privacy policy in the kits of sites, ``startup/privacy.json``; no such file if None.
+        retired_roots: Root certificates (PEM) that were rotated away; kits have them for what was signed before.
         interpreter: The Python that the kits' scripts try first; empty: the one of ``fedhelm`` on the PATH.
     """
 
@@ -117,6 +118,7 @@ class Project:
     authorization: str | None = None
     privacy: str | None = None
     interpreter: str = sys.executable
+    retired_roots: bytes = b""
 
     def __post_init__(self) -> None:
         check_project_name(self.name)

@@ -14,6 +14,7 @@ from fedhelm.errors import BadInput, BadSignature, FedhelmError, KitError, NotFo
 from fedhelm.security.job_signing import Submission, verify_submission
 from fedhelm.security.kept_revocations import REVOKED_FILE, KeptRevocations
 from fedhelm.security.provenance import PROVENANCE_FILE, Provenance, VerifiedProvenance, verify_provenance
+from fedhelm.security.retired import read_retired
 from fedhelm.security.revocation import MAX_BYTES as MAX_LIST
 from fedhelm.security.revocation import RevocationList, Revoked
 from fedhelm.security.statements import Trust
@@ -71,7 +72,7 @@ def trust_of_kit(kit_root: Path) -> tuple[Trust, str]:
         root = kit.ca.read_bytes()
     except OSError as error:
         raise KitError(f"{kit.ca}: cannot be read: {error.strerror}") from error
-    return Trust(root, kit.project), kit.cluster
+    return Trust(root, kit.project, retired_pem=read_retired(kit)), kit.cluster
 
 
 def revocations_of_kit(kit_root: Path, file: Path | None = None, *, believe_time: bool = False) -> Revocations:

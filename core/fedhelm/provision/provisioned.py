@@ -25,8 +25,10 @@ from fedhelm.ids import new_cluster_id
 from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write, fsync_dir
 from fedhelm.provision.issued import By, IssuedCertificate, is_number
+from fedhelm.provision.project import Project
 from fedhelm.provision.stop import wait_until
 from fedhelm.security.pki import CertificateAuthority
+from fedhelm.security.retired import RETIRED_FILE
 from fedhelm.security.revocation import RevocationList, Revoked
 
 __all__ = ["ProjectFolder"]
@@ -151,6 +153,27 @@ class ProjectFolder:
     def trust(self) -> Path:
         """The root certificate; two while the root is rotated, the signing one first."""
         return self.state / "rootCA.pem"
+
+    @property
+    def retired_roots(self) -> bytes:
+        """Root certificates (PEM) that were rotated away and are still good for what was signed before."""
+        try:
+            return (self.state / RETIRED_FILE).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def write_retired_roots(self, pem: bytes) -> None:
+        """Replace them; nothing: there are none."""
+        path = self.state / RETIRED_FILE
+        if pem:
+            atomic_write(path, pem, mode=0o644)
+        else:
+            path.unlink(missing_ok=True)
+            fsync_dir(self.state)
+
+    def complete(self, project: Project) -> Project:
+        """Return the project that a file describes with what only its state knows."""
+        return dataclasses.replace(project, cluster=self.cluster, retired_roots=self.retired_roots)
 
     def prod(self, number: int) -> Path:
         """Return the path of ``prod_NN``, which need not exist."""

@@ -113,7 +113,7 @@ def _first_run(
 
 
 def _run(project: Project, source: bytes, folder: ProjectFolder, given: Secrets, clock: Clock) -> Plan:
-    project = dataclasses.replace(project, cluster=folder.cluster)
+    project = folder.complete(project)
     plan = make_plan(project, folder, clock.utcnow())
     resources = {"project.yml": source} | {name: text.encode() for name, text in project_files(project).items()}
     if not plan.empty:

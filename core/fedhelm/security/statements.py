@@ -19,6 +19,7 @@ from fedhelm.errors import BadSignature, FedhelmError
 from fedhelm.plain_json import NotPlainJson, parse_plain
 from fedhelm.security.identity import Principal, principal_from_certificate
 from fedhelm.security.pki import load_certificate, load_roots, sign, verify
+from fedhelm.security.retired import load_retired
 from fedhelm.security.trust import check_issued, check_validity
 
 __all__ = ["MAX_DEPTH", "Revocation", "Signed", "Trust", "moment", "parse_json", "seal", "unseal"]
@@ -43,12 +44,15 @@ class Trust:
         project: its project.
         now: when the certificate has to be valid, besides the time of signing; None: only then.
         revoked: where given, asked for the certificate's serial.
+        retired_pem: roots that were rotated away, for what was signed before; of a verifier for whom only what is
+            signed now counts: nothing.
     """
 
     root_pem: bytes
     project: str
     now: datetime | None = None
     revoked: Revocation | None = None
+    retired_pem: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +119,8 @@ def _unseal(domain: bytes, data: bytes, what: str, trust: Trust, roles: Collecti
     if len(pem) > _MAX_CERTIFICATE or len(encoded) > _MAX_SIGNATURE:
         raise BadSignature(f"{what}: certificate or signature are too long")
     certificate = load_certificate(pem.encode(), f"{what}: the signer's certificate")
-    check_issued(certificate, load_roots(trust.root_pem, "rootCA.pem"), "the signer's certificate")
+    roots = (*load_roots(trust.root_pem, "rootCA.pem"), *load_retired(trust.retired_pem))
+    check_issued(certificate, roots, "the signer's certificate")
     signer = principal_from_certificate(certificate, trust.project)
     if signer.role not in roles:
         raise BadSignature(f"{what}: signed by {signer}, and only {', '.join(sorted(roles))} may")
