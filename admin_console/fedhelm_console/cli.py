@@ -6,12 +6,16 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedhelm.errors import BadInput, FedhelmError, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, format_of, guarded
+
+if TYPE_CHECKING:
+    from fedhelm.config.kit import Kit
 
 __all__ = ["main"]
 
@@ -100,6 +104,21 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
+def _expiring(kit: Kit) -> Iterator[str]:
+    """Say which certificate of the kit ends soon: who works at a console alone is told nowhere else."""
+    from fedhelm.clock import SystemClock
+    from fedhelm.security.pki import load_certificate, load_roots
+    from fedhelm.security.trust import NEW_KIT, expiry_warnings
+
+    now = SystemClock().utcnow()
+    found = [("your certificate", load_certificate(kit.cert.read_bytes(), str(kit.cert)))]
+    found += [("the project's root certificate", one) for one in load_roots(kit.ca.read_bytes(), str(kit.ca))]
+    for what, certificate in found:
+        warning = expiry_warnings(certificate, now)
+        if warning is not None:
+            yield f"{what} {warning}: {NEW_KIT}"
+
+
 def _run(argv: list[str], fmt: Format) -> int:
     arguments = _arguments(argv)
     lines = _lines(arguments)
@@ -112,6 +131,8 @@ def _run(argv: list[str], fmt: Format) -> int:
     talk = Talk(sys.stderr)
     console = make_console(kit, talk, timeout=arguments.timeout, yes=arguments.yes, ascii_only=arguments.ascii)
     console = replace(console, confirmed=arguments.confirm)
+    for warning in _expiring(kit):
+        talk.say(warning)
     try:
         if lines is None:
             from fedhelm_console.repl import run_prompt

@@ -7,10 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 
+from fedhelm.clock import SystemClock
+from fedhelm.security.pki import CertificateAuthority
 from fedhelm_console.cli import main
+from tests.fakes.provision_clock import FixedClock
 from tests.support.kits import ADMIN, make_kits
 
 RUN = "import sys; from fedhelm_console.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -35,6 +39,15 @@ def objects(capsys):
         return [json.loads(line) for line in out.splitlines()]
 
     return read
+
+
+def test_a_certificate_that_ends_soon_is_said_beside_the_data(tmp_path, capsys):
+    authority = CertificateAuthority.create("poc", clock=FixedClock(SystemClock().utcnow() - timedelta(days=340)))
+    kit = make_kits(tmp_path, base_port=1, authority=authority)[ADMIN]
+    assert main([str(kit.root), "-o", "json", "-c", "help"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["status"] == "ok"
+    assert re.fullmatch(r"your certificate expires on \S+, in 2\d days: ask the project's administrator .*\n", err)
 
 
 @pytest.mark.parametrize(
