@@ -186,7 +186,7 @@ def page() -> str:
         ),
         _tool(
             "audit",
-            "fedhelm audit verify WHERE [--expect NUMBER:SHA256] [-o json]\n"
+            "fedhelm audit verify WHERE [--expect NUMBER:SHA256] [--known NUMBER] [-o json]\n"
             "fedhelm audit show WHERE [-n N] [--denied] [--by NAME] [--about TEXT] [-o json]\n"
             "fedhelm audit export WHERE --to TO [--since NUMBER] [-o json]\n"
             "fedhelm audit provenance FOLDER [--kit KIT] [--revoked FILE] [--believe-time] [-o json]",

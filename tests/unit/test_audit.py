@@ -7,12 +7,14 @@ import hashlib
 import io
 import json
 import os
+import select
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -511,7 +513,7 @@ def test_what_is_more_than_may_wait_is_counted_and_the_same_in_a_row_is_one_line
     trail.note(entry(0))
     assert slow.entered.wait(10)
     for _ in range(MAX_WAITING + 7):
-        trail.note(entry(1, outcome=Outcome.ALLOWED))
+        trail.note(entry(1, by=None, outcome=Outcome.ALLOWED))
     slow.go.set()
     assert trail.flush(10)
     trail.close()
@@ -587,7 +589,7 @@ def test_who_is_denied_again_and_again_does_not_fill_the_disk(path):
 def test_a_message_is_that_of_rfc_5424():
     line = encode(entry(), 7, "0" * 64, TIME)
     head, _, rest = syslog_message(line, "site 1\n", "42").partition(b"] ")
-    assert head.decode() == f'<108>1 {TIME} site1 fedhelm 42 audit [fedhelm@32473 number="7" sha256="{line.digest}"'
+    assert head.decode() == f'<108>1 {TIME} site1 fedhelm 42 audit [meta sequenceId="7"'
     assert rest == line.raw
     allowed = encode(entry(outcome=Outcome.ALLOWED), 7, "0" * 64, TIME)
     assert syslog_message(allowed, "").startswith(f"<110>1 {TIME} - fedhelm - audit ".encode())
@@ -623,6 +625,60 @@ def test_lines_arrive_over_tcp_with_their_lengths_and_a_lost_receiver_is_an_erro
     sink.close()
     with pytest.raises(OSError, match="refused"):
         sink(lines[0])
+
+
+def test_a_receiver_that_was_started_again_gets_the_next_line():
+    """What is written into a connection that the other end has closed gives no error the first time."""
+    lines = [encode(entry(number), number, "0" * 64, TIME) for number in (1, 2, 3)]
+    with socket.create_server(("127.0.0.1", 0)) as receiver:
+        receiver.settimeout(10)
+        sink = SyslogSink(f"tcp://127.0.0.1:{receiver.getsockname()[1]}", "site-1")
+        got = b""
+        for line in lines:
+            sink(line)
+            connection, _ = receiver.accept()
+            with connection:
+                connection.sendall(b"a receiver that says something")
+                got += connection.recv(65536)
+            assert select.select([sink._socket], [], [], 10)[0]  # the end has arrived
+        sink.close()
+    assert [line.raw in got for line in lines] == [True] * 3
+
+
+def test_what_a_receiver_missed_is_written_when_the_participant_ends(path):
+    def sink(line):
+        raise ConnectionRefusedError("nobody listens")
+
+    trail = AuditTrail(AuditFile(path), [sink])
+    for number in range(3):
+        trail.note(entry(number))
+    assert trail.flush(10)
+    assert trail.figures.not_handed_on == 3
+    trail.close()
+    assert (bodies(path)[-1]["action"], bodies(path)[-1]["object"]) == ("audit.not_handed_on", {"lines": "3"})
+
+
+def test_who_logs_in_again_and_again_does_not_turn_evidence_out_and_a_participant_is_not_paced(path):
+    clock = FixedClock()
+    trail = AuditTrail(AuditFile(path, sync=False), clock=clock)
+    for number in range(BURST + 10):
+        trail.note(entry(number, action="Admin.Login", outcome=Outcome.ALLOWED))
+    trail.note(entry(1))  # refused: that is counted by itself
+    for number in range(BURST + 10):
+        trail.note(entry(number, action="site.shutdown", by=None, outcome=Outcome.ALLOWED))
+    commands = [trail.write(entry(number, outcome=Outcome.ALLOWED)) for number in range(BURST + 10)]
+    assert trail.flush(10)
+    assert all(one.done() and one.exception() is None for one in commands)
+    trail.close()
+    told = Counter(body["action"] + body["outcome"] for body in bodies(path))
+    assert told == {
+        "Admin.Loginallowed": BURST,
+        "audit.skippedallowed": 1,
+        "Admin.AbortJobdenied": 1,
+        "site.shutdownallowed": BURST + 10,
+        "Admin.AbortJoballowed": BURST + 10,
+    }
+    assert bodies(path)[-1]["object"]["lines"] == "10"
 
 
 @pytest.mark.parametrize(

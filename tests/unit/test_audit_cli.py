@@ -12,7 +12,7 @@ import pytest
 from fedhelm.job.bundle import pack
 from fedhelm.provision.audit_cli import main
 from fedhelm.security.audit import AuditFile
-from fedhelm.security.audit_lines import Entry, Outcome
+from fedhelm.security.audit_lines import Entry, Outcome, encode
 from fedhelm.security.identity import Principal
 from fedhelm.security.job_signing import sign_submission
 from fedhelm.security.pki import CertificateAuthority
@@ -44,7 +44,7 @@ def kit(tmp_path):
             Entry("start", Outcome.ALLOWED),
             Entry("Admin.AbortJob", Outcome.ALLOWED, BOB, {"job": "k7m3tq4w2zpx"}),
             Entry("Admin.AbortJob", Outcome.DENIED, EVE, {"job": "k7m3tq4w2zpx"}, "\x1b[2Jnobody of this role may"),
-            Entry("Admin.Operate", Outcome.DENIED, EVE, {"site": "site-1"}, "x", times=3),
+            Entry("Admin.Operate", Outcome.DENIED, EVE, {"site": "site-2, site-1"}, "x", times=3),
         ])  # fmt: skip
         last = file.last
     return root, last
@@ -109,6 +109,7 @@ def test_show_chooses_and_shows_nothing_that_moves_the_terminal(kit, run):
     assert [line.split()[0] for line in run("show", root, "--denied")[1].splitlines()[1:]] == ["3", "4"]
     assert [line.split()[0] for line in run("show", root, "--by", "bob@a.org")[1].splitlines()[1:]] == ["2"]
     assert [line.split()[0] for line in run("show", root, "--about", "site-1", "-n", "0")[1].splitlines()[1:]] == ["4"]
+    assert [line.split()[0] for line in run("show", root, "--about", "site-2", "-n", "0")[1].splitlines()[1:]] == ["4"]
     assert "Admin.Operate (x3)" in text
     assert run("show", root, "--by", "nobody")[1] == "no such line"
     assert [line["number"] for line in json.loads(run("show", root, "-n", 2, "-o", "json")[1])["data"]["lines"]] == [
@@ -116,6 +117,95 @@ def test_show_chooses_and_shows_nothing_that_moves_the_terminal(kit, run):
         4,
     ]
     assert run("show", root, "-n", "-1")[0] == 2
+
+
+FORGED = [
+    "no\n99      2026-01-01T00:00:00Z  lead bob@a.org  Admin.AbortJob  allowed\x1b[8m",
+    "no\r\x1b[2Ano\u2028no\x85no\u202eon",
+]
+
+
+@pytest.mark.parametrize("text", FORGED)
+def test_no_text_of_others_makes_a_row_of_its_own(tmp_path, run, text):
+    path = tmp_path / "audit.jsonl"
+    asked = Entry(text, Outcome.DENIED, dataclasses.replace(EVE, name=text), {"reason": text, text: "x"}, text)
+    with AuditFile(path, clock=FixedClock()) as file:
+        file.append([asked])
+    status, shown = run("show", path)
+    assert (status, len(shown.splitlines())) == (0, 2)
+    assert not set("\x1b\r\u2028\x85\u202e") & set(shown)
+    body = json.loads(path.read_text())
+    assert all(one.isprintable() for one in (body["action"], body["why"], body["by"]["name"], *body["object"].values()))
+
+
+def test_a_line_of_before_that_has_such_text_is_one_row_as_well(tmp_path, run):
+    """Files of before held whatever somebody gave as a reason."""
+    body = {**encode(Entry("a", Outcome.DENIED, EVE, {"reason": "x"}), 1, "0" * 64, "t").body}
+    body["object"] = {"reason": FORGED[0]}
+    del body["sha256"]
+    plain = json.dumps(body, separators=(",", ":")).encode()
+    raw = plain[:-1] + b',"sha256":"%s"}\n' % hashlib.sha256(plain).hexdigest().encode()
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(raw)
+    status, shown = run("show", path)
+    assert (status, len(shown.splitlines())) == (0, 2)
+    assert "\x1b" not in shown
+
+
+def remembering(root, count):
+    with AuditFile(root / "audit.jsonl", clock=FixedClock(), memory=root / "run" / "audit-last.json") as file:
+        return [line for number in range(count) for line in file.append([Entry(f"a{number}", Outcome.ALLOWED)])]
+
+
+def test_verify_knows_what_the_kit_remembers(tmp_path, run):
+    (last,) = remembering(tmp_path, 4)[-1:]
+    path = tmp_path / "audit.jsonl"
+    assert run("verify", tmp_path)[0] == 0
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
+    status, text = run("verify", tmp_path)
+    assert status == 1
+    assert f"line number 4 is missing: the end was cut (run/audit-last.json has 4:{last.digest})" in text
+    path.write_bytes(b"")
+    status, text = run("verify", path)
+    assert (status, "line number 4 is missing" in text) == (1, True)
+    path.unlink()
+    with AuditFile(path, clock=FixedClock()) as file:
+        file.append([Entry("another", Outcome.ALLOWED)] * 9)
+    status, text = run("verify", tmp_path)
+    assert (status, "line number 4 is another" in text) == (1, True)
+
+
+def test_a_file_without_a_line_proves_nothing(tmp_path, run):
+    path = tmp_path / "audit.jsonl"
+    path.touch()
+    status, text = run("verify", tmp_path)
+    assert (status, text.splitlines()[0]) == (1, f"{path}: there is no line, and nothing says that there was none")
+    path.unlink()
+    remembering(tmp_path, 0)  # a participant that was started, and of which nobody asked anything
+    assert run("verify", tmp_path) == (0, f"{path}: there is no line yet")
+
+
+def test_verify_says_that_lines_are_gone_until_somebody_says_that_it_is_known(tmp_path, run):
+    path = tmp_path / "audit.jsonl"
+    remembering(tmp_path, 3)
+    path.unlink()
+    remembering(tmp_path, 1)
+    status, text = run("verify", tmp_path)
+    assert status == 1
+    assert "line number 4 says that lines are gone: audit.jsonl ends before the last line that was written" in text
+    assert "begins with number 4" in text
+    assert json.loads(run("verify", tmp_path, "-o", "json")[1])["data"]["missing"] == [4]
+    assert run("verify", tmp_path, "--known", "4")[0] == 0
+    assert run("verify", tmp_path, "--known", "3")[0] == 1
+
+
+def test_verify_tells_how_many_lines_were_never_written(kit, run):
+    root, _ = kit
+    with AuditFile(root / "audit.jsonl", clock=FixedClock()) as file:
+        file.append([Entry("audit.lost", Outcome.FAILED, object={"lines": 12})] * 2)
+    status, text = run("verify", root)
+    assert (status, text.splitlines()[-1]) == (0, "24 lines could not be written, as the file says itself (audit.lost)")
 
 
 def test_a_damaged_file_shows_what_fits_and_says_the_rest(kit, run, capsys):
@@ -154,7 +244,8 @@ def test_export_to_a_syslog_receiver(kit, run):
         assert run("export", root, "--to", url) == (0, f"4 lines to {url}")
         got = [receiver.recv(65536).decode() for _ in range(4)]
     assert got[3].startswith("<108>1 2026-01-01T00:00:00.000Z site-1 fedhelm ")
-    assert f'[fedhelm@32473 number="4" sha256="{digest}"] ' in got[3]
+    assert '[meta sequenceId="4"] ' in got[3]
+    assert digest in got[3]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     status, text = run("export", root, "--to", f"tcp://127.0.0.1:{port}")

@@ -10,14 +10,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from fedhelm.errors import BadInput, BadSignature, ExitStatus, FedhelmError, NotFound, Unreachable, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
 from fedhelm.process import atomic_write
 from fedhelm.provision.provenance_check import Check, check_folder, find_kit, revocations_of_kit, trust_of_kit
 from fedhelm.security.audit_files import AUDIT_FILE, open_files, read_files
-from fedhelm.security.audit_lines import Line, Outcome, Report
+from fedhelm.security.audit_lines import MISSING, Line, Outcome, Report
+from fedhelm.security.audit_memory import MEMORY_FILE, Remembered, read_memory
 from fedhelm.security.provenance import VerifiedProvenance
 from fedhelm.security.syslog import SYSLOG_URL, SyslogSink
 
@@ -54,6 +55,9 @@ def _parser() -> CommandParser:
 
     verify = action("verify", "whether every line fits the one before it")
     verify.add_argument("--expect", metavar="NUMBER:SHA256", help="a line that somebody else has kept, from syslog")
+    verify.add_argument(
+        "--known", type=int, default=0, metavar="NUMBER", help="it is known why lines are gone, up to this line"
+    )
     show = action("show", "the newest lines")
     show.add_argument("-n", "--lines", type=int, default=20, metavar="N", help="how many (default 20); 0: all")
     show.add_argument("--denied", action="store_true", help="only what was denied")
@@ -90,6 +94,14 @@ def main(argv: list[str]) -> int:
     return guarded(body, fmt)
 
 
+class _Kept(NamedTuple):
+    """A line that is kept elsewhere too; ``told`` says where."""
+
+    number: int
+    digest: str
+    told: str
+
+
 @contextlib.contextmanager
 def _opened(where: Path) -> Iterator[list[BinaryIO]]:
     path = where / AUDIT_FILE if where.is_dir() else where
@@ -107,9 +119,13 @@ def _opened(where: Path) -> Iterator[list[BinaryIO]]:
 
 
 def _verify(args: argparse.Namespace, fmt: Format) -> ExitStatus:
+    remembered = _remembered(args.where)
     with _opened(args.where) as files:
-        report = _examine(files, None if args.expect is None else _expected(args.expect))
+        report, gone = _examine(files, _kept(args.expect, remembered))
         names = [file.name for file in files]
+    if report.problem is None and not report.lines and remembered is None:
+        report.problem = "there is no line, and nothing says that there was none"
+    unknown = [number for number in gone if number > args.known]
     data = {
         "file": report.file,
         "files": names,
@@ -120,22 +136,48 @@ def _verify(args: argparse.Namespace, fmt: Format) -> ExitStatus:
         "problem": report.problem,
         "unfinished": report.torn,
         "tail": report.tail,
+        "missing": report.missing,
+        "lost": report.lost,
     }
-    emit(data, fmt, lambda: _told(names, report))
-    return ExitStatus.OK if report.sound else ExitStatus.FAILED
+    emit(data, fmt, lambda: _told(names, report, gone))
+    return ExitStatus.OK if report.sound and not unknown else ExitStatus.FAILED
 
 
-def _told(names: list[str], report: Report) -> str:
+def _remembered(where: Path) -> Remembered | None:
+    """Return what a kit remembers of its audit file; None for a file that is in no kit."""
+    if not where.is_dir() and where.name != AUDIT_FILE:
+        return None
+    path = (where if where.is_dir() else where.parent) / "run" / MEMORY_FILE
+    try:
+        return read_memory(path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _kept(expect: str | None, remembered: Remembered | None) -> list[_Kept]:
+    kept = [] if expect is None else [_Kept(*_expected(expect), "")]
+    if remembered is not None and remembered.number:
+        told = f" (run/{MEMORY_FILE} has {remembered.number}:{remembered.digest})"
+        kept.append(_Kept(remembered.number, remembered.digest, told))
+    return kept
+
+
+def _told(names: list[str], report: Report, gone: dict[int, str]) -> str:
     older = len(names) - 1
     more = f" and {older} older file{'s' if older > 1 else ''}" if older else ""
     sound = f"{names[-1]}{more}: every line fits"
+    if report.sound and not report.lines and not report.tail:
+        return f"{names[-1]}: there is no line yet"
     lines = [f"{report.file}: {report.problem}" if report.problem else sound]
+    lines += [f"line number {number} says that lines are gone: {why}" for number, why in gone.items()]
     if report.first > 1:
         lines.append(f"begins with number {report.first}: what came before is in files that are not here")
     lines.append(f"{report.lines} lines, the last that fits is {report.last[0]}:{report.last[1]}")
     if report.torn:
         places = ", ".join(map(str, report.torn[:5]))
         lines.append(f"{len(report.torn)} unfinished by writers that were killed, and noted: line {places}")
+    if report.lost:
+        lines.append(f"{report.lost} lines could not be written, as the file says itself (audit.lost)")
     if report.sound and report.tail:
         lines.append(f"{report.tail} bytes at the end are not a whole line yet")
     return "\n".join(lines)
@@ -148,16 +190,21 @@ def _expected(text: str) -> tuple[int, str]:
     return int(number), digest.lower()
 
 
-def _examine(files: list[BinaryIO], expected: tuple[int, str] | None) -> Report:
-    report, seen = Report(), ""
+def _examine(files: list[BinaryIO], kept: list[_Kept]) -> tuple[Report, dict[int, str]]:
+    """Return what was found, and for each line that says that lines are gone, why."""
+    report, gone = Report(), {}
+    seen: dict[int, str] = {}
     for line in read_files(files, report):
-        if expected is not None and line.number == expected[0]:
-            seen = line.digest
-    if report.problem is None and expected is not None and seen != expected[1]:
-        number = expected[0]
-        gone = "it is in a file that is not here" if number < report.first else "the end was cut"
-        report.problem = f"line number {number} is another" if seen else f"line number {number} is missing: {gone}"
-    return report
+        if line.number in {one.number for one in kept}:
+            seen[line.number] = line.digest
+        if line.body["action"] == MISSING:
+            gone[line.number] = str(line.body["why"])
+    for one in kept:
+        if report.problem is None and seen.get(one.number) != one.digest:
+            away = "it is in a file that is not here" if one.number < report.first else "the end was cut"
+            found = "is another" if one.number in seen else f"is missing: {away}"
+            report.problem = f"line number {one.number} {found}{one.told}"
+    return report, gone
 
 
 # -- show and export ---------------------------------------------------------------------------------------------------
@@ -193,8 +240,13 @@ def _wanted(body: Any, args: argparse.Namespace) -> bool:
     return (
         (not args.denied or body["outcome"] == Outcome.DENIED)
         and (args.by is None or by.get("name") == args.by)
-        and (args.about is None or args.about in body["object"].values())
+        and (args.about is None or any(_is_about(value, args.about) for value in body["object"].values()))
     )
+
+
+def _is_about(value: object, name: str) -> bool:
+    """Tell whether a value is this, or names it among several."""
+    return value == name or name in str(value).split(", ")
 
 
 def _lines_table(bodies: list[Any]) -> str:

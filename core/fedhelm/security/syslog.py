@@ -1,13 +1,16 @@
 """Audit lines to a syslog receiver (RFC 5424): over UDP a datagram a line, over TCP with octet counts (RFC 6587).
 
-Number and sha256 of each line stand in the structured data, so that the receiver's copy shows where the participant's
-own file was cut off or written anew.
+The message is the line itself, number and sha256 included, so that the receiver's copy shows where the participant's
+own file was cut off or written anew. The number is in the structured data too, as the registered ``meta sequenceId``.
+Neither UDP nor TCP says what arrived: what was sent shortly before a receiver went away may be lost without anybody's
+knowing.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import select
 import socket
 from typing import Final
 from urllib.parse import urlsplit
@@ -25,6 +28,8 @@ TIMEOUT_S: Final = 2.0
 
 _FACILITY: Final = 13  # "log audit"
 _INFORMATIONAL, _WARNING = 6, 4
+_MOST: Final = 2**31 - 1  # of a sequenceId; 1 follows
+_PIECES: Final = 64
 _NOT_PRINTABLE = re.compile(r"[^!-~]+")
 
 
@@ -33,7 +38,8 @@ def syslog_message(line: Line, participant: str, pid: str = "-") -> bytes:
     severity = _INFORMATIONAL if line.body.get("outcome") == Outcome.ALLOWED else _WARNING
     host = _NOT_PRINTABLE.sub("", participant)[:255] or "-"
     time = _NOT_PRINTABLE.sub("", str(line.body.get("time") or ""))[:32] or "-"
-    data = f'[fedhelm@32473 number="{line.number}" sha256="{line.digest}"]'
+    # A name of its own would need an enterprise number; 32473 is for examples. RFC 5424, 7.3.1 has one that fits.
+    data = f'[meta sequenceId="{(line.number - 1) % _MOST + 1}"]'
     head = f"<{_FACILITY * 8 + severity}>1 {time} {host} fedhelm {pid} audit {data} "
     return head.encode() + line.raw  # the line is ASCII
 
@@ -70,6 +76,8 @@ class SyslogSink:
         """
         message = syslog_message(line, self._participant, self._pid)
         try:
+            if self._socket is not None and self._tcp and _is_over(self._socket):
+                self.close()
             if self._socket is None:
                 self._socket = self._connect()
             if self._tcp:
@@ -94,3 +102,18 @@ class SyslogSink:
         found.settimeout(TIMEOUT_S)
         found.connect(address)
         return found
+
+
+def _is_over(connection: socket.socket) -> bool:
+    """Tell whether the other end has closed: what is sent then would be lost, and the first time without an error."""
+    look = select.poll()
+    look.register(connection, select.POLLIN)
+    for _ in range(_PIECES):
+        if not look.poll(0):
+            return False
+        try:
+            if not connection.recv(4096):  # a receiver has nothing to say; what it says all the same is let go
+                return True
+        except OSError:
+            return True
+    return False
