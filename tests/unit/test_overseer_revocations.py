@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -305,6 +306,32 @@ async def test_who_may_hand_it_over(edge, caller, status):
     call, office, _ = edge
     assert (await call(caller, "POST", PATH, content=office.signed(1, "server2"))).status_code == status
     assert office.desk.revocations.current.version == (1 if status == 200 else 0)
+
+
+@dataclasses.dataclass
+class Caller:
+    """What a request shows of somebody for whom no kit was written."""
+
+    cert: Path
+    authority: CertificateAuthority
+
+
+@pytest.mark.parametrize(("role", "may"), [("org_admin", True), ("lead", False), ("member", False)])
+async def test_nobody_can_revoke_anybody_without_the_root_whatever_the_role(edge, tmp_path, role, may):
+    """An administrator of one organisation hands over what the root signed; an own list, signed with the own key, no."""
+    call, office, lines = edge
+    issued = office.authority.issue(role, "anna@alpha.org", "alpha")
+    own = CertificateAuthority.load("poc", issued.cert, issued.key)
+    (tmp_path / "anna.crt").write_bytes(issued.cert)
+    office.kits["anna"] = Caller(tmp_path / "anna.crt", own)
+    answer = await call("anna", "POST", PATH, content=office.signed(1, "site-1", authority=own))
+    assert answer.status_code == (400 if may else 403)
+    assert office.desk.revocations.current.version == 0
+    answer = await call("anna", "POST", PATH, content=office.signed(1, "site-1"))
+    assert answer.status_code == (200 if may else 403)
+    assert office.desk.revocations.current.version == (1 if may else 0)
+    outcomes = [line["outcome"] for line in lines() if line["by"] and line["by"]["role"] == role]
+    assert outcomes == (["failed", "allowed"] if may else ["denied", "denied"])
 
 
 async def test_a_forged_an_old_and_a_huge_list_are_refused_with_the_reason(edge):
