@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,8 @@ def test_keys_that_only_hold_what_aliases_use_need_no_note():
         ("name: server1", "name: -x", "participants[1].name: name '-x' is not a host name"),
         ("name: a@b.c", "name: bob", "8:4: participants[3].name: admin name 'bob' does not have the form"),
         ("name: site-1", "name: server1", "'server1' is the name of another participant, line 6"),
+        ("name: overseer", "name: site-1.zip", "5:4: participants[0].name: 'site-1.zip' is the name of the zip of"),
+        ("org: hospital", "org: hospital, own_key: maybe", "participants[2].own_key: input should be a valid boolean"),
         ("port: 8443", "port: 84430", "participants[0].port: 84430 is not a port number"),
         ("port: 8443", "port: x", "participants[0].port: input should be a valid integer"),
         ("port: 8443", "port: true", "participants[0].port: input should be a valid integer"),
@@ -180,6 +184,10 @@ def test_all_mistakes_are_told_in_the_order_of_the_file():
         ("{args: {resources: {gpu: ['; rm']}}}", "is neither a list of GPUs nor a number"),
         ("{path: gpu}", "num_of_gpus is needed"),
         ("{path: gpu, args: {num_of_gpus: 1, mem_per_gpu_in_GiB: x}}", "a number of GiB is needed"),
+        ("{args: {resources: {memory: 1e999}}}", "resources.memory: a number, a text"),
+        ("{args: {resources: {memory: [1, 1e999]}}}", "resources.memory: a number, a text"),
+        ("{path: gpu, args: {num_of_gpus: 1, mem_per_gpu_in_GiB: 1e999}}", "mem_per_gpu_in_GiB: a number of GiB"),
+        ("{path: gpu, args: {num_of_gpus: 1, mem_per_gpu_in_GiB: -.inf}}", "mem_per_gpu_in_GiB: a number of GiB"),
         ("{pth: gpu}", "unknown key (did you mean path?)"),
     ],
 )
@@ -239,3 +247,23 @@ def test_what_is_no_project_file_is_told_in_one_line_each(text):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"none\.yml: cannot be read"):
         read_project_file(tmp_path / "none.yml")
+
+
+def test_a_file_is_read_once_so_that_a_pipe_will_do(tmp_path):
+    pipe = tmp_path / "pipe.yml"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(GOOD,), daemon=True)
+    writer.start()
+    file = read_project_file(pipe)
+    writer.join(10)
+    assert (file.source.decode(), file.project.name) == (GOOD, "demo")
+
+
+def test_a_file_without_end_is_refused():
+    with pytest.raises(BadInput, match="/dev/zero: larger than 1 MiB"):
+        read_project_file(Path("/dev/zero"))
+
+
+def test_who_makes_its_own_key_says_so():
+    project = project_of(GOOD.replace("org: hospital", "org: hospital, own_key: true"))
+    assert [one.name for one in project.participants if one.own_key] == ["site-1"]

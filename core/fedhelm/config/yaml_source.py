@@ -21,7 +21,7 @@ import yaml
 
 from fedhelm.errors import BadInput
 
-__all__ = ["Document", "Key", "load_yaml", "parse"]
+__all__ = ["Document", "Key", "load_yaml", "parse", "read_yaml_file"]
 
 Key = tuple[str | int, ...]
 """Where a value stands: keys and list indices from the top."""
@@ -283,11 +283,24 @@ def _compose(text: str, reader: _Reader) -> yaml.Node | None:
         raise BadInput(f"{reader.name}:1:1: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def load_yaml(source: Path | str, name: str | None = None, *, aliases: bool = False) -> Document:
+def read_yaml_file(path: Path) -> bytes:
+    """Return what a file holds, read once: it may be a pipe. Of one that is too large, a byte more than is parsed.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def load_yaml(source: Path | str | bytes, name: str | None = None, *, aliases: bool = False) -> Document:
     """Read one YAML document.
 
     Args:
-        source: a file, or the text itself.
+        source: a file, or what was read from one: text, or bytes.
         name: how messages call it; the path if not given.
         aliases: admit aliases and merge keys, which is right for a file that its reader wrote or looked through.
 
@@ -296,10 +309,9 @@ def load_yaml(source: Path | str, name: str | None = None, *, aliases: bool = Fa
     """
     name = name or (str(source) if isinstance(source, Path) else "<text>")
     if isinstance(source, Path):
-        try:
-            data = source.read_bytes()
-        except OSError as error:
-            raise BadInput(f"{name}: cannot be read: {error.strerror}") from error
+        source = read_yaml_file(source)
+    if isinstance(source, bytes):
+        data = source
         try:
             source = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:

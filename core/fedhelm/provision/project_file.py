@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ import pydantic
 
 from fedhelm.config.kit import ADMIN_ROLES, SQLITE, check_lease_store
 from fedhelm.config.timing import PROFILES
-from fedhelm.config.yaml_source import Document, Key, load_yaml
+from fedhelm.config.yaml_source import Document, Key, load_yaml, read_yaml_file
 from fedhelm.errors import BadInput, NotSupportedYet
 from fedhelm.ids import check_admin_name, check_host_name
 from fedhelm.privacy.policy import PrivacyPolicy
@@ -116,9 +117,9 @@ def read_project_file(path: Path) -> ProjectFile:
         BadInput: it cannot be read, or a line for each thing that is wrong with it.
         NotSupportedYet: it asks for something that a later version will serve.
     """
-    document = load_yaml(path, aliases=True)
-    project, notes = parse_project(document)
-    return ProjectFile(project, notes, path.read_bytes())
+    source = read_yaml_file(path)  # once: what was parsed is what is kept, also of a pipe
+    project, notes = parse_project(load_yaml(source, str(path), aliases=True))
+    return ProjectFile(project, notes, source)
 
 
 def parse_project(document: Document) -> tuple[Project, tuple[Note, ...]]:
@@ -247,7 +248,7 @@ def _list_resources(args: dict[str, Any], at: Key) -> Iterator[tuple[Key, str, d
         return
     for name, value in resources.items():
         items = value if isinstance(value, list) else [value]
-        plain = all(isinstance(one, int | float | str) and not isinstance(one, bool) for one in items)
+        plain = all(isinstance(one, str) or _is_finite(one) for one in items)
         negative = any(isinstance(one, int | float) and one < 0 for one in items)
         if not plain or negative or len({str(one) for one in items}) != len(items):
             what = "a number, a text, or a list of different ones is needed"
@@ -255,12 +256,17 @@ def _list_resources(args: dict[str, Any], at: Key) -> Iterator[tuple[Key, str, d
     yield at, "", resources
 
 
+def _is_finite(value: object) -> bool:
+    """Tell whether a value is a number that a kit can say: no truth value, not a number, or endless one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _gpu_resources(args: dict[str, Any], at: Key) -> Iterator[tuple[Key, str, dict[str, Any]]]:
     number, memory = args.get("num_of_gpus"), args.get("mem_per_gpu_in_GiB", 0)
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 1024:
         yield at, "num_of_gpus is needed: how many GPUs, a number", {}
         return
-    if isinstance(memory, bool) or not isinstance(memory, int | float) or memory < 0:
+    if not _is_finite(memory) or memory < 0:
         yield (*at, "mem_per_gpu_in_GiB"), "a number of GiB is needed", {}
         return
     yield at, "", {"gpu": list(range(number)), **({"gpu_memory_gib": memory} if memory else {})}
@@ -269,6 +275,10 @@ def _gpu_resources(args: dict[str, Any], at: Key) -> Iterator[tuple[Key, str, di
 def _ports(entry: _Entry) -> tuple[int, ...]:
     names = {"overseer": ("port",), "server": ("fed_learn_port", "admin_port")}.get(entry.type, ())
     return tuple(getattr(entry, name) or _DEFAULT_PORTS[name] for name in names)
+
+
+def _index_of(file: _File, name: str) -> int | None:
+    return next((index for index, one in enumerate(file.participants) if one.name.lower() == name.lower()), None)
 
 
 def _together(file: _File, document: Document) -> Iterator[_Finding]:
@@ -281,10 +291,13 @@ def _together(file: _File, document: Document) -> Iterator[_Finding]:
         if first != index:
             line = document.where(("participants", first, "name")).split(":")[-2]
             yield (*key, "name"), f"{entry.name!r} is the name of another participant, line {line}"
+        if entry.name.endswith(".zip") and (other := _index_of(file, entry.name.removesuffix(".zip"))) is not None:
+            line = document.where(("participants", other, "name")).split(":")[-2]
+            yield (*key, "name"), f"{entry.name!r} is the name of the zip of another participant, line {line}"
         for port in _ports(entry) if first == index else ():
-            other = taken.setdefault((entry.host or entry.name, port), entry.name)
-            if other != entry.name or _ports(entry).count(port) > 1:
-                yield key, f"port {port} of {entry.host or entry.name} is that of {other} already"
+            holder = taken.setdefault((entry.host or entry.name, port), entry.name)
+            if holder != entry.name or _ports(entry).count(port) > 1:
+                yield key, f"port {port} of {entry.host or entry.name} is that of {holder} already"
     for kind in ("overseer", "server"):
         if not any(entry.type == kind for entry in file.participants):
             yield ("participants",), f"at least one {kind} is needed"
