@@ -32,7 +32,7 @@ from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto
 from fedhelm.wire.chain import Call
-from fedhelm_server import decisions, job_views, submissions
+from fedhelm_server import decisions, job_views, orders, submissions
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.downloads import Downloads
 from fedhelm_server.fleet_service import ORDERS_WIRE, WIRE_VERSIONS
@@ -332,6 +332,14 @@ class AdminService:
         asked_for = {"action": request.action, "target": _target(request), "order": request.request_id}
         for object_ in (*([Object()] if request.server else []), *map(about, sites)):  # one that is denied denies all
             call.passage.admit(object_, **asked_for)
+        await asyncio.to_thread(
+            orders.check_signed,
+            runtime.kit,
+            request,
+            runtime.callers.revocations,
+            caller=call.principal.name,
+            now=runtime.clock.utcnow(),
+        )
         item = {
             "request_id": request.request_id,
             "action": request.action,
@@ -342,15 +350,27 @@ class AdminService:
         }
         answer = await runtime.ledger.propose("admin_action", decisions.operate(item), key=request.request_id)
         _log.info("%s: %s of %s (%s)", call.principal.name, request.action, item["target"], item["reason"])
-        order = fleet.Order(id=request.request_id, action=request.action, reason=item["reason"])
-        runtime.orders.give(order, sites)
-        runtime.streams.wake_all()
+        reply = await self._tell_sites(request, sites)
         if request.server and isinstance(answer, Placement):  # repeated, it must not restart the next primary
             asked = f"{call.principal.name} asked for a restart"
             asyncio.get_running_loop().call_later(RESTART_DELAY_S, runtime.ask_restart, asked)
-        versions = runtime.streams.versions()
+        return reply
+
+    async def _tell_sites(self, request: admin.OperateRequest, sites: list[str]) -> admin.OperateReply:
+        streams, given = self._runtime.streams, self._runtime.orders
+        order = fleet.Order(
+            id=request.request_id, action=request.action, reason=request.reason[:500], statement=request.statement
+        )
+        given.give(order, sites)
+        versions, answering = streams.versions(), streams.answering()
+        streams.wake_all()
         told = [site for site in sites if versions.get(site, 0) >= ORDERS_WIRE]
-        return admin.OperateReply(sites=told, disconnected=[site for site in sites if site not in told])
+        refused = await given.refusals(order.id, answering.intersection(told))
+        return admin.OperateReply(
+            sites=[site for site in told if site not in refused],
+            disconnected=[site for site in sites if site not in told],
+            refused=[admin.OrderRefusal(site=site, reason=why) for site, why in refused.items()],
+        )
 
     async def check_status(self, _: common.Empty, call: Call) -> admin.StatusReply:
         """Return this server's state and the sites connected to it."""

@@ -94,6 +94,7 @@ class FleetService:
         finally:
             # Before anything is waited for: a call whose caller has gone may be cancelled a second time in there.
             if self._runtime.streams.close(stream):
+                self._runtime.orders.gone(stream.site)
                 self._runtime.site_changed(stream.site, connected=False)
             await cancel(reader)
 
@@ -123,6 +124,8 @@ class FleetService:
             async for message in messages:
                 if message.WhichOneof("message") == "beat":
                     stream.hold(list(message.beat.jobs))
+                    for answer in message.beat.answers:
+                        self._runtime.orders.answered(stream.site, answer)
         except Exception as error:  # whatever it is, a stream that is not read any more ends
             if not is_stop(error):
                 raise
@@ -358,6 +361,7 @@ def _filters(told: Sequence[str]) -> list[str]:
 def _stream(hello: fleet.Hello, version: int, site: Principal) -> SiteStream:
     takes_code = hello.enable_byoc if hello.HasField("enable_byoc") else True
     stream = SiteStream(site.name, hello.incarnation, version, site.org, takes_code=takes_code)
+    stream.answers_orders = hello.answers_orders
     stream.hold(list(hello.jobs))
     return stream
 

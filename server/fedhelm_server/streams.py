@@ -28,6 +28,8 @@ class SiteStream:
         """The site's organisation, as its certificate says it; empty where that is not known."""
         self.takes_code = takes_code
         """Whether it takes jobs that bring their own code; a site that does not say may."""
+        self.answers_orders = False
+        """Whether it says what it made of an order."""
         self.version = version
         """Of the wire, as agreed with this site."""
         self.incarnation = incarnation
@@ -98,6 +100,10 @@ class Streams:
     def versions(self) -> dict[str, int]:
         """Return the wire version of each connected site."""
         return {site: stream.version for site, stream in self._streams.items()}
+
+    def answering(self) -> frozenset[str]:
+        """Return the connected sites that say what they made of an order."""
+        return frozenset(site for site, stream in self._streams.items() if stream.answers_orders)
 
     def connected(self) -> frozenset[str]:
         """Return the names of the connected sites."""

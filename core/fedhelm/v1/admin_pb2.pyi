@@ -393,12 +393,15 @@ class OperateRequest(_message.Message):
     SITES_FIELD_NUMBER: _builtins.int
     SERVER_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     action: _builtins.str
     """shutdown | restart"""
     server: _builtins.bool
     """restart: this server too (its jobs go on at a standby, or after the restart)"""
     reason: _builtins.str
+    statement: _builtins.bytes
+    """what the caller signed, for the sites: fedhelm.security.order_signing"""
     @_builtins.property
     def sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """which sites; "@ALL" for all"""
@@ -411,10 +414,11 @@ class OperateRequest(_message.Message):
         sites: _abc.Iterable[_builtins.str] | None = ...,
         server: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        statement: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "reason", b"reason", "request_id", b"request_id", "server", b"server", "sites", b"sites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "reason", b"reason", "request_id", b"request_id", "server", b"server", "sites", b"sites", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,27 +430,53 @@ class OperateReply(_message.Message):
 
     SITES_FIELD_NUMBER: _builtins.int
     DISCONNECTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """those that were told"""
+        """those that were told, and did not refuse within two seconds"""
 
     @_builtins.property
     def disconnected(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """those that could not be"""
 
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderRefusal]: ...
     def __init__(
         self,
         *,
         sites: _abc.Iterable[_builtins.str] | None = ...,
         disconnected: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _abc.Iterable[Global___OrderRefusal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disconnected", b"disconnected", "sites", b"sites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disconnected", b"disconnected", "refused", b"refused", "sites", b"sites"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OperateReply: _TypeAlias = OperateReply  # noqa: Y015
+
+@_typing.final
+class OrderRefusal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    site: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        site: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "site", b"site"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderRefusal: _TypeAlias = OrderRefusal  # noqa: Y015
 
 @_typing.final
 class DownloadManifest(_message.Message):

@@ -59,6 +59,7 @@ class Hello(_message.Message):
     HIGHEST_EPOCH_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
     ENABLE_BYOC_FIELD_NUMBER: _builtins.int
+    ANSWERS_ORDERS_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """cluster id from the signed kit"""
     incarnation: _builtins.str
@@ -67,6 +68,8 @@ class Hello(_message.Message):
     """highest epoch a server proved to this site"""
     enable_byoc: _builtins.bool
     """whether the site takes jobs that bring their own code; absent: it did not say"""
+    answers_orders: _builtins.bool
+    """whether the site says in its beats what it made of an order"""
     @_builtins.property
     def wire_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """what the site speaks; the server picks the highest it knows"""
@@ -82,10 +85,11 @@ class Hello(_message.Message):
         highest_epoch: _builtins.int = ...,
         jobs: _abc.Iterable[Global___HeldJob] | None = ...,
         enable_byoc: _builtins.bool | None = ...,
+        answers_orders: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc", "enable_byoc", b"enable_byoc"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc", "cluster", b"cluster", "enable_byoc", b"enable_byoc", "highest_epoch", b"highest_epoch", "incarnation", b"incarnation", "jobs", b"jobs", "wire_versions", b"wire_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc", "answers_orders", b"answers_orders", "cluster", b"cluster", "enable_byoc", b"enable_byoc", "highest_epoch", b"highest_epoch", "incarnation", b"incarnation", "jobs", b"jobs", "wire_versions", b"wire_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_byoc: _TypeAlias = _typing.Literal["enable_byoc"]  # noqa: Y015
     _WhichOneofArgType__enable_byoc: _TypeAlias = _typing.Literal["_enable_byoc", b"_enable_byoc"]  # noqa: Y015
@@ -98,20 +102,51 @@ class Beat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOBS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldJob]: ...
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderAnswer]:
+        """each once, on the stream that brought the order"""
+
     def __init__(
         self,
         *,
         jobs: _abc.Iterable[Global___HeldJob] | None = ...,
+        answers: _abc.Iterable[Global___OrderAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "jobs", b"jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Beat: _TypeAlias = Beat  # noqa: Y015
+
+@_typing.final
+class OrderAnswer(_message.Message):
+    """What a site made of an order that it does not obey now. One that it obeys ends its stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    refusal: _builtins.str
+    """why it does not; empty: it was obeyed before"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderAnswer: _TypeAlias = OrderAnswer  # noqa: Y015
 
 @_typing.final
 class HeldJob(_message.Message):
@@ -183,20 +218,24 @@ class Order(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     action: _builtins.str
     """shutdown | restart"""
     reason: _builtins.str
+    statement: _builtins.bytes
+    """what the admin signed: fedhelm.security.order_signing; without it an agent does not obey"""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         action: _builtins.str = ...,
         reason: _builtins.str = ...,
+        statement: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "id", b"id", "reason", b"reason", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
