@@ -196,15 +196,17 @@ def test_the_table_of_an_overseer_and_of_an_admin(run):
     assert "admin@nvidia.com decides nothing: this is the default policy." in text
 
 
-def test_an_overseer_goes_by_its_own_file_where_it_has_one(run, kits):
+def test_an_overseer_goes_by_its_own_file_and_one_of_before_by_the_default(run, kits):
     path = kits["overseer"].startup / "authorization.json"
-    before = path.read_text() if path.exists() else None
-    path.write_text('{"format_version": "1.0", "permissions": {"project_admin": {"operate": "none"}}}')
+    before = path.read_text()
+    question = ("overseer", "may", "project_admin:p@a.org", "promote_sp")
     try:
-        answer = run("overseer", "may", "project_admin:p@a.org", "promote_sp")
+        path.write_text('{"format_version": "1.0", "permissions": {"project_admin": {"operate": "none"}}}')
+        assert run(*question) == (1, "no: operate is none for project_admin; nobody of this role may")
+        path.unlink()
+        assert run(*question)[0] == 0
     finally:
-        path.unlink() if before is None else path.write_text(before)
-    assert answer == (1, "no: operate is none for project_admin; nobody of this role may")
+        path.write_text(before)
 
 
 def test_a_right_is_reserved_if_and_only_if_no_call_asks_for_it():

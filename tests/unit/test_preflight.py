@@ -134,8 +134,20 @@ def test_an_older_kit_and_an_open_key(kits, authority):
 
 
 def test_a_policy_that_cannot_be_read(kits):
-    (kits["site-1"].local / "authorization.json").write_text("{")
-    assert "authorization.json:1" in find(look(kits["site-1"]), "policy", "fail").said
+    for name in ("site-1", "overseer"):
+        (kits[name].local / "authorization.json").write_text("{")
+        assert "authorization.json:1" in find(look(kits[name]), "policy", "fail").said
+
+
+def test_a_policy_of_before_is_none_that_stops_a_start(kits, authority):
+    for name, text in (("site-1", '{"version": 1, "about": "", "permissions": {}}'), ("overseer", None)):
+        kit = kits[name]
+        path = kit.startup / "authorization.json"
+        path.unlink() if text is None else path.write_text(text)
+        files = {one.name: one.read_bytes() for one in kit.startup.iterdir() if one.name != "signature.json"}
+        (kit.startup / "signature.json").write_bytes(make_manifest(files, authority))
+        (kit.local / "authorization.json").write_text('{"format_version": "1.0", "permissions": {}}')
+        assert find(look(kit), "policy").level == "ok"
 
 
 def test_a_kit_whose_own_key_was_not_put_in_yet(kits, authority, capsys):

@@ -13,7 +13,7 @@ from fedhelm.errors import ExitStatus, UsageError
 from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
 from fedhelm.provision.authz_preview import CALL_OF, RESERVED, asked_rights, preview, understand
 from fedhelm.security.authorization import DEFAULT_AUTHORIZATION, POLICY_ROLES, Policy, Right, default_policy
-from fedhelm.security.gates import AUTHORIZATION_FILE, ENDPOINTS, read_policy
+from fedhelm.security.gates import ENDPOINTS, read_policy
 from fedhelm.security.policy import PERMISSIONS
 
 __all__ = ["main"]
@@ -72,9 +72,10 @@ def main(argv: list[str]) -> int:
 
 
 def _policy(kit: Kit) -> Policy:
-    """Return what the participant goes by; an overseer of before has no file, and goes by the default."""
-    before = kit.role == "overseer" and not (kit.startup / AUTHORIZATION_FILE).exists()
-    return read_policy(kit.root) if asked_rights(kit.role) and not before else default_policy()
+    """Return what the participant goes by; an overseer's kit of before has no signed file, and goes by the default."""
+    if not asked_rights(kit.role):
+        return default_policy()
+    return read_policy(kit.root, missing=default_policy() if kit.role == "overseer" else None)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from fedhelm.privacy.files import privacy_texts
 from fedhelm.process import ParticipantLock
 from fedhelm.provision.reach import TIMEOUT, Finding, Level, ask_others, reason_of
 from fedhelm.security.audit_start import AUDIT_SETTINGS, read_audit_settings
+from fedhelm.security.authorization import default_policy
 from fedhelm.security.gates import AUTHORIZATION_FILE, read_policy
 from fedhelm.security.kit import open_kit, remembered_version
 from fedhelm.security.pki import load_certificate, load_roots
@@ -117,7 +118,7 @@ def _policy(kit: Kit) -> Iterator[Finding]:
     if kit.role in ADMIN_ROLES or not found:
         return
     try:
-        read_policy(kit.root)
+        read_policy(kit.root, missing=default_policy() if kit.role == "overseer" else None)
     except FedhelmError as error:
         yield Finding("fail", "policy", str(error), error.hint)
     else:
