@@ -13,7 +13,13 @@ from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput
 from fedhelm.ids import check_job_id
 
-__all__ = ["JobFolder", "code_roots", "make_runtime_dir", "outbox_dir"]
+__all__ = ["RUNTIME_BASE", "RUNTIME_PREFIX", "JobFolder", "code_roots", "make_runtime_dir", "outbox_dir"]
+
+RUNTIME_BASE = Path("/tmp")  # noqa: S108 - mkdtemp makes a private folder in it; TMPDIR may be too long a path
+"""Where agents make the folders of their sockets."""
+
+RUNTIME_PREFIX = "fh-"
+"""How the names of those begin."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,10 @@ def make_runtime_dir(kit: Kit) -> Path:
     What an earlier agent of this kit left there is deleted.
     """
     note = kit.run / "runtime"
-    if note.is_symlink() and Path(note.readlink()).name.startswith("fh-"):
+    if note.is_symlink() and Path(note.readlink()).name.startswith(RUNTIME_PREFIX):
         shutil.rmtree(note.readlink(), ignore_errors=True)
     note.unlink(missing_ok=True)
-    base = Path("/tmp")  # noqa: S108 - mkdtemp makes a private folder in it; TMPDIR may be too long a path
-    runtime = Path(tempfile.mkdtemp(prefix="fh-", dir=base if os.access(base, os.W_OK) else None))
+    base = RUNTIME_BASE if os.access(RUNTIME_BASE, os.W_OK) else None
+    runtime = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX, dir=base))
     note.symlink_to(runtime)
     return runtime

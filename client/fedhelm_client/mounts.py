@@ -4,7 +4,8 @@ Landlock alone cannot close a folder without closing the folders above it to new
 over the folder can, and what is to stay of it is mounted into that. What comes into a covered folder later, or takes
 the place of something in it, stays outside. Only root may mount, so this is used where it can be, and Landlock's rules
 where it cannot. The job process gives up ``CAP_SYS_ADMIN`` afterwards, and Landlock forbids it any change of mounts.
-The kernel's settings are read-only for it too: who may write ``core_pattern`` has a program run outside, as root.
+The kernel's settings are read-only for it too: who may write ``core_pattern`` has a program run outside, as root. The
+disks' device nodes are hidden: what is on a disk can be read past all file systems.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 __all__ = ["hide"]
@@ -22,6 +23,7 @@ __all__ = ["hide"]
 _CLONE_NEWNS = 0x20000
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _KERNEL_SETTINGS = Path("/proc/sys")
+_DEVICES = Path("/dev")
 _REFUSED = (errno.EPERM, errno.ENOSYS, errno.EACCES)
 
 
@@ -118,6 +120,13 @@ def _bring_back(path: Path, source: Path) -> None:
             os.close(fd)
 
 
+def _disks() -> Iterator[Path]:
+    with os.scandir(_DEVICES) as entries:
+        for entry in entries:
+            if stat.S_ISBLK(entry.stat(follow_symlinks=False).st_mode):
+                yield Path(entry.path)
+
+
 def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[Path] = ()) -> bool:
     """Put something empty over each of ``protected``, for this process and all it will start.
 
@@ -144,6 +153,8 @@ def hide(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterable[P
     try:
         for path in _outermost([*(closed & read_only), _KERNEL_SETTINGS]):
             _make_read_only(path)
+        for path in _disks():
+            _mount("/dev/null", path, None, _BIND)
         for path in covered:
             try:
                 if path.is_dir():

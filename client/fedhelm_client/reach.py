@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fedhelm.config.kit import Kit
-from fedhelm_client.folders import JobFolder, code_roots
+from fedhelm_client.folders import RUNTIME_BASE, RUNTIME_PREFIX, JobFolder, code_roots
 from fedhelm_client.landlock import allow_list
 
 __all__ = ["Reach", "protected_paths", "reach_of"]
@@ -83,8 +83,9 @@ def protected_paths(kit: Kit) -> list[Path]:
     """
     place = _place(kit)
     found = [_outer(kit), kit.root, place / "store", place / "state", *_secrets_in(place)]
-    # It leads to the folder in which an agent has the sockets of all its jobs.
+    # The folders in which agents have the sockets of all their jobs: of these kits, and of others of the same user.
     found += [link for path in found if (link := path / "run" / "runtime").is_symlink()]
+    found += RUNTIME_BASE.glob(f"{RUNTIME_PREFIX}*")
     if kit.store is not None:
         found.append(kit.store)
     return found if place == place.parent else [place, *found]

@@ -202,14 +202,15 @@ def test_a_kit_below_or_beside_the_agent_s_code_stays_closed(kit, way, code, mon
 
 
 @needs_landlock
-def test_a_script_reaches_its_own_socket_and_cannot_replace_any(kit, way):
-    neighbour = kit.root.parent / "site-2"
-    (neighbour / "run").mkdir()
+def test_a_script_reaches_its_own_socket_and_cannot_replace_any(kit, way, tmp_path):
+    roots = {"own": kit.root, "other": kit.root, "neighbour": kit.root.parent / "site-2", "far": tmp_path / "far"}
+    (roots["neighbour"] / "run").mkdir()
+    (roots["far"] / "run").mkdir(parents=True)
     doors = {}
     with contextlib.ExitStack() as stack:
-        for name, root in (("own", kit), ("other", kit), ("neighbour", replace(kit, root=neighbour))):
-            runtime = root.run / "runtime"
-            folder = (runtime.resolve() if runtime.exists() else make_runtime_dir(root)) / name
+        for name, root in roots.items():
+            runtime = root / "run" / "runtime"
+            folder = (runtime.resolve() if runtime.exists() else make_runtime_dir(replace(kit, root=root))) / name
             stack.callback(shutil.rmtree, folder.parent, ignore_errors=True)
             folder.mkdir(mode=0o700)
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -238,10 +239,13 @@ def test_a_script_reaches_its_own_socket_and_cannot_replace_any(kit, way):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 @needs_landlock
-def test_with_mounts_the_kernel_s_settings_are_read_only(kit):
+def test_with_mounts_the_kernel_s_settings_are_read_only_and_no_disk_can_be_read(kit):
+    disks = [str(path) for path in Path("/dev").iterdir() if path.is_block_device()]
     out = shut_in(
         kit,
-        """
+        f"""
+        for disk in {disks}:
+            assert Path(disk).read_bytes() == b"", disk
         def opened(flags):
             os.close(os.open("/proc/sys/kernel/core_pattern", flags))
         opened(os.O_RDONLY)
