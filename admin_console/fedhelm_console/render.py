@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedhelm.output import one_line, plain_lines
 from fedhelm.plain_json import parse_plain
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _wrapped(style: Style, headers: Sequence[str], rows: Sequence[Sequence[str]]
 
 def _table(style: Style, headers: Sequence[str], rows: Sequence[Sequence[str]], flexible: int) -> str:
     """Align columns under headers; the flexible one is cut where the terminal is too narrow."""
-    everything = [list(headers), *[list(row) for row in rows]]
+    everything = [list(headers), *[[one_line(cell) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in everything) for column in range(len(headers))]
     excess = sum(widths) + 2 * (len(widths) - 1) - style.width
     if excess > 0:
@@ -165,9 +166,12 @@ def _table(style: Style, headers: Sequence[str], rows: Sequence[Sequence[str]], 
     return "\n".join(lines)
 
 
-def _pairs(style: Style, pairs: Sequence[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{style.paint(name.ljust(width), '1')}  {value}" for name, value in pairs)
+def _pairs(style: Style, pairs: Sequence[tuple[str, str, str]]) -> str:
+    """Return a line for each: a name, a value of others, and the value's colour."""
+    width = max(len(name) for name, _, _ in pairs)
+    return "\n".join(
+        f"{style.paint(name.ljust(width), '1')}  {style.paint(one_line(value), code)}" for name, value, code in pairs
+    )
 
 
 def jobs(found: Sequence[Job], style: Style, *, details: bool = False) -> str:
@@ -189,20 +193,20 @@ def job_detail(job: JobDetail, style: Style) -> str:
     """Return one job: its state, its sites, why it waits or ended."""
     summary = job.summary
     pairs = [
-        ("job", job.job_id),
-        ("name", summary.name),
-        ("status", style.paint(style.state(job.status), _colour_of(job.status))),
-        ("submitted", moment(summary.submit_time) + (f" by {summary.submitter}" if summary.submitter else "")),
-        ("took", duration(summary.duration_s)),
-        ("round", f"{job.round} of {job.rounds}"),
-        ("sites", ", ".join(f"{site.name} {style.state(site.status)}" for site in job.sites) or "-"),
+        ("job", job.job_id, ""),
+        ("name", summary.name, ""),
+        ("status", style.state(job.status), _colour_of(job.status)),
+        ("submitted", moment(summary.submit_time) + (f" by {summary.submitter}" if summary.submitter else ""), ""),
+        ("took", duration(summary.duration_s), ""),
+        ("round", f"{job.round} of {job.rounds}", ""),
+        ("sites", ", ".join(f"{site.name} {style.state(site.status)}" for site in job.sites) or "-", ""),
     ]
     if metrics := _metrics(job.metrics_json):
-        pairs.append(("metrics", metrics))
+        pairs.append(("metrics", metrics, ""))
     if job.reason:
-        pairs.append(("reason", job.reason))
+        pairs.append(("reason", job.reason, ""))
     text = _pairs(style, pairs)
-    return f"{text}\n\n{job.traceback.rstrip()}" if job.traceback else text
+    return f"{text}\n\n{plain_lines(job.traceback.rstrip())}" if job.traceback else text
 
 
 def job_line(job: JobDetail, style: Style) -> str:
@@ -216,7 +220,7 @@ def job_line(job: JobDetail, style: Style) -> str:
         else:
             sites = ", ".join(f"{count} {style.state(word)}" for word, count in words.items())
         parts = [f"round {job.round} of {job.rounds}", sites, _metrics(job.metrics_json)]
-    text = "  ".join(" ".join(part.split()) for part in parts if part)
+    text = one_line("  ".join(" ".join(part.split()) for part in parts if part))
     # The last column stays free: a terminal would go on to the next line, and the line could not be written over.
     return text if len(text) < style.width else text[: style.width - 2] + ("~" if style.ascii else "…")
 
@@ -276,7 +280,7 @@ def standing(found: Sequence[Server], system: System) -> list[str]:
         )
     if any(one.state == "UNLEASED" for one in found):
         lines.append("DEGRADED: no failover, the primary cannot renew its lease")
-    return lines
+    return [one_line(line) for line in lines]
 
 
 def topology(word: str, leads: Primary, found: Sequence[Server], jobs: int | None, style: Style) -> str:
@@ -296,8 +300,9 @@ def explanation(found: Explanation, style: Style) -> str:
     """Return the verdict, each condition with its finding, and who would be next."""
     rows = [[one.name.replace("_", " "), style.state("yes" if one.ok else "no"), one.text] for one in found.checks]
     following = f"If the primary died now, {found.next or 'nobody'} would lead."
-    parts = [found.verdict, "", _wrapped(style, ["CHECK", "OK", "FINDING"], rows), "", following]
-    return "\n".join(parts if rows else [found.verdict, following])
+    verdict, following = one_line(found.verdict), one_line(following)
+    parts = [verdict, "", _wrapped(style, ["CHECK", "OK", "FINDING"], rows), "", following]
+    return "\n".join(parts if rows else [verdict, following])
 
 
 def sites(found: Sequence[Site], style: Style) -> str:
@@ -319,15 +324,15 @@ def status(found: Status, style: Style) -> str:
     if found.low_water:
         log.append(f"kept from slot {found.low_water}")
     pairs = [
-        ("primary", found.server),
-        ("state", style.paint(style.state(found.role), _colour_of(found.role))),
-        ("epoch", str(found.epoch)),
-        ("log", ", ".join([*log, f"version {found.log_version}"])),
-        ("jobs", f"{found.jobs_running} running, {found.jobs_waiting} waiting"),
+        ("primary", found.server, ""),
+        ("state", style.state(found.role), _colour_of(found.role)),
+        ("epoch", str(found.epoch), ""),
+        ("log", ", ".join([*log, f"version {found.log_version}"]), ""),
+        ("jobs", f"{found.jobs_running} running, {found.jobs_waiting} waiting", ""),
     ]
     if found.store_free:
-        pairs.append(("store", f"{size(found.store_free)} free"))
-    pairs += [("warning", style.paint(one, "33")) for one in found.warnings]
+        pairs.append(("store", f"{size(found.store_free)} free", ""))
+    pairs += [("warning", one, "33") for one in found.warnings]
     return _pairs(style, pairs)
 
 

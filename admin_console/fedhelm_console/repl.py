@@ -26,7 +26,7 @@ from prompt_toolkit.patch_stdout import patch_stdout
 from fedhelm.admin.models import System
 from fedhelm.clock import Clock, SystemClock
 from fedhelm.errors import FedhelmError, NoPrimary, NotAuthorised, Unreachable
-from fedhelm.output import Format, emit_error, error_line
+from fedhelm.output import Format, emit_error, error_line, one_line, plain_lines
 from fedhelm_console import prompt
 from fedhelm_console.batch import run_line
 from fedhelm_console.commands.local import help_of
@@ -288,7 +288,7 @@ class _Prompt:
         except NotAuthorised:
             raise
         except FedhelmError as error:
-            self._talk.say(error_line(error))
+            self._talk.say(plain_lines(error_line(error)))
             self._write(f"login_result: {error.code}")
         except KeyboardInterrupt:
             self._talk.finish()
@@ -343,7 +343,7 @@ class _Prompt:
             except Unreachable as away:
                 silent += 1
                 if silent >= _OVERSEER_TRIES:
-                    self._talk.say(f"{away}; trying every server")
+                    self._talk.say(one_line(f"{away}; trying every server"))
                     return
             else:
                 self._talk.finish()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
+from fedhelm.output import one_line, plain_lines
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.context import Console
 from fedhelm_console.render import Style, size
@@ -79,13 +80,14 @@ class Talk:
         """Show what a call does while it waits; calls that a person did not ask for stay silent."""
         if threading.current_thread() is not threading.main_thread():
             return
+        text = one_line(note.text)
         if note.kind != "electing":
-            self.say(note.text)
+            self.say(text)
         elif self._terminal:
             if note.seconds >= _AT_ONCE:
-                self._over(f"{note.text}, Ctrl-C to give up")
+                self._over(f"{text}, Ctrl-C to give up")
         elif note.seconds >= self._next:
-            self.say(note.text)
+            self.say(text)
             self._next = note.seconds + _SLOWLY
 
     def progress(self, done: int, total: int) -> None:
@@ -128,7 +130,7 @@ class Talk:
     def ask(self, question: str) -> str:
         """Ask at the terminal; an end of input is no agreement."""
         self.finish()
-        self._stream.write(question)
+        self._stream.write(plain_lines(question))
         self._stream.flush()
         return sys.stdin.readline()
 

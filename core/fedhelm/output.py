@@ -30,6 +30,7 @@ __all__ = [
     "guarded",
     "harmless",
     "one_line",
+    "plain_lines",
     "table",
 ]
 
@@ -64,6 +65,11 @@ _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u
 def one_line(text: str) -> str:
     """Return text from elsewhere as part of a line: it can begin no other line, and gives a terminal no order."""
     return _NOT_IN_A_LINE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def plain_lines(text: str) -> str:
+    """Return text from elsewhere that may have several lines, such as a traceback; it has no colours either."""
+    return "\n".join(one_line(line) for line in text.replace("\r\n", "\n").expandtabs().split("\n"))
 
 
 def _write_json(body: dict[str, Any]) -> None:
@@ -101,7 +107,7 @@ def emit_error(error: FedhelmError, fmt: Format = "table") -> ExitStatus:
     if fmt == "json":
         _write_json(envelope(error=error))
     else:
-        sys.stderr.write(harmless(error_line(error)) + "\n")
+        sys.stderr.write(plain_lines(error_line(error)) + "\n")
         sys.stderr.flush()
     return error.exit_status
 

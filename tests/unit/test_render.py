@@ -1,5 +1,6 @@
 """Text for people, at 80 columns, in ASCII, and narrow."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -361,3 +362,34 @@ def test_the_topology_after_a_switchover(state, text):
         f"after   server2 primary, epoch 5 · server1 {text} · no job running"
     )
     assert render.topology("after", leads, servers, None, ASCII).isascii()
+
+
+FORGED = "no\nk7m3tq4w2zpx  other  RUNNING\x1b[8m\r\x1b[1A\u2028\u202eno\x9b2J"
+WIDE = Style(width=400, colour=True)
+
+
+def uncoloured(text):
+    """What is shown, without the program's own colours."""
+    return re.sub("\x1b\\[[0-9;]*m", "", text.replace("\x1b[8m", "!"))
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (render.jobs([Job(FORGED, FORGED, FORGED, "", 1.0, FORGED)], WIDE, details=True), 2),
+        (render.job_detail(JobDetail(Job("k", FORGED, "RUNNING", "", 0.0), 1, 5, (), FORGED, "", ""), PLAIN), 8),
+        (render.job_line(JobDetail(Job("k", "n", "SUBMITTED", "", 0.0), 0, 5, (), FORGED, "", ""), WIDE), 1),
+        (render.events([Event(1, FORGED, FORGED, FORGED)], WIDE), 2),
+        (render.sites([Site(FORGED, connected=True, jobs=(FORGED,))], WIDE), 2),
+    ],
+)
+def test_no_text_of_others_begins_a_line_or_gives_the_terminal_an_order(text, lines):
+    assert len(text.splitlines()) == lines
+    assert not set("!\x1b\r\x9b\u2028\u202e") & set(uncoloured(text))
+
+
+def test_a_traceback_keeps_its_lines_and_nothing_else():
+    detail = JobDetail(
+        Job("k", "n", "FINISHED:FAILED", "", 0.0), 1, 5, (), "x", "Traceback\n\tat \x1b[8m\x1b[2Jtrain\r", ""
+    )
+    assert render.job_detail(detail, PLAIN).splitlines()[-2:] == ["Traceback", "        at \ufffd[8m\ufffd[2Jtrain"]

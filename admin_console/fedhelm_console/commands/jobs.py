@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fedhelm.admin.models import Job, JobDetail
 from fedhelm.errors import BadInput, ExitStatus, Refused
+from fedhelm.output import one_line
 from fedhelm_console import render
 from fedhelm_console.context import Console
 from fedhelm_console.registry import Arg, Command, Result
@@ -127,7 +128,9 @@ def wait(console: Console, job: Annotated[str, Arg("running", "id, prefix, @last
             raise
         return Result(None, f"detached; the job continues: wait {target}", ExitStatus.INTERRUPTED)
     status = ExitStatus.OK if ended.summary.succeeded else ExitStatus.FAILED
-    text = f"{ended.job_id} {console.style.state(ended.status)}" + (f": {ended.reason}" if ended.reason else "")
+    text = f"{ended.job_id} {console.style.state(ended.status)}" + (
+        f": {one_line(ended.reason)}" if ended.reason else ""
+    )
     return Result({"job_id": ended.job_id, "status": ended.status}, text, status)
 
 
