@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -208,3 +210,30 @@ def test_a_serial_is_taken_as_openssl_prints_it(office):
         "no certificate with the serial"
         in office("revoke", "site-1", "--reason", "x", "--serial", "", status=1)["message"]
     )
+
+
+def test_what_a_killed_first_run_left_is_removed_by_the_next_and_what_a_living_one_fills_is_not(tmp_path, capsys):
+    made = Office(tmp_path, capsys)
+    workspace = made.root.parent
+    made.killed("publish", "", "provision")
+    (left,) = workspace.iterdir()
+    assert (left / "state" / "rootCA.key").is_file()
+    living = workspace / ".demo.0123abcd.tmp"
+    living.mkdir()
+    lock = os.open(living, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    made("provision")
+    assert {path.name for path in workspace.iterdir()} == {"demo", living.name}
+    os.close(lock)
+    assert not made("provision")["changed"]
+    assert [path.name for path in workspace.iterdir()] == ["demo"]
+
+
+def test_kits_of_a_killed_run_are_removed_by_the_next_that_makes_none(office):
+    office.write(TEXT + SITE)
+    office.killed("publish", "", "provision")
+    (draft,) = office.root.glob(".prod_*.tmp")
+    assert (draft / "site-2" / "startup" / "client.key").is_file()
+    office.write(TEXT)
+    assert not office("provision")["changed"]
+    assert list(office.root.glob(".prod_*")) == []

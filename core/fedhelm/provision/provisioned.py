@@ -382,10 +382,15 @@ class ProjectFolder:
     def draft(self, number: int) -> Path:
         """Return an empty folder to fill, which :meth:`publish` renames to ``prod_NN``; a former run's is removed."""
         path = self.root / f".prod_{number:02d}.tmp"
-        if path.exists():
-            shutil.rmtree(path)
+        self.sweep()
         path.mkdir(mode=0o700)
         return path
+
+    def sweep(self) -> None:
+        """Remove what runs left that were killed before their ``prod_NN`` appeared: kits that nobody was given."""
+        with self.locked():
+            for path in self.root.glob(".prod_*.tmp"):
+                shutil.rmtree(path)
 
     def publish(self, number: int, issued: Sequence[IssuedCertificate], digests: Mapping[str, str]) -> Path:
         """Make the draft ``prod_NN``: all of it, or nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import secrets
 import shutil
@@ -72,9 +73,11 @@ def provision(
     clock = clock or SystemClock()
     place = workspace / project.name
     with _naming(place):
+        _sweep(place)
         if (place / "state" / "project.json").is_file():
             folder = ProjectFolder.open(place)
             with folder.locked():
+                folder.sweep()
                 return folder, _run(project, source, folder, given, clock)
         return _first_run(project, source, place, given, clock)
 
@@ -98,7 +101,7 @@ def _first_run(
             hint="restore its state from a backup, or choose another workspace with -w",
         )
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    draft, lock = _draft(place)
     try:
         folder = ProjectFolder.create(
             draft, project.name, cluster=project.cluster, passphrase=given.passphrase, clock=clock
@@ -109,7 +112,35 @@ def _first_run(
     except BaseException:  # Ctrl-C too: nothing half done stays
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     return ProjectFolder.open(place), plan
+
+
+def _draft(place: Path) -> tuple[Path, int]:
+    """Make the folder that a first run fills, and lock it for as long as that run lives."""
+    while True:
+        draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+        draft.mkdir(mode=0o700)
+        lock = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if draft.is_dir():  # no other run swept it away before it was locked
+            return draft, lock
+        os.close(lock)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what first runs left that were killed: a root key that is in no use."""
+    for path in place.parent.glob(f".{place.name}.????????.tmp"):
+        with contextlib.suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            except BlockingIOError:  # that run lives
+                continue
+            finally:
+                os.close(lock)
 
 
 def _run(project: Project, source: bytes, folder: ProjectFolder, given: Secrets, clock: Clock) -> Plan:
