@@ -110,7 +110,8 @@ class HttpsServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End streams and long polls, then the connections."""
         self._closing()
-        await cancel(*self._doors, *self._arriving)
+        await cancel(*self._doors)
+        await cancel(*self._arriving)  # by now each has taken its socket over
         cut = spawn(self._cut_idle(), "cut idle connections")
         await super().shutdown(sockets)
         await cancel(cut)

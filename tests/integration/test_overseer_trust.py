@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import socket
@@ -268,6 +269,31 @@ async def test_a_clock_that_differs_from_an_overseers_is_found_before_the_start(
     assert clock.said.endswith(said)
     assert answer in overseer.said
     assert overseer.level == ("ok" if answer == " answers" else "fail")
+
+
+class Stumbling(socket.socket):
+    """A listening socket of a process that has no more files, and then has some again."""
+
+    fails = 3
+
+    def accept(self):
+        if self.fails:
+            self.fails -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+async def test_an_overseer_that_cannot_accept_for_a_while_goes_on_later(running, monkeypatch, caplog):
+    monkeypatch.setattr("fedhelm_overseer.https_server._PAUSE_S", 0.01)
+    await running.stop()
+    listener = listen("127.0.0.1", running.port)
+    running.listener = Stumbling(listener.family, listener.type, listener.proto, fileno=listener.detach())
+    running.listener.setblocking(False)
+    running.start()
+    async with OverseerClient(running.kits["server1"]) as one:
+        await eventually(one.health)
+    assert running.listener.fails == 0
+    assert "no connection can be accepted: Too many open files" in caplog.text
 
 
 async def test_whom_tls_refuses_is_in_the_log_with_address_and_reason(running, caplog):
