@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,15 +24,14 @@ from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write, fsync_dir
 from fedhelm.provision.issued import By, IssuedCertificate, is_number
 from fedhelm.provision.project import Project
+from fedhelm.provision.project_files import ProjectFiles
 from fedhelm.provision.stop import wait_until
 from fedhelm.security.pki import CertificateAuthority
-from fedhelm.security.retired import RETIRED_FILE
 from fedhelm.security.revocation import RevocationList, Revoked
 
 __all__ = ["ProjectFolder"]
 
 _FORMAT = 1
-_PROD = re.compile(r"prod_([0-9]{2,6})")
 _LOCK_TIMEOUT = 30.0  # seconds; a run that holds the lock makes some hundred kits in that time
 
 
@@ -51,7 +48,7 @@ def _is_project(body: Any) -> bool:
     )
 
 
-class ProjectFolder:
+class ProjectFolder(ProjectFiles):
     """The folder of one project, ``workspace/<project>``.
 
     Attributes:
@@ -61,7 +58,7 @@ class ProjectFolder:
     """
 
     def __init__(self, root: Path, body: Mapping[str, Any]) -> None:
-        self.root = root
+        super().__init__(root)
         self.project, self.cluster = str(body["project"]), str(body["cluster"])
         self._body = dict(body)
         self._depth = 0
@@ -132,58 +129,9 @@ class ProjectFolder:
         folder._write("project.json", body)
         return folder
 
-    # -- where things are
-
-    @property
-    def state(self) -> Path:
-        """What must not be lost, and what nobody else may read."""
-        return self.root / "state"
-
-    @property
-    def resources(self) -> Path:
-        """The project file as it was used, and what belongs to the project as a whole."""
-        return self.root / "resources"
-
-    @property
-    def project_file(self) -> Path:
-        """The project file as the last run used it."""
-        return self.resources / "project.yml"
-
-    @property
-    def trust(self) -> Path:
-        """The root certificate; two while the root is rotated, the signing one first."""
-        return self.state / "rootCA.pem"
-
-    @property
-    def retired_roots(self) -> bytes:
-        """Root certificates (PEM) that were rotated away and are still good for what was signed before."""
-        try:
-            return (self.state / RETIRED_FILE).read_bytes()
-        except FileNotFoundError:
-            return b""
-
-    def write_retired_roots(self, pem: bytes) -> None:
-        """Replace them; nothing: there are none."""
-        path = self.state / RETIRED_FILE
-        if pem:
-            atomic_write(path, pem, mode=0o644)
-        else:
-            path.unlink(missing_ok=True)
-            fsync_dir(self.state)
-
     def complete(self, project: Project) -> Project:
         """Return the project that a file describes with what only its state knows."""
         return dataclasses.replace(project, cluster=self.cluster, retired_roots=self.retired_roots)
-
-    def prod(self, number: int) -> Path:
-        """Return the path of ``prod_NN``, which need not exist."""
-        return self.root / f"prod_{number:02d}"
-
-    @property
-    def prods(self) -> list[Path]:
-        """The ``prod_NN`` that are there, oldest first."""
-        found = {int(match[1]): path for path in self.root.iterdir() if (match := _PROD.fullmatch(path.name))}
-        return [found[number] for number in sorted(found)]
 
     @property
     def last_prod(self) -> int | None:
@@ -216,13 +164,6 @@ class ProjectFolder:
         if self._published and announced.get("prod") == self._following:
             return dict(announced["kits"])
         return dict(self._body.get("kits", {}))
-
-    # -- the root
-
-    @property
-    def root_is_encrypted(self) -> bool:
-        """Whether the root key needs a passphrase."""
-        return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in self._read_bytes("rootCA.key")
 
     def authority(self, passphrase: bytes | None = None, *, clock: Clock | None = None) -> CertificateAuthority:
         """Return the root.
@@ -341,35 +282,6 @@ class ProjectFolder:
             hint = "restore it from a backup, or copy run/revoked.json of the participant that has the newest"
             raise KitError(f"{self.state / 'revoked.json'}: {error.message}", hint=hint) from error
 
-    def revocations(self) -> bytes | None:
-        """Return the signed list, or None where nothing was ever revoked."""
-        try:
-            return (self.state / "revoked.json").read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def write_revocations(self, data: bytes) -> None:
-        """Replace the signed list."""
-        atomic_write(self.state / "revoked.json", data, mode=0o644)
-
-    # -- keys that somebody asked to keep
-
-    def kept_key(self, name: str) -> bytes | None:
-        """Return a participant's private key (PEM, as it was kept), or None."""
-        try:
-            return (self.state / "keys" / f"{name}.key").read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def keep_key(self, name: str, pem: bytes) -> None:
-        """Keep a participant's private key, which the caller has encrypted where the root's is."""
-        (self.state / "keys").mkdir(mode=0o700, exist_ok=True)
-        atomic_write(self.state / "keys" / f"{name}.key", pem, mode=0o600)
-
-    def forget_key(self, name: str) -> None:
-        """Remove a key that was kept, if one was: its participant has another now that only it knows."""
-        (self.state / "keys" / f"{name}.key").unlink(missing_ok=True)
-
     # -- a run
 
     def take_kit_version(self) -> int:
@@ -456,15 +368,6 @@ class ProjectFolder:
     def _refresh(self) -> None:
         self._body = dict(ProjectFolder.open(self.root)._body)  # noqa: SLF001  its own class
 
-    # -- files
-
-    def _read_bytes(self, name: str) -> bytes:
-        path = self.state / name
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise KitError(f"{path}: {error.strerror}", hint="restore the project's state from a backup") from error
-
     def _all(self) -> list[IssuedCertificate]:
         path = self.state / "certificates.json"
         try:
@@ -477,6 +380,3 @@ class ProjectFolder:
     def _write_certificates(self, certificates: Sequence[IssuedCertificate]) -> None:
         rows = [one.to_json() for one in certificates]
         self._write("certificates.json", {"format": _FORMAT, "certificates": rows})
-
-    def _write(self, name: str, body: Mapping[str, Any]) -> None:
-        atomic_write(self.state / name, json.dumps(body, indent=2).encode() + b"\n", mode=0o600)
