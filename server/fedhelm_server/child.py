@@ -29,8 +29,9 @@ from fedhelm.security.kit import open_kit
 from fedhelm.security.reloading import ReloadingKit, watch_kit
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2, fleet_pb2
-from fedhelm.wire.chain import ServiceHandlers, serve_options
+from fedhelm.wire.chain import ServiceHandlers
 from fedhelm.wire.server_certificate import ServerCertificate
+from fedhelm.wire.serving import new_server
 from fedhelm_server.admin_service import AdminService
 from fedhelm_server.callers import Callers
 from fedhelm_server.checkpoints import Checkpoints
@@ -106,7 +107,7 @@ async def _serve_ports(kit: Kit, incarnation: str, link: Channel, callers: Calle
             revocations=callers.revocations,
         )
         callers.services.append(handlers)
-        server = grpc.aio.server(handlers=[handlers], options=serve_options())
+        server = new_server([handlers])
         _listen(server, kit, port, certificate)
         servers.append(server)
     for server in servers:

@@ -10,8 +10,6 @@ import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-import grpc.aio
-
 import fedhelm.wire
 from fedhelm.errors import BadCertificate, NotPrimary
 from fedhelm.job.bundle import pack
@@ -22,8 +20,9 @@ from fedhelm.security.job_signing import sign_submission
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream_blob
-from fedhelm.wire.chain import ServiceHandlers, serve_options
+from fedhelm.wire.chain import ServiceHandlers
 from fedhelm.wire.server_certificate import ServerCertificate
+from fedhelm.wire.serving import new_server
 
 assert fedhelm.wire
 
@@ -129,7 +128,7 @@ class FakeFleet:
         self._server = None
 
     async def start(self):
-        self._server = grpc.aio.server(options=serve_options())
+        self._server = new_server()
         service = fleet.DESCRIPTOR.services_by_name["Fleet"]
         self._handlers = ServiceHandlers(
             service,

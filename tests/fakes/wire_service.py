@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import Future
 
-import grpc.aio
 from grpc._cython import cygrpc
 
 import fedhelm.wire
+from fedhelm.errors import AuditUnavailable
 from fedhelm.persist.blobs import Manifest
 from fedhelm.security.authorization import Object, default_policy
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream_blob
-from fedhelm.wire.chain import ServiceHandlers, serve_options
+from fedhelm.wire.chain import ServiceHandlers
 from fedhelm.wire.server_certificate import ServerCertificate
+from fedhelm.wire.serving import new_server
 
 assert fedhelm.wire
 
@@ -144,10 +146,25 @@ class Noted:
     """An audit trail that is a list."""
 
     def __init__(self):
-        self.entries = []
+        self.entries, self.problem = [], None
 
     def note(self, entry):
         self.entries.append(entry)
+
+    def ready(self):
+        return self._future()
+
+    def write(self, entry):
+        self.entries.append(entry)
+        return self._future()
+
+    def _future(self):
+        future = Future()
+        if self.problem is None:
+            future.set_result(None)
+        else:
+            future.set_exception(AuditUnavailable(self.problem))
+        return future
 
 
 @contextlib.asynccontextmanager
@@ -156,7 +173,7 @@ async def serving(kit, service, implementation, *, project="poc", epoch=lambda: 
     if handlers is None:
         gates = {"policy": default_policy(), **gates}
         handlers = ServiceHandlers(service, implementation, project=project, epoch=epoch, **gates)
-    server = grpc.aio.server(handlers=[handlers], options=serve_options())
+    server = new_server([handlers])
     credentials = ServerCertificate(kit).credentials()
     port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()

@@ -12,7 +12,6 @@ import itertools
 import json
 import socket
 import ssl
-import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +30,11 @@ from fedhelm.security.kit import open_kit
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.tls import server_context
 from fedhelm.v1 import fleet_pb2
-from fedhelm.wire.chain import HANDSHAKE_MS
 from fedhelm.wire.faults import ERROR_KEY
 from fedhelm.wire.overseer_console import OverseerConsoleClient
+from fedhelm.wire.serving import HANDSHAKE_MS
 from tests.support.federation import Federation
+from tests.support.http2 import CONTINUATION, DATA, HEADERS, PREFACE, SETTINGS, frame, header, request
 from tests.support.kits import ADMIN
 
 pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("ports")]
@@ -443,23 +443,8 @@ def test_a_body_that_is_too_large_is_cut_off_at_the_overseer(world):
 
 # -- the same for HTTP/2, by hand -------------------------------------------------------------------------------------
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, CONTINUATION = 0, 1, 4, 9
-END_HEADERS = 4
 GRPC_PORTS = tuple(f"{server} {port}" for server in SERVERS for port in ("site", "admin"))
-
-
-def frame(kind, flags, stream, payload):
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def header(name, value):
-    """A literal header without indexing, of less than 127 bytes in each part."""
-    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
-FIRST = b"\x83\x86" + header(b":path", b"/fedhelm.v1.Admin/Challenge") + header(b"te", b"trailers")
-FIRST += header(b":authority", b"x") + header(b"content-type", b"application/grpc")
+FIRST = request(b"/fedhelm.v1.Admin/Challenge")
 
 
 @pytest.mark.parametrize("port", GRPC_PORTS)

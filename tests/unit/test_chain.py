@@ -36,6 +36,7 @@ from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire import alive, chain
+from fedhelm.wire import serving as serving_module
 from fedhelm.wire.chain import ServiceHandlers
 from fedhelm.wire.channels import AdminStub, EpochGuard, FleetStub, aio_channel, sync_channel
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, decode_error, encode_error, epoch_of, status_of
@@ -150,13 +151,13 @@ def test_every_method_of_the_real_services_is_wrapped():
         handlers = build(service, desk)
         for method in service.methods:
             found = handlers.service(SimpleNamespace(method=f"/{service.full_name}/{method.name}"))
-            assert found.request_streaming == method.client_streaming
+            assert found.request_streaming, "so that nothing is read before the gates"
             assert found.response_streaming == method.server_streaming
         assert handlers.service(SimpleNamespace(method=f"/{service.full_name}/Nothing")) is None
 
 
 async def test_a_connection_that_never_finishes_its_handshake_is_closed(kits, monkeypatch):
-    monkeypatch.setattr(chain, "HANDSHAKE_MS", 200)
+    monkeypatch.setattr(serving_module, "HANDSHAKE_MS", 200)
     async with serving(kits["server1"], FLEET, FleetDesk()) as port:
         for said in (b"", bytes.fromhex("16030100c8010000c4")):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,5 +1,6 @@
 """The chain that every gRPC call passes: identity, revocation, both gates, handler, audit, errors.
 
+Nothing that a caller sends is read before its certificate, the list of revoked ones and its role were looked at.
 Handlers are plain async functions named after the method in snake case. They get the request (or an async iterator of
 them) and a :class:`Call`; a streaming answer is an async generator. A handler asks ``call.passage`` about what it
 touches before it reads or changes anything for the caller; one that did not ask gives no answer. A service whose method
@@ -26,6 +27,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from fedhelm.clock import Clock, SystemClock, iso
 from fedhelm.errors import BadCertificate, FedhelmError, NotAuthorised, Unreachable
+from fedhelm.security.audit_commands import Commands, confirmed
 from fedhelm.security.audit_lines import Entry
 from fedhelm.security.audit_start import entry_of
 from fedhelm.security.authorization import Policy
@@ -36,24 +38,18 @@ from fedhelm.security.pki import load_certificate
 from fedhelm.security.policy import PERMISSIONS
 from fedhelm.security.trust import NEW_KIT, check_validity
 from fedhelm.v1 import common_pb2
-from fedhelm.wire.alive import keep_alive
 from fedhelm.wire.faults import EPOCH_KEY, ERROR_KEY, encode_error, status_of
+from fedhelm.wire.incoming import Incoming, Readers
 from fedhelm.wire.live_calls import LiveCall, LiveCalls
 
-__all__ = ["Call", "Revocations", "ServiceHandlers", "Trail", "is_stop", "serve_options"]
+__all__ = ["Call", "Revocations", "ServiceHandlers", "Trail", "is_stop"]
 
 _log = logging.getLogger("fedhelm.wire")
-
-MAX_CONTROL = 4 * 1024 * 1024
-"""Largest message, bytes. Bulk streams cut theirs at 1 MiB."""
-
-HANDSHAKE_MS = 10_000
-"""Time that a connection has to finish TLS; one that does not is closed (grpc's own limit is 120 s)."""
 
 _RAW = common_pb2.DESCRIPTOR.message_types_by_name["Raw"].full_name
 
 
-class Trail(Protocol):
+class Trail(Commands, Protocol):
     """Where the chain notes what became of calls, such as :class:`fedhelm.security.audit.AuditTrail`."""
 
     def note(self, entry: Entry, /) -> None:
@@ -117,6 +113,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
 
     Attributes:
         policy: The policy for calls from now on.
+        calls: Those that run.
 
     Raises:
         ValueError: a method has no known permission or no handler, or is not in the table of what calls touch.
@@ -137,7 +134,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         self.policy, self._clock = policy, clock or SystemClock()
         self._project, self._epoch = project, epoch
         self._trail, self._revocations = trail, revocations
-        self._calls = LiveCalls()
+        self.calls, self._readers = LiveCalls(), Readers()
         self._handlers = {
             f"/{service.full_name}/{method.name}": self._wrap(method, implementation) for method in service.methods
         }
@@ -153,7 +150,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         Returns:
             How many calls there were.
         """
-        return sum(self._calls.end(serial, lambda serial=serial: self._revoked(serial)) for serial in serials)  # type: ignore[misc]
+        return sum(self.calls.end(serial, lambda serial=serial: self._revoked(serial)) for serial in serials)  # type: ignore[misc]
 
     def _revoked(self, serial: str) -> BadCertificate:
         try:
@@ -172,21 +169,23 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         if handler is None:
             raise ValueError(f"{method.full_name} has no handler")
         name = f"{method.containing_service.name}.{method.name}"
-        check_endpoint(name, _permission(method))
-        kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
-        wrap = self._streaming if method.server_streaming else self._unary
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(
-            wrap(method, handler, name),
-            request_deserializer=None if method.input_type.full_name == _RAW else _parser(method.input_type),
-            response_serializer=None if method.output_type.full_name == _RAW else _serialize,
-        )
+        if check_endpoint(name, _permission(method)).answered_when_written:
+            handler = confirmed(handler, self._trail)
+        # Every method takes a stream here, also one that has a single request: see fedhelm.wire.incoming.
+        if method.server_streaming:
+            make, wrapped = grpc.stream_stream_rpc_method_handler, self._streaming(method, handler, name)
+        else:
+            make, wrapped = grpc.stream_unary_rpc_method_handler, self._unary(method, handler, name)
+        return make(wrapped, response_serializer=None if method.output_type.full_name == _RAW else _serialize)
 
     def _unary(self, method: MethodDescriptor, handler: Any, name: str) -> Any:
-        async def answer(request: Any, context: Any) -> Any:
+        request_of = self._reader(method, name)
+
+        async def answer(_: Any, context: Any) -> Any:
             way = _Way(name, context)
             try:
-                reply = await handler(request, self._enter(way, method))
+                call = self._enter(way, method)
+                reply = await handler(await request_of(way, call), call)
                 way.admitted()
             except BaseException as error:  # noqa: BLE001 - whatever it is is raised again, told to caller and audit file
                 await self._fail(way, method, error)
@@ -199,12 +198,14 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
     def _streaming(self, method: MethodDescriptor, handler: Any, name: str) -> Any:
         # It writes by itself and yields nothing: a caller that leaves while an answer is written cancels the write in
         # here. Of a generator nobody would tell: it would stay where it is, and the call with it.
-        async def answer(request: Any, context: Any) -> None:
+        request_of = self._reader(method, name)
+
+        async def answer(_: Any, context: Any) -> None:
             way = _Way(name, context)
             try:
                 call = self._enter(way, method)
                 way.end_with_certificate(self._clock.utcnow())
-                async with contextlib.aclosing(handler(request, call)) as replies:
+                async with contextlib.aclosing(handler(await request_of(way, call), call)) as replies:
                     async for reply in replies:
                         if not way.told:
                             way.admitted()
@@ -219,6 +220,15 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
 
         return answer
 
+    def _reader(self, method: MethodDescriptor, name: str) -> Callable[[_Way, Call], Awaitable[Any]]:
+        parse = None if method.input_type.full_name == _RAW else _parser(method.input_type)
+
+        async def request_of(way: _Way, call: Call) -> Any:
+            way.incoming = Incoming(name, call.context, parse, self._readers.of(call.principal.serial))
+            return way.incoming if method.client_streaming else await way.incoming.only()
+
+        return request_of
+
     def _enter(self, way: _Way, method: MethodDescriptor) -> Call:
         principal, way.certificate = _identity(way.context, self._project)
         way.passage = Passage(way.name, principal, self.policy)
@@ -226,7 +236,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         if self._revocations is not None:
             self._revocations.check(principal.serial)
         way.passage.enter()
-        way.live = self._calls.begin(principal.serial, partial(self._abort, way.context))
+        way.live = self.calls.begin(principal.serial, partial(self._abort, way.context))
         return Call(principal, method.name, way.context, way.passage)
 
     def _note(self, way: _Way, error: BaseException | None = None) -> None:
@@ -238,7 +248,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         if not way.told or isinstance(error, NotAuthorised):
             self._note(way, error)
         if way.live is not None:
-            self._calls.over(way.live)
+            self.calls.over(way.live)
         if way.expiry is not None:
             way.expiry.cancel()
 
@@ -280,6 +290,7 @@ class _Way:
         self.certificate: x509.Certificate | None = None
         self.live: LiveCall | None = None
         self.expiry: asyncio.TimerHandle | None = None
+        self.incoming: Incoming | None = None
         self.told = False
         """Whether the audit file was told how it went."""
 
@@ -311,6 +322,8 @@ class _Way:
 
     def entry(self, error: BaseException | None) -> Entry | None:
         """Return what the audit file is to say; None: nothing."""
+        if self.passage is not None and self.incoming is not None and self.incoming.unreadable:
+            return entry_of(self.name, self.passage.principal, {}, error)  # no program sends that by accident
         if self.passage is not None:
             return self.passage.entry(error)
         # Nobody knows who it was: the address is all there is. Without the port, so that repetitions are one line.
@@ -332,17 +345,3 @@ def _parser(message: Any) -> Callable[[bytes], Any]:
 def _serialize(message: Any) -> bytes:
     data: bytes = message.SerializeToString()
     return data
-
-
-def serve_options() -> list[tuple[str, int]]:
-    """Return the options of a gRPC server: keep-alive, limits, and no silent sharing of a port."""
-    return [
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", MAX_CONTROL),
-        ("grpc.max_send_message_length", MAX_CONTROL),
-        *keep_alive(),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
-        ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.max_metadata_size", 16_384),
-        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-    ]

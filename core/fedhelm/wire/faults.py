@@ -40,6 +40,9 @@ _REASONS = (
     (r"[Nn]ame resolution|[Dd]omain name not found|address lookup failed|DNS resolution failed", "unknown host name"),
     (r"^Socket closed$", "connection closed"),
 )
+_BUSY = "Concurrent RPC limit exceeded"
+"""What gRPC says where a server has as many calls as it takes."""
+
 _TLS = re.compile(r"[Hh]andshake failed.*?:([A-Z][A-Z_]{5,})(?:: (.*?))?(?:: OK)?$")
 _PREAMBLE = re.compile(r"^failed to connect to all addresses; last error: [A-Z_]+: (?:(?:ipv4|ipv6|unix):\S+: )?")
 
@@ -134,6 +137,8 @@ def decode_error(code: grpc.StatusCode, details: str | None, metadata: Metadata 
         return DeadlineExceeded(f"{where} did not answer in time")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return BadCertificate(f"{where} refused the certificate: {text}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and text.startswith(_BUSY):
+        return Unreachable(f"{where} has as many calls as it takes", hint="try again later")
     if code in _BROKEN_OFF:
         return Unreachable(f"{where} cannot be reached: {text}")
     return ProtocolError(f"{where} answered {code.name}: {text}")

@@ -10,16 +10,20 @@ from typing import Any, Final
 
 import grpc
 
-from fedhelm.errors import FedhelmError
+from fedhelm.errors import FedhelmError, Unreachable
 from fedhelm.tasks import spawn
 
-__all__ = ["ABORT_S", "WRITE_S", "LiveCall", "LiveCalls"]
+__all__ = ["ABORT_S", "MAX_CALLS", "WRITE_S", "LiveCall", "LiveCalls"]
 
 WRITE_S: Final = 0.5
 """How long an answer that is being written when its call has to end may take."""
 
 ABORT_S: Final = 30.0
 """How long a caller that does not read may take to learn that its call has ended."""
+
+
+MAX_CALLS: Final = 128
+"""Calls of one certificate that run at once at one port, over all its connections; a site needs a few for each job."""
 
 
 class LiveCall:
@@ -92,7 +96,15 @@ class LiveCalls:
         return sum(map(len, self._calls.values()))
 
     def begin(self, serial: str, abort: Callable[[FedhelmError], Coroutine[Any, Any, object]]) -> LiveCall:
-        """Take note of a call that runs in this task; the arguments as of :class:`LiveCall`."""
+        """Take note of a call that runs in this task; the arguments as of :class:`LiveCall`.
+
+        Raises:
+            Unreachable: this certificate has :data:`MAX_CALLS` calls already: nobody else shall wait for it.
+        """
+        if len(self._calls.get(serial, ())) >= MAX_CALLS:
+            raise Unreachable(
+                f"this certificate has {MAX_CALLS} calls open already", hint="try again when some have ended"
+            )
         call = LiveCall(serial, abort)
         self._calls[serial].add(call)
         return call
