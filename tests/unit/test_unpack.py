@@ -8,9 +8,12 @@ import zipfile
 import pytest
 
 from fedhelm.provision.install import main
+from fedhelm.provision.kits import Identity, write_kit
 from fedhelm.provision.zips import write_zip
 from fedhelm.security.kit import open_kit
-from tests.support.kits import ADMIN, make_kits
+from fedhelm.security.pki import CertificateAuthority, load_key
+from fedhelm.security.requests import make_request
+from tests.support.kits import ADMIN, make_kits, make_project
 
 
 @pytest.fixture
@@ -122,3 +125,24 @@ def test_what_is_packed_as_no_kit_is_packed_is_not_even_begun(folder, capsys, me
 def test_a_folder_that_is_not_there_is_named(kits, folder, capsys):
     write_zip(kits["site-1"].root, folder / "kit.zip")
     assert run(capsys, "none.zip", status=1)["code"] == "NOT_FOUND"
+
+
+def test_the_key_of_a_participant_that_made_it_itself_goes_into_its_kit(kits, folder, capsys):
+    key, _ = make_request("site", "site-1", "nvidia")
+    authority = CertificateAuthority.create("poc")
+    public = load_key(key, "x").public_key()
+    cert = authority.issue_for(public, "site", "site-1", "nvidia")
+    one = make_project().of("site")[0]
+    root = write_kit(make_project(), one, authority, folder, identity=Identity(cert, None))
+    write_zip(root, folder / "kit.zip")
+    shutil.rmtree(root)
+    (folder / "other.key").write_bytes(kits["site-1"].key.read_bytes())
+    (folder / "mine.key").write_bytes(key)
+    for wrong, said in (("other.key", "does not belong to client.crt"), ("none.key", "No such file")):
+        assert said in run(capsys, "kit.zip", "--key", wrong, status=4)["message"]
+        assert not (folder / "site-1").exists()
+    run(capsys, "kit.zip", "--key", "mine.key")
+    kit = open_kit(folder / "site-1")
+    assert (kit.key.read_bytes(), stat.S_IMODE(kit.key.stat().st_mode)) == (key, 0o600)
+    write_zip(kits["server1"].root, folder / "server.zip")
+    assert "has its key" in run(capsys, "server.zip", "--key", "mine.key", status=4)["message"]

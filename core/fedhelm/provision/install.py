@@ -210,7 +210,7 @@ def _parser() -> CommandParser:
     for each in (one, first):
         each.add_argument("--password-file", type=Path, metavar="FILE", help="its first line is the zip's password")
         each.add_argument("--ask-password", action="store_true", help="ask for the zip's password")
-    one.add_argument("--key", type=Path, metavar="FILE", help="the key that fedhelm pki request made")
+        each.add_argument("--key", type=Path, metavar="FILE", help="the key that fedhelm pki request made")
     for each in (one, first, parser):
         add_output_option(each)
     return parser
@@ -232,7 +232,7 @@ def main(argv: list[str]) -> int:
     def body() -> int:
         args = _parser().parse_args(argv)
         if args.command == "unpack":
-            kit = unpack(args.source, args.workspace, _password(args))
+            kit = unpack(args.source, args.workspace, _password(args), key=args.key)
             said = f"{kit.name}: its kit is in {kit.root}{_about(args.source, kit)}"
             return emit({"kit": str(kit.root), "name": kit.name, "role": kit.role}, fmt, said)
         done = install(args.kit, args.source, password=_password(args), key=args.key)
