@@ -20,8 +20,11 @@ from fedhelm_client.landlock import allow_list
 
 __all__ = ["Reach", "protected_paths", "reach_of"]
 
-_KEYS: Final = (".zip", ".key", ".pfx", ".pass")
-"""Ends of names: a kit that is handed over, a private key, what opens one."""
+_KEYS: Final = (".key", ".pfx", ".pass")
+"""Ends of names: a private key, what opens one."""
+
+_KIT: Final = ".zip"
+"""End of the name of a kit that is handed over. In other folders, a zip is taken for data."""
 
 _DRAFT: Final = ".kit."
 """How the name of a kit begins that is being unpacked."""
@@ -103,12 +106,13 @@ def _place(kit: Kit) -> Path:
 def _secrets_in(place: Path) -> Iterator[Path]:
     for entry in _entries(place):
         path = Path(entry.path)
-        if entry.name.startswith(_DRAFT) or entry.name.endswith(_KEYS) or _has_keys(path):
+        if entry.name.startswith(_DRAFT) or entry.name.endswith((_KIT, *_KEYS)) or _has_keys(path):
             yield path
         elif entry.is_dir(follow_symlinks=False):
-            # `workspace/PROJECT` beside a kit of it: where one machine has the project and a site.
-            inside = (Path(one.path) for one in itertools.islice(_entries(path), _LOOKED_AT) if one.is_dir())
-            yield from filter(_has_keys, inside)
+            # `workspace/PROJECT` beside a kit of it, where one machine has the project and a site; `keys/site-1.key`.
+            for one in itertools.islice(_entries(path), _LOOKED_AT):
+                if one.name.endswith(_KEYS) or _has_keys(Path(one.path)):
+                    yield Path(one.path)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -78,19 +78,23 @@ def test_nothing_of_a_provisioned_project_is_in_reach_of_a_site_in_it(project, w
 def test_a_kit_that_was_unpacked_beside_its_zip_or_the_project_is_closed_with_them(project, tmp_path, way, capsys):
     shutil.copy(project / "prod_00" / "site-1.zip", tmp_path)
     assert kit_main(["unpack", "site-1.zip"]) == 0
-    (tmp_path / "site-1.key").write_text("made by fedhelm pki request")
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "site-1.key").write_text("made by fedhelm pki request")
+    (tmp_path / "keys" / "images.zip").write_text("data")
     (tmp_path / "root.pass").write_text("a passphrase")
     (tmp_path / "data.csv").write_text("1,2\n")
     (tmp_path / "workspace" / "notes.txt").write_text("mine")
     kit = read_kit(tmp_path / "site-1")
-    paths = files_of(tmp_path, but=("project.yml", "data.csv", "workspace/notes.txt"))
-    assert {"site-1.zip", "site-1/startup/client.key", "workspace/demo/state/rootCA.key", "site-1.key"} <= paths.keys()
+    paths = files_of(tmp_path, but=("project.yml", "data.csv", "workspace/notes.txt", "keys/images.zip"))
+    assert {"site-1.zip", "site-1/startup/client.key", "workspace/demo/state/rootCA.key"} <= paths.keys()
+    assert {"keys/site-1.key", "root.pass"} <= paths.keys()
     try_all(
         kit,
         paths,
         way,
         """
 out["data"] = (kit.parent / "data.csv").read_text() == "1,2\\n"
+out["zip"] = (kit.parent / "keys/images.zip").read_text() == "data"
 out["notes"] = (kit.parent / "workspace/notes.txt").read_text() == "mine"
 """,
     )
