@@ -107,15 +107,13 @@ class Edge:
             self._write(passage.entry(error))
             await answer(503, error, close=True)(scope, receive, told)
             return
-        confirmed = _Confirmed(self._trail, passage, scope, receive, told)
         try:
-            await self._app(scope, receive, confirmed)
+            await self._app(scope, receive, _Confirmed(self._trail, passage, scope, receive, told))
         except Exception as error:
             state["error"] = error
             raise
         finally:
-            if not confirmed.written:
-                self._write(passage.entry(state.get("error")))
+            self._write(passage.entry(state.get("error")))
 
     def _admit(self, scope: Scope, revocations: Revoked, name: str | None, parts: Mapping[str, str]) -> None:
         der = client_certificate(scope)
@@ -153,17 +151,15 @@ class _Confirmed:
         self._trail, self._passage = trail, passage
         self._scope, self._receive, self._send = scope, receive, send
         self._instead = False
-        self.written = False
-        """Whether the audit file has the line, or gets it yet."""
 
     async def __call__(self, message: Message) -> None:
         if self._instead:
             return
         if message["type"] == "http.response.start" and message["status"] < 400:
             try:
-                self.written = await write_command(self._trail, self._passage)
+                await write_command(self._trail, self._passage)
             except AuditUnavailable as error:
-                self.written = self._instead = True
+                self._instead = True
                 await answer(503, error)(self._scope, self._receive, self._send)
                 return
         await self._send(message)

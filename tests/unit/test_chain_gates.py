@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from fedhelm.errors import BadCertificate, FedhelmError, JobNotFound, NotAuthorised
+from fedhelm.errors import AuditUnavailable, BadCertificate, FedhelmError, JobNotFound, NotAuthorised
 from fedhelm.security.authorization import Object, Policy, default_policy
 from fedhelm.security.pki import CertificateAuthority, load_certificate, serial_of
 from fedhelm.tasks import cancel, spawn
@@ -392,3 +392,38 @@ async def test_who_shows_a_certificate_of_another_project_is_written_by_where_it
     assert (first.action, first.outcome, first.by) == ("Fleet.Contribute", "denied", None)
     assert dict(first.object) == dict(second.object) == {"from": "ipv4:127.0.0.1"}
     assert "project 'poc'" in first.why
+
+
+async def test_a_command_is_refused_while_its_line_cannot_be_written_and_looks_and_sites_go_on(kits):
+    desk, trail = AdminDesk(), Noted()
+    trail.problem = "No space left on device"
+    abort = admin.AbortJobRequest(job="x")
+    async with serving(kits["server1"], ADMIN, desk, trail=trail) as port:
+        with pytest.raises(AuditUnavailable, match=r"refused: its line cannot be written .*: No space left on device"):
+            await ask(kits[ADMIN_NAME], port, lambda stub: stub.abort_job(abort, T))
+        assert desk.calls == []
+        assert await ask(kits[ADMIN_NAME], port, lambda stub: stub.check_status(T)) is not None
+        trail.problem = None
+        await ask(kits[ADMIN_NAME], port, lambda stub: stub.abort_job(abort, T))
+    assert told(trail) == [("Admin.AbortJob", "failed", ADMIN_NAME), ("Admin.AbortJob", "allowed", ADMIN_NAME)]
+    trail.problem = "No space left on device"
+    async with (
+        serving(kits["server1"], FLEET, FleetDesk(), trail=trail) as port,
+        fleet_at(kits["site-1"], port) as stub,
+    ):
+        assert (await stub.contribute(fleet.Contribution(), T)).seq == 1
+
+
+async def test_a_command_is_not_confirmed_whose_line_is_not_written_and_it_is_written_once(kits):
+    trail = Noted()
+
+    class Full(AdminDesk):
+        async def abort_job(self, request, call):
+            trail.problem = "No space left on device"
+            return await self.__getattr__("abort_job")(request, call)
+
+    desk = Full()
+    async with serving(kits["server1"], ADMIN, desk, trail=trail) as port:
+        with pytest.raises(AuditUnavailable, match="carried out, but its line is not in the audit file yet"):
+            await ask(kits[ADMIN_NAME], port, lambda stub: stub.abort_job(admin.AbortJobRequest(job="x"), T))
+    assert told(trail) == [("Admin.AbortJob", "allowed", ADMIN_NAME)]

@@ -7,14 +7,15 @@ disk refuses commands, and only a disk that breaks in between leaves one that wa
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from fedhelm.errors import AuditUnavailable
 from fedhelm.security.audit_lines import Entry
 from fedhelm.security.passage import Passage
 
-__all__ = ["WAIT_S", "Commands", "check_command", "write_command"]
+__all__ = ["WAIT_S", "Commands", "check_command", "confirmed", "write_command"]
 
 WAIT_S: Final = 3.0
 """How long a command waits for the disk of the audit file, each time."""
@@ -34,6 +35,11 @@ class Commands(Protocol):
         """Have an entry written; the future may end with AuditUnavailable."""
 
 
+class _Call(Protocol):
+    @property
+    def passage(self) -> Passage: ...
+
+
 async def check_command(trail: Commands | None, passage: Passage) -> None:
     """Before a call that passed gate one acts: see that its line can be written, if it is a command.
 
@@ -48,18 +54,29 @@ async def check_command(trail: Commands | None, passage: Passage) -> None:
         await _wait(trail.ready(), "refused: its line cannot be written to the audit file")
 
 
-async def write_command(trail: Commands | None, passage: Passage) -> bool:
-    """Before a command is answered that was carried out: have its line written. Returns False if it is no command.
+async def write_command(trail: Commands | None, passage: Passage) -> None:
+    """Before a command is answered that was carried out: have its line written.
 
     Raises:
         AuditUnavailable: it is not on the disk yet. It is tried again, but nobody may be told that it is there.
     """
-    if trail is None or not passage.answered_when_written:
-        return False
-    entry = passage.entry()
-    assert entry is not None
+    if trail is None or not passage.answered_when_written or (entry := passage.entry()) is None:
+        return
+    passage.written = True
     await _wait(trail.write(entry), "carried out, but its line is not in the audit file yet")
-    return True
+
+
+def confirmed(handler: Callable[[Any, _Call], Awaitable[Any]], trail: Commands | None) -> Callable[[Any, Any], Any]:
+    """Return the handler of a command, with the questions to the audit file before and after it."""
+
+    async def answer(request: Any, call: _Call) -> Any:
+        await check_command(trail, call.passage)
+        reply = await handler(request, call)
+        call.passage.check_asked()
+        await write_command(trail, call.passage)
+        return reply
+
+    return answer
 
 
 async def _wait(future: Future[None], what: str) -> None:

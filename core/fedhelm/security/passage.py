@@ -44,6 +44,8 @@ class Passage:
         self._told: dict[str, object] = {}
         self._sites: dict[str, None] = {}
         self._asked = False
+        self.written = False
+        """Whether the audit file has the line of this call already, or gets it yet."""
         self._answers: dict[tuple[str, Object], bool] = {}
 
     def enter(self) -> None:
@@ -115,7 +117,7 @@ class Passage:
 
         What was denied is written, and so is every other end of a call that is worth a line.
         """
-        if not self._endpoint.written and not isinstance(error, NotAuthorised):
+        if self.written or not (self._endpoint.written or isinstance(error, NotAuthorised)):
             return None
         return entry_of(self.name, self.principal, {**self._told, "site": _named(list(self._sites))}, error)
 
