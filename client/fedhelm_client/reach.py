@@ -111,7 +111,7 @@ def _secrets_in(place: Path) -> Iterator[Path]:
         elif entry.is_dir(follow_symlinks=False):
             # `workspace/PROJECT` beside a kit of it, where one machine has the project and a site; `keys/site-1.key`.
             for one in itertools.islice(_entries(path), _LOOKED_AT):
-                if one.name.endswith(_KEYS) or _has_keys(Path(one.path)):
+                if one.name.endswith(_KEYS) or (not one.is_file(follow_symlinks=False) and _has_keys(Path(one.path))):
                     yield Path(one.path)
 
 
