@@ -15,6 +15,7 @@ __all__ = ["main", "run"]
 _SUMMARIES = {
     "demo": "watch a federation survive the death of its primary server",
     "poc": "prepare, start, stop a local federation",
+    "examples": "copy example jobs into a folder",
     "provision": "make signed kits for every participant from one project file",
     "pki": "certificates: request, approve, list, renew, revoke, rotate the root",
     "kit": "put a newer kit in place while its participant runs",

@@ -18,6 +18,7 @@ from fedhelm_console.commands import REGISTRY
 from fedhelm_console.registry import Command, Parameter
 from fedhelm_lab.backup_cli import backup_parser, restore_parser
 from fedhelm_lab.demo import _parser as demo_parser
+from fedhelm_lab.example_jobs import _parser as examples_parser
 from fedhelm_lab.fsck_cli import _parser as fsck_parser
 from fedhelm_lab.poc_cli import _parser as poc_parser
 from fedhelm_server.failover_cli import _parser as failover_parser
@@ -161,10 +162,11 @@ def page() -> str:
             poc_parser(),
             _POC_ABOUT,
         ),
+        _tool("examples", "fedhelm examples [NAME ...] [-d DIR] [-o json]", examples_parser()),
         _tool(
             "provision",
             "fedhelm provision [-p FILE] [-w DIR] [--dry-run] [--keep-keys] [--passphrase-file FILE] "
-            "[--zip-password-file FILE] [-o json]",
+            "[--zip-password-file FILE | --zip-passwords FILE] [-o json]",
             provision_parser(),
             "See [how to provision](../how-to/provision.md).\n\n",
         ),

@@ -23,6 +23,7 @@ from fedhelm.provision.launch import is_ready, obstacle, start_all
 from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import Home, stop_all
 from fedhelm.security.pki import CertificateAuthority
+from fedhelm_lab.example_jobs import stage_examples
 
 __all__ = ["ADMIN", "MARKER", "READY_TIMEOUT", "Workspace", "check_ports", "plan", "prepare"]
 
@@ -108,23 +109,6 @@ def check_ports(participants: Iterable[Participant]) -> None:
         raise PortTaken("; ".join(taken), hint="stop what uses it, or choose others with --base-port")
 
 
-def _examples() -> Path | None:
-    """Return the examples' folder: in the installed package, else in the repository."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "examples", here.parents[1] / "examples"):
-        if folder.is_dir():
-            return folder
-    return None
-
-
-def _stage_examples(transfer: Path) -> None:
-    source = _examples()
-    for example in sorted(source.iterdir()) if source else []:
-        if example.is_dir() and not example.name.startswith((".", "_")):
-            ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-            shutil.copytree(example, transfer / example.name, ignore=ignored)
-
-
 def _write(project: Project, folder: Path) -> None:
     from fedhelm.persist import init_store
 
@@ -137,7 +121,7 @@ def _write(project: Project, folder: Path) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(authority.key_pem())
     init_store(folder / "store", project.cluster, project.name)
-    _stage_examples(kits[ADMIN] / "transfer")
+    stage_examples(kits[ADMIN] / "transfer")
     rows = [{"name": one.name, "role": one.role} for one in project.participants]
     body = {"schema_version": 1, "kind": "poc", "project": project.name, "participants": rows}
     (folder / MARKER).write_text(json.dumps(body, indent=2) + "\n")

@@ -156,7 +156,7 @@ def test_nothing_half_done_stays(tmp_path, base_port, monkeypatch):
     def fail(transfer):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedhelm_lab.workspace._stage_examples", fail)
+    monkeypatch.setattr("fedhelm_lab.workspace.stage_examples", fail)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "poc", plan(1, 1, base_port))
     assert list(tmp_path.iterdir()) == []
