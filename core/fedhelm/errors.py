@@ -328,7 +328,7 @@ class Interrupted(FedhelmError):
 def _tree(cls: type[FedhelmError]) -> dict[str, type[FedhelmError]]:
     found = {cls.code: cls}
     for sub in cls.__subclasses__():
-        found.update(_tree(sub))
+        found = {**_tree(sub), **found}  # a class that keeps its parent's code travels as its parent
     return found
 
 
