@@ -150,6 +150,20 @@ def test_where_kits_say_addresses_all_are_on_the_hosts_network():
         assert not {"ports", "networks", "hostname"} & set(service)
 
 
+@pytest.mark.parametrize(("host", "network"), [("127.0.0.1", "host"), ("::1", "host"), ("10.0.0.5", "bridge")])
+def test_who_dials_a_loopback_address_is_on_the_hosts_network(host, network):
+    project = make_project(*SITES, *PEOPLE, host=host)
+    for one in (*project.of("site"), *project.of("project_admin")):
+        assert f"\nnetwork={network}\n" in container_files(project, one)["docker.sh"]
+    assert "\nnetwork=bridge\n" in container_files(PROJECTS["whole"], SITES[0])["docker.sh"]
+
+
+def test_the_requirements_say_that_they_have_no_hashes():
+    text = image.pinned_requirements()
+    assert "--hash" not in text
+    assert "# It has no hashes" in text
+
+
 def test_compose_replaces_nothing_in_what_the_project_says():
     services = compose_of(PROJECTS["dollars"])["services"]
     assert services["server1"]["image"] == "${FEDHELM_IMAGE:-x/$$HOME:$${TAG}}"

@@ -20,6 +20,7 @@ __all__ = [
     "SHM",
     "STOP_SECONDS",
     "TMPFS",
+    "dials_loopback",
     "gpus_of",
     "host_of",
     "is_address",
@@ -78,6 +79,12 @@ def host_of(participant: Participant) -> str:
 def needs_host_network(participant: Participant) -> bool:
     """Tell whether it listens at an address: only the host's own network has it."""
     return bool(participant.ports) and is_address(host_of(participant))
+
+
+def dials_loopback(project: Project, participant: Participant) -> bool:
+    """Tell whether it dials somebody at an address that means the host itself, and in a container the container."""
+    dialled = (one for role in ("overseer", "server") for one in project.of(role) if one.name != participant.name)
+    return any(is_address(host_of(one)) and ipaddress.ip_address(host_of(one)).is_loopback for one in dialled)
 
 
 def peers_of(project: Project, participant: Participant) -> list[str]:

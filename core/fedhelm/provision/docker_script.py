@@ -14,6 +14,7 @@ from fedhelm.provision.container_values import (
     SHM,
     STOP_SECONDS,
     TMPFS,
+    dials_loopback,
     gpus_of,
     host_of,
     needs_host_network,
@@ -236,7 +237,8 @@ def _defaults(project: Project, participant: Participant) -> dict[str, str]:
     """Return the shell variables that ``local/docker.conf`` may change, with the values they begin with."""
     values = dict.fromkeys(_OF_ROLE.get(participant.role, _ALL), "")
     values |= {"image": project.docker_image or "", "hosts": "/etc/hosts"}
-    values["network"] = "host" if needs_host_network(participant) else "bridge"
+    on_host = needs_host_network(participant) or dials_loopback(project, participant)
+    values["network"] = "host" if on_host else "bridge"
     if participant.role == "site":
         gpus = gpus_of(participant)
         values["gpus"] = ",".join(gpus) if isinstance(gpus, tuple) else f"number:{gpus}" if gpus else "none"

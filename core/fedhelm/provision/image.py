@@ -67,6 +67,8 @@ _REQUIREMENTS_HEAD = """\
 # The versions with which Fedhelm {version} ran where this file was made. Another way to the same environment:
 #   python -m venv VENV && VENV/bin/pip install -r requirements.txt
 #   VENV/bin/pip install --no-deps fedhelm-{version}-*.whl
+# It has no hashes: pip believes the index that it asks. Where that is not enough, name an index of your own, or add
+# hashes: pip-compile --generate-hashes, then pip install --require-hashes.
 # What the scripts of your jobs import belongs below: torch==2.13.0, for example.
 """
 
