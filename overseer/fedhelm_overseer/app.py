@@ -56,7 +56,7 @@ from fedhelm_overseer.bodies import BodyLimit, answer
 from fedhelm_overseer.desk import Desk
 from fedhelm_overseer.edge import Edge
 from fedhelm_overseer.lease import StoreAway
-from fedhelm_overseer.metrics import CONTENT_TYPE
+from fedhelm_overseer.metrics import CONTENT_TYPE, audit_figures
 from fedhelm_overseer.standing import Standing
 
 __all__ = ["Allowed", "check_routes", "create_app"]
@@ -143,13 +143,17 @@ async def _off_loop(request: Request, call: Callable[..., _T], *args: Any) -> _T
 async def healthz(request: Request, _caller: Prober) -> Health:
     """Tell that this overseer serves, and which project; 503 STORE_UNAVAILABLE while it cannot read the lease."""
     await _off_loop(request, _desk(request).check_store)
-    return Health(status="ok", project=request.app.state.kit.project, version=_version())
+    trail: AuditTrail | None = request.app.state.trail
+    audit = trail.figures.problem if trail is not None else None
+    return Health(status="ok", project=request.app.state.kit.project, version=_version(), audit=audit)
 
 
 @_root.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request, _caller: Prober) -> Response:
     """Give the overseer's figures in Prometheus' text format."""
-    return Response(_desk(request).metrics(), media_type=CONTENT_TYPE)
+    trail: AuditTrail | None = request.app.state.trail
+    audit = audit_figures(trail.figures) if trail is not None else b""
+    return Response(_desk(request).metrics() + audit, media_type=CONTENT_TYPE)
 
 
 @_api.get("/openapi.json", include_in_schema=False)
@@ -364,7 +368,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # it would lead to whatever host the request names
     )
-    app.state.kit, app.state.desk, app.state.threads = kit, desk, threads
+    app.state.kit, app.state.desk, app.state.threads, app.state.trail = kit, desk, threads, trail
     app.include_router(_root)
     app.include_router(_api)
     app.add_exception_handler(FedhelmError, _on_error)

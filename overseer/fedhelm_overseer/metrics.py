@@ -9,10 +9,11 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from fedhelm.security.audit import AuditFigures
 from fedhelm.wire.overseer_api import LeaseState
 from fedhelm_overseer.decide import EXPIRED
 
-__all__ = ["CONTENT_TYPE", "Facts", "Metrics", "cause_kind"]
+__all__ = ["CONTENT_TYPE", "Facts", "Metrics", "audit_figures", "cause_kind"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -129,6 +130,24 @@ class Metrics:
             self._fenced.inc(facts.fenced - fenced)
             self._written = (facts.unleased_s, facts.fenced)
             return generate_latest(self._registry)
+
+
+def audit_figures(told: AuditFigures) -> bytes:
+    """Return how the audit file does, in Prometheus' text format."""
+    rows = (
+        ("ok", "gauge", "1 while lines of the audit file can be written.", int(told.problem is None)),
+        ("waiting", "gauge", "Lines that wait for the audit file's disk.", told.waiting),
+        ("lost_total", "counter", "Audit lines that were lost; their number is written.", told.lost),
+        (
+            "not_handed_on_total",
+            "counter",
+            "Lines that the syslog receiver did not get, as is known.",
+            told.not_handed_on,
+        ),
+    )
+    name = "fedhelm_overseer_audit_"
+    lines = (f"# HELP {name}{of} {text}\n# TYPE {name}{of} {kind}\n{name}{of} {n}\n" for of, kind, text, n in rows)
+    return "".join(lines).encode()
 
 
 def _or_nan(value: float | None) -> float:

@@ -388,7 +388,7 @@ class AdminService:
             checkpoint=runtime.store.log.checkpoint or 0,
             log_version=runtime.book.log_version,
             store_free=usage.free if usage else 0,
-            warnings=self._control.disk.warnings(),
+            warnings=[*self._control.disk.warnings(), *runtime.callers.warnings()],
         )
         connected = runtime.streams.connected()
         known = sorted(set(runtime.kit.sites) | connected)

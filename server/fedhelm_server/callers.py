@@ -75,6 +75,12 @@ class Callers:
         for service in self.services:
             service.policy = policy
 
+    def warnings(self) -> list[str]:
+        """Return what an operator has to know: lines of the audit file cannot be written."""
+        problem = self.trail.figures.problem if self.trail is not None else None
+        told = "commands are refused: their lines cannot be written to the audit file"
+        return [] if problem is None else [f"{told}: {problem}"]
+
     def read_revocations(self) -> None:
         """Take the list of revoked certificates that the supervisor has put on disk, and end the calls of theirs."""
         if self.revocations is None:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError, PortTaken
+from fedhelm.security.audit import AuditFigures
 from fedhelm.security.audit_start import entry_of
 from fedhelm.security.identity import principal_from_der
 from fedhelm.security.policy import check_permission, check_role
@@ -65,6 +66,8 @@ class _Figures(Collector):
         for status, count in sorted(Counter(job.status for job in runtime.book.jobs.values()).items()):
             jobs.add_metric([status], count)
         yield jobs
+        if runtime.callers.trail is not None:
+            yield from _audit(runtime.callers.trail.figures)
 
     def _lease(self) -> Iterator[Metric]:
         runtime, told = self._runtime, self._runtime.figures
@@ -82,6 +85,14 @@ class _Figures(Collector):
         yield _counter("fedhelm_fenced", "Children that a newer primary's fence ended.", told.get("fenced", 0))
         for name, member in (("unleased", Role.UNLEASED), ("readonly", Role.READONLY)):
             yield _counter(f"fedhelm_{name}_seconds", f"Time spent as {member}.", runtime.seconds_as(member))
+
+
+def _audit(told: AuditFigures) -> Iterator[Metric]:
+    yield _gauge("fedhelm_audit_ok", "1 while lines of the audit file can be written.", float(told.problem is None))
+    yield _gauge("fedhelm_audit_waiting", "Lines that wait for the audit file's disk.", told.waiting)
+    yield _counter("fedhelm_audit_lost", "Audit lines that were lost; their number is written.", told.lost)
+    text = "Audit lines that the syslog receiver did not get, as far as is known."
+    yield _counter("fedhelm_audit_not_handed_on", text, told.not_handed_on)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -10,6 +10,7 @@ from grpc._cython import cygrpc
 import fedhelm.wire
 from fedhelm.errors import AuditUnavailable
 from fedhelm.persist.blobs import Manifest
+from fedhelm.security.audit import AuditFigures
 from fedhelm.security.authorization import Object, default_policy
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
@@ -147,6 +148,10 @@ class Noted:
 
     def __init__(self):
         self.entries, self.problem = [], None
+
+    @property
+    def figures(self):
+        return AuditFigures(self.problem)
 
     def note(self, entry):
         self.entries.append(entry)

@@ -125,6 +125,15 @@ async def test_a_primary_shows_epoch_role_lease_appends_log_and_jobs(kits, tmp_p
         assert now["fedhelm_store_ok",] == 1
 
 
+async def test_how_the_audit_file_does_is_shown(kits, tmp_path):
+    async with serving(kits, tmp_path) as (runtime, _, _, port):
+        runtime.callers.trail = trail = Noted()
+        assert (await scrape(kits[ADMIN], port))["fedhelm_audit_ok",] == 1
+        trail.problem = "No space left on device"
+        now = await scrape(kits[ADMIN], port)
+        assert (now["fedhelm_audit_ok",], now["fedhelm_audit_lost_total",]) == (0, 0)
+
+
 async def test_time_without_lease_and_without_store_is_counted(kits, tmp_path):
     async with serving(kits, tmp_path) as (runtime, link, clock, port):
         link.say("grant", epoch=2, deadline=clock.now + 10, cause="start", log_seq=5)

@@ -17,6 +17,7 @@ from fedhelm.security.revocation import RevocationList, Revoked
 from fedhelm_server import cli
 from fedhelm_server.callers import Callers
 from tests.support.kits import make_kits
+from tests.support.waiting import eventually_sync
 
 CLUSTER = "c1"
 ALICE = Subject("lead", "alice@a.org", "a")
@@ -99,6 +100,18 @@ def test_the_audit_file_has_one_writer_and_what_was_noted_when_it_is_closed(kit)
     with (kit.root / AUDIT_FILE).open("rb") as file:
         actions = [line.body["action"] for line in read_lines(file, report)]
     assert (actions, report.problem) == (["Admin.AbortJob", "Admin.DeleteJob"], None)
+
+
+def test_an_operator_is_warned_while_lines_cannot_be_written(kit):
+    path = kit.root / AUDIT_FILE
+    with callers_of(kit) as callers:
+        assert callers.warnings() == []
+        path.rename(kit.root / "kept")
+        path.mkdir()
+        callers.trail.note(Entry("Admin.AbortJob", Outcome.ALLOWED))
+        (told,) = eventually_sync(callers.warnings)
+        assert told == "commands are refused: their lines cannot be written to the audit file: Is a directory"
+        path.rmdir()
 
 
 def test_an_audit_file_that_cannot_be_written_keeps_the_server_from_starting(kit):

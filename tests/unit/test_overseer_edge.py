@@ -303,6 +303,7 @@ class Broken:
 
 async def test_a_command_is_refused_while_no_line_can_be_written_and_leases_and_looks_are_not(office):
     await office.ask(ADMIN, "POST", "/api/v1/failover/pause", PAUSE)
+    assert b"\nfedhelm_overseer_audit_ok 1\n" in (await office.ask(ADMIN, "GET", "/metrics")).body
     disk = Broken(office.audit)
     disk.begin()
     resume = json.dumps({"request_id": "r2"}).encode()
@@ -313,6 +314,9 @@ async def test_a_command_is_refused_while_no_line_can_be_written_and_leases_and_
         assert not refused.read
     assert office.desk.admins.system().paused
     assert (await office.ask(ADMIN, "GET", "/api/v1/system")).status == 200
+    health = await office.ask(ADMIN, "GET", "/healthz")
+    assert (health.status, json.loads(health.body)["audit"]) == (200, "Is a directory")
+    assert b"\nfedhelm_overseer_audit_ok 0\n" in (await office.ask(ADMIN, "GET", "/metrics")).body
     assert (await office.ask("server1", "GET", "/api/v1/lease")).status == 200
     disk.end()
 

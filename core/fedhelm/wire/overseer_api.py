@@ -89,11 +89,12 @@ class ErrorBody(_Body):
 
 
 class Health(_Body):
-    """Answer of ``/healthz``."""
+    """Answer of ``/healthz``. ``audit``: why its lines cannot be written, so that commands are refused."""
 
     status: str
     project: str
     version: str
+    audit: str | None = None
 
 
 class Intent(_Body):
