@@ -1,10 +1,10 @@
 """Landlock: the kernel keeps a job process from the keys of the participant that runs it.
 
 File modes do not protect against code that runs as the same user, so the job process gives up, before the user's
-script runs, everything below the *protected* folders (kits, store), and the right to write below those of the agent's
-own code; it keeps everything else. Landlock grants whole
-hierarchies and cannot take anything back, so the rules name the siblings along the path from ``/`` to each protected
-folder, never a folder above one. Consequences, all of them harmless to ordinary scripts:
+script runs, everything below the *protected* folders (see :mod:`fedhelm_client.reach`), and the right to write below
+those of the agent's own code; it keeps everything else. Landlock grants whole hierarchies and cannot take anything
+back, so the rules name the siblings along the path from ``/`` to each protected folder, never a folder above one.
+Consequences, all of them harmless to ordinary scripts:
 
 * a folder above a protected one cannot take new files, nor can ``/tmp``, where the agent's sockets are (``TMPDIR``
   points into the job's work folder);
@@ -14,6 +14,8 @@ folder, never a folder above one. Consequences, all of them harmless to ordinary
 
 Where the kernel can, signals to processes outside and abstract Unix sockets are refused too. Tracing a process outside
 is refused by Landlock itself, so ``/proc/<agent>/mem`` and ``/proc/<agent>/environ`` are closed.
+
+What no version of Landlock takes away: to change modes, owners, times and attributes; before version 3, ``truncate``.
 """
 
 from __future__ import annotations
