@@ -8,6 +8,7 @@ from typing import Final
 from fedhelm.config.kit import Kit
 from fedhelm.errors import FedhelmError
 from fedhelm.security.audit import AUDIT_FILE, AuditTrail
+from fedhelm.security.audit_commands import write_before
 from fedhelm.security.audit_start import entry_of, open_trail
 from fedhelm.security.identity import Principal
 from fedhelm_client.outbox import ContributionId
@@ -43,13 +44,27 @@ class SiteTrail:
         except OSError as error:
             raise FedhelmError(f"{kit.root / AUDIT_FILE} cannot be written: {error.strerror or error}") from error
 
-    def job(self, job: str, submitter: Principal | None, error: FedhelmError | None = None) -> None:
-        """Note that a job was taken in, or why it was refused.
+    async def taken(self, job: str, submitter: Principal) -> None:
+        """Have it written that a job is taken in; nothing of a job runs here that the audit file does not have.
+
+        Args:
+            job: its id.
+            submitter: who signed it.
+
+        Raises:
+            AuditUnavailable: it is not on the disk.
+        """
+        if self._trail is not None:
+            entry = entry_of("site.job", submitter, {"job": job, "site": self._site})
+            await write_before(self._trail, entry, f"not run at {self._site}")
+
+    def job(self, job: str, submitter: Principal | None, error: FedhelmError) -> None:
+        """Note why a job is not taken in, or not taken as the server says it now.
 
         Args:
             job: its id.
             submitter: who signed it; None where that is not proved.
-            error: why it was refused.
+            error: why.
         """
         self._note("site.job", submitter, {"job": job, "site": self._site}, error)
 

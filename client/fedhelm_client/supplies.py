@@ -64,13 +64,13 @@ async def _take_in(site: Site, folder: JobFolder, assigned: fleet_pb2.AssignedJo
         await site.links.to_leader(what, lambda stub: fetch_blob(stub, assigned.bundle, archive))
         try:
             await asyncio.to_thread(admit, site.kit, assigned, archive, submitter)
+            await site.trail.taken(assigned.job, submitter)
             await asyncio.to_thread(unpack, archive, folder.bundle)
         finally:
             archive.unlink()
     except FedhelmError as error:
         site.trail.job(assigned.job, submitter, error)
         raise
-    site.trail.job(assigned.job, submitter)
 
 
 def let_go(folder: JobFolder) -> None:

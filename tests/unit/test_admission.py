@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from fedhelm.clock import SystemClock, iso
-from fedhelm.errors import BadInput, BadSignature, Corrupt, FedhelmError, KitError, NotAuthorised
+from fedhelm.errors import AuditUnavailable, BadInput, BadSignature, Corrupt, FedhelmError, KitError, NotAuthorised
 from fedhelm.job.bundle import pack
 from fedhelm.security.authorization import Policy, default_policy
 from fedhelm.security.identity import Principal
@@ -488,3 +488,22 @@ def test_a_server_asks_its_policy_about_each_site_that_a_job_names(kits, upload,
 def test_all_sites_are_those_that_are_known():
     assert submissions.named_sites({"deploy": {"app": ["@ALL"]}}, {"site-2", "site-1"}) == ["site-1", "site-2"]
     assert submissions.named_sites({"deploy": {"app": ["site-3", "site-1"]}}, {"site-2"}) == ["site-1", "site-3"]
+
+
+async def test_nothing_of_a_job_is_unpacked_that_the_audit_file_does_not_have(site, upload, submitter):
+    assigned = upload.assigned(upload.signed_by(submitter()))
+    folder = JobFolder.of(site, JOB)
+    folder.make()
+    trail = SiteTrail.open(site)
+    path = site.root / "audit.jsonl"
+    path.rename(site.root / "kept")
+    path.mkdir()  # nothing can be written there
+    with pytest.raises(AuditUnavailable, match="not run at site-1: its line cannot be written to the audit file: Is a"):
+        await prepare(shared(site, upload, trail), folder, assigned, site.run)
+    assert not folder.bundle.exists()
+    path.rmdir()
+    (site.root / "kept").rename(path)
+    trail.close()
+    assert [line["outcome"] for line in noted(site)] == ["failed"]
+    await take(site, upload, assigned)
+    assert [line["outcome"] for line in noted(site)] == ["failed", "allowed"]

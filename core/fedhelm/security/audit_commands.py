@@ -15,7 +15,7 @@ from fedhelm.errors import AuditUnavailable
 from fedhelm.security.audit_lines import Entry
 from fedhelm.security.passage import Passage
 
-__all__ = ["WAIT_S", "Commands", "check_command", "confirmed", "write_command"]
+__all__ = ["WAIT_S", "Commands", "check_command", "confirmed", "write_before", "write_command"]
 
 WAIT_S: Final = 3.0
 """How long a command waits for the disk of the audit file, each time."""
@@ -64,6 +64,22 @@ async def write_command(trail: Commands | None, passage: Passage) -> None:
         return
     passage.written = True
     await _wait(trail.write(entry), "carried out, but its line is not in the audit file yet")
+
+
+async def write_before(trail: Commands, entry: Entry, what: str) -> None:
+    """Have an entry written before what it says is done.
+
+    Args:
+        trail: the participant's.
+        entry: what is about to be done.
+        what: what does not happen otherwise, for the error: ``not run``.
+
+    Raises:
+        AuditUnavailable: it is not on the disk.
+    """
+    told = f"{what}: its line cannot be written to the audit file"
+    await _wait(trail.ready(), told)
+    await _wait(trail.write(entry), told)
 
 
 def confirmed(handler: Callable[[Any, _Call], Awaitable[Any]], trail: Commands | None) -> Callable[[Any, Any], Any]:
