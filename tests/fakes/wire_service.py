@@ -58,6 +58,8 @@ class FleetDesk:
 
     async def missing_chunks(self, request, call):
         call.passage.admit(Object())
+        if self.raises is not None:
+            raise self.raises
         manifest = Manifest(request.manifest.size, request.manifest.chunk_size, tuple(request.manifest.chunks))
         return common.MissingChunksReply(indices=self.blobs.missing(request.owner, manifest))
 

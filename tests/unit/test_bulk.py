@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedhelm.wire.bulk as wire_bulk
-from fedhelm.errors import BadInput, Corrupt, FedhelmError, NotAuthorised, NotPrimary, ProtocolError
+from fedhelm.errors import (
+    BadInput,
+    Corrupt,
+    FedhelmError,
+    NotAuthorised,
+    NotPrimary,
+    ProtocolError,
+    RoundOver,
+    Unreachable,
+)
 from fedhelm.persist.blobs import BlobReader, BlobWriter, Manifest, blake3_hex
 from fedhelm.security.authorization import Object
 from fedhelm.v1 import common_pb2 as common
@@ -259,6 +268,31 @@ async def test_the_servers_own_error_reaches_the_uploader(kits, tmp_path, blobs,
             with pytest.raises(NotPrimary) as caught:
                 await upload_file(stub, OWNER, written(tmp_path, noise(700)))
     assert caught.value.hint == "server2"
+
+
+class HidingStub:
+    """As gRPC's asyncio client where a server refuses an upload while a piece is on its way."""
+
+    def __init__(self, reason):
+        self.reason, self.asked = reason, 0
+
+    async def missing_chunks(self, request, timeout):
+        self.asked += 1
+        if self.reason is not None:
+            raise self.reason
+        return common.MissingChunksReply()
+
+    async def put_blob(self, messages, timeout=None):
+        raise Unreachable("server1 cannot be reached: Internal error from Core")
+
+
+async def test_the_reason_that_grpc_hides_is_asked_for(tmp_path, small):
+    path = written(tmp_path, noise(700))
+    for reason in (RoundOver("round 0-1 is over"), None):
+        stub = HidingStub(reason)
+        with pytest.raises(RoundOver if reason else Unreachable):
+            await upload_file(stub, OWNER, path)
+        assert stub.asked == 1
 
 
 async def stored(blobs, data):

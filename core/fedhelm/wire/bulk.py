@@ -38,6 +38,9 @@ CHUNK_SIZE = 8 * 1024 * 1024
 
 _CALL_TIMEOUT = 10.0
 
+_HIDDEN = "Internal error from Core"
+"""What gRPC's asyncio client says of a call that its server has refused while a message was on its way: not why."""
+
 
 def ref_to_proto(ref: BlobRef) -> common.BlobRef:
     """Return the wire's form of a reference."""
@@ -111,9 +114,9 @@ async def upload_file(stub: _AsyncUploader, owner: str, path: Path) -> common.Bl
         FedhelmError: whatever the call raised; calling again resumes.
     """
     manifest = await asyncio.to_thread(manifest_of, path)
+    request = common.MissingChunksRequest(owner=owner, manifest=_manifest_to_proto(manifest))
     indices: Sequence[int] = range(len(manifest.chunks))
     if len(indices) > 1:
-        request = common.MissingChunksRequest(owner=owner, manifest=_manifest_to_proto(manifest))
         indices = list((await stub.missing_chunks(request, timeout=_CALL_TIMEOUT)).indices)
     pieces = _pieces(path, owner, manifest, indices)
     failure: list[Exception] = []
@@ -129,6 +132,8 @@ async def upload_file(stub: _AsyncUploader, owner: str, path: Path) -> common.Bl
     try:
         return await stub.put_blob(messages())
     except FedhelmError as error:
+        if not failure and _HIDDEN in error.message:
+            await stub.missing_chunks(request, timeout=_CALL_TIMEOUT)  # says why, where that is for good
         raise failure[0] if failure else error  # noqa: B904 - the server complains of the end of the stream only
 
 
