@@ -112,6 +112,7 @@ def test_a_job_that_was_queued_and_a_model_that_was_finished_before_a_rotation_s
         assert len(load_roots(kit.ca.read_bytes(), "x")) == 1
         retired = x509.load_pem_x509_certificates((kit.startup / "retiredCA.pem").read_bytes())
         assert (len(retired), retired[0]) == (2, load_certificate(former, "x"))
+        assert "retiredCA.pem" in (kit.startup / "readme.txt").read_text()
 
 
 def test_a_retired_root_is_good_for_no_kit_connection_list_or_new_submission(hospital, tmp_path):

@@ -8,6 +8,7 @@ from fedhelm.privacy.files import PRIVACY_FILE
 from fedhelm.privacy.policy import PRIVACY_SAMPLE
 from fedhelm.provision.project import Participant, Project
 from fedhelm.security.authorization import DEFAULT_AUTHORIZATION
+from fedhelm.security.retired import RETIRED_FILE
 
 __all__ = ["local_texts", "log_config", "policy", "readme"]
 
@@ -31,6 +32,7 @@ _FILES = {
     PRIVACY_FILE: "what this site does to results before they leave; ../local/privacy.json adds to it",
     LOG_CONFIG: "how much the log says; ../local/log.config goes above it",
     "rootCA.pem": "the project's root certificate: it says who belongs to the project",
+    RETIRED_FILE: "former root certificates, for jobs and models that were signed before, and for nothing else",
 }
 
 _WITH_KEY = """\

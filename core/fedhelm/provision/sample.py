@@ -58,10 +58,12 @@ participants:
       resource_manager:
         path: list
         args: {resources: {gpu: [0, 1]}}
+  # own_key: it makes its key itself (fedhelm pki request), and no kit for it is made before its request is approved.
   - name: site-2
     type: client
     org: hospital-b
     enable_byoc: true
+    # own_key: true
 
   # role: project_admin (everything), org_admin (the jobs and sites of its organisation), lead (submits, and manages
   # its own jobs), member (looks).

@@ -9,6 +9,7 @@ from fedhelm.privacy.files import PRIVACY_FILE
 from fedhelm.provision.containers import container_files
 from fedhelm.provision.kit_texts import log_config, policy, readme
 from fedhelm.provision.project import Participant, Project
+from fedhelm.security.retired import RETIRED_FILE
 
 __all__ = ["startup_texts"]
 
@@ -76,5 +77,6 @@ def startup_texts(project: Project, participant: Participant, *, missing_key: st
         texts["authorization.json"] = policy(project)
     if participant.role == "site" and project.privacy is not None:
         texts[PRIVACY_FILE] = project.privacy
-    texts["readme.txt"] = readme(project, participant, [*texts, "rootCA.pem"], missing_key=missing_key)
+    roots = ["rootCA.pem", RETIRED_FILE] if project.retired_roots else ["rootCA.pem"]
+    texts["readme.txt"] = readme(project, participant, [*texts, *roots], missing_key=missing_key)
     return texts
