@@ -91,6 +91,8 @@ class FleetService:
                 for message in self._next(stream):
                     yield message
                 await stream.wait()
+            if reader.done() and (unread := reader.result()) is not None:
+                raise unread
         finally:
             # Before anything is waited for: a call whose caller has gone may be cancelled a second time in there.
             if self._runtime.streams.close(stream):
@@ -119,18 +121,21 @@ class FleetService:
         )
         return fleet.ServerMessage(welcome=welcome)
 
-    async def _read(self, stream: SiteStream, messages: AsyncIterator[fleet.SiteMessage]) -> None:
+    async def _read(self, stream: SiteStream, messages: AsyncIterator[fleet.SiteMessage]) -> BadInput | None:
         try:
             async for message in messages:
                 if message.WhichOneof("message") == "beat":
                     stream.hold(list(message.beat.jobs))
                     for answer in message.beat.answers:
                         self._runtime.orders.answered(stream.site, answer)
+        except BadInput as error:  # what the site sends is no message: it is told, and that is no defect in here
+            return error
         except Exception as error:  # whatever it is, a stream that is not read any more ends
             if not is_stop(error):
                 raise
         finally:
             stream.wake()
+        return None
 
     def _next(self, stream: SiteStream) -> list[fleet.ServerMessage]:
         runtime = self._runtime

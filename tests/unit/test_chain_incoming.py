@@ -147,6 +147,26 @@ async def test_bytes_that_are_no_message_are_bad_input_and_written(kits, caplog,
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+async def test_a_message_in_the_middle_of_a_stream_that_is_none_is_written_too(kits):
+    desk, trail = FleetDesk(), Noted()
+    hello = fleet.SiteMessage(hello=fleet.Hello(highest_epoch=3)).SerializeToString()
+
+    async def said():
+        yield hello
+        yield b"\xff"
+
+    async with (
+        serving(kits["server1"], FLEET, desk, trail=trail) as port,
+        channel_to(kits["site-1"], port) as channel,
+    ):
+        stream = channel.stream_stream("/fedhelm.v1.Fleet/Connect")(said(), timeout=T)
+        assert await stream.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+    assert isinstance(decode_error(caught.value.code(), "", caught.value.trailing_metadata(), ""), BadInput)
+    assert told(trail) == [("Fleet.Connect", "allowed", "site-1"), ("Fleet.Connect", "failed", "site-1")]
+
+
 @pytest.mark.parametrize("method", ["Contribute", "GetBlob"])
 async def test_a_call_without_its_message_is_refused(kits, method):
     desk = FleetDesk()

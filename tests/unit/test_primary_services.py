@@ -218,6 +218,20 @@ async def test_a_site_is_away_also_when_its_call_is_cancelled_a_second_time(tmp_
         assert primary.runtime.streams.connected() == frozenset()
 
 
+async def test_a_site_whose_beat_cannot_be_read_is_told_and_disconnected(tmp_path, caplog):
+    async def messages(cluster):
+        yield fleet.SiteMessage(hello=fleet.Hello(cluster=cluster, wire_versions=[2]))
+        raise BadInput("3 bytes that are no message of this method")
+
+    async with primary_in(tmp_path) as primary:
+        call = called(Principal("poc", "site", "site-1"), "Fleet.Connect")
+        stream = primary.fleet.connect(messages(primary.runtime.kit.cluster), call)
+        with pytest.raises(BadInput, match="no message"):
+            assert [message async for message in stream] == []
+        assert primary.runtime.streams.connected() == frozenset()
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 # -- uploads ----------------------------------------------------------------------------------------------------------
 
 

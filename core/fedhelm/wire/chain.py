@@ -245,7 +245,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         way.told = True
 
     def _end(self, way: _Way, error: BaseException | None = None) -> None:
-        if not way.told or isinstance(error, NotAuthorised):
+        if not way.told or way.unreadable or isinstance(error, NotAuthorised):
             self._note(way, error)
         if way.live is not None:
             self.calls.over(way.live)
@@ -295,6 +295,11 @@ class _Way:
         """Whether the audit file was told how it went."""
 
     @property
+    def unreadable(self) -> bool:
+        """Whether the caller sent bytes that are no message."""
+        return self.incoming is not None and self.incoming.unreadable
+
+    @property
     def whose(self) -> str:
         """What messages call the caller's certificate."""
         return "the client certificate" if self.passage is None else f"the certificate of {self.passage.principal}"
@@ -322,7 +327,7 @@ class _Way:
 
     def entry(self, error: BaseException | None) -> Entry | None:
         """Return what the audit file is to say; None: nothing."""
-        if self.passage is not None and self.incoming is not None and self.incoming.unreadable:
+        if self.passage is not None and self.unreadable:
             return entry_of(self.name, self.passage.principal, {}, error)  # no program sends that by accident
         if self.passage is not None:
             return self.passage.entry(error)
