@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import site
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from fedhelm.config.kit import Kit
 from fedhelm.errors import BadInput
 from fedhelm.ids import check_job_id
 
-__all__ = ["RUNTIME_BASE", "RUNTIME_PREFIX", "JobFolder", "code_roots", "make_runtime_dir", "outbox_dir"]
+__all__ = ["RUNTIME_BASE", "RUNTIME_PREFIX", "JobFolder", "code_roots", "later_code", "make_runtime_dir", "outbox_dir"]
 
 RUNTIME_BASE = Path("/tmp")  # noqa: S108 - mkdtemp makes a private folder in it; TMPDIR may be too long a path
 """Where agents make the folders of their sockets."""
@@ -104,15 +105,20 @@ def outbox_dir(kit: Kit) -> Path:
 
 
 def code_roots() -> list[Path]:
-    """Return the folders from which this process runs its own code, each once: a job process may read them only.
+    """Return the folders from which this process runs code, each once: a job process may read them only.
 
-    The interpreter's, and every folder of the module path that has packages of this project (a development install has
-    several): what is written there would be run by the next agent, which can read the key.
+    The interpreter's, and every folder of the module path, whatever is in it: a module that is written there would be
+    run by the next agent, which can read the key.
     """
     found = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
-    found |= {Path(entry).resolve() for entry in sys.path if any(Path(entry).glob("fedhelm*/__init__.py"))}
-    found = {path for path in found if path.is_dir()}
+    found |= {Path(entry).resolve() for entry in sys.path if os.path.isdir(entry)}  # noqa: PTH112 - no error of others
     return sorted(path for path in found if found.isdisjoint(path.parents))
+
+
+def later_code() -> list[Path]:
+    """Return folders that are not there and that the next agent would run code from, if somebody made them."""
+    later = Path(site.getusersitepackages())
+    return [later] if site.ENABLE_USER_SITE and not later.exists() else []
 
 
 def make_runtime_dir(kit: Kit) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fedhelm.config.kit import Kit
-from fedhelm_client.folders import RUNTIME_BASE, RUNTIME_PREFIX, JobFolder, code_roots
+from fedhelm_client.folders import RUNTIME_BASE, RUNTIME_PREFIX, JobFolder, code_roots, later_code
 from fedhelm_client.landlock import allow_list
 
 __all__ = ["Reach", "protected_paths", "reach_of"]
@@ -68,7 +68,7 @@ def reach_of(kit: Kit, folder: JobFolder, door: Path) -> Reach:
         door: the folder of the job's socket, the only one of those that its script reaches.
     """
     code = code_roots()
-    protected = protected_paths(kit)
+    protected = [*protected_paths(kit), *later_code()]
     write, read = [folder.work, folder.results], [folder.bundle, folder.models, door, *code]
     for path in _given_back(_place(kit), [*protected, *code]):
         (read if any(path.is_relative_to(root) for root in code) else write).append(path)

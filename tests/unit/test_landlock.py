@@ -2,6 +2,7 @@ import contextlib
 import os
 import shutil
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -172,6 +173,27 @@ def test_the_agent_s_own_code_is_read_only(kit, way):
             if (place / name).is_dir():
                 (place / name).rmdir()
             (place / name).unlink(missing_ok=True)
+
+
+@needs_landlock
+def test_what_the_next_agent_would_import_cannot_be_written(kit, way, monkeypatch):
+    """Folders of PYTHONPATH, with whatever in them, and the user's own site-packages, which need not be there yet."""
+    place = kit.root.parent
+    (place / "home" / ".local").mkdir(parents=True)
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
+    monkeypatch.setattr(site, "USER_SITE", str(place / "home/.local/lib/python3/site-packages"))
+    monkeypatch.syspath_prepend(str(place / "data"))
+    out = shut_in(
+        kit,
+        """
+        out["path"] = refused(lambda: (kit.parent / "data/json.py").write_text("x"))
+        out["user"] = refused(lambda: (kit.parent / "home/.local/lib/python3/site-packages").mkdir(parents=True))
+        out["beside"] = refused(lambda: (kit.parent / "home/.local").rename(kit.parent / "home/other"))
+        out["readable"] = (kit.parent / "data/images").read_text() == "data"
+        """,
+        way,
+    )
+    assert out == dict.fromkeys(out, True)
 
 
 @needs_landlock
