@@ -61,6 +61,10 @@ class Office:
     def has_key(self, name="site-2"):
         return [path.name for path in self.startup(name).iterdir() if path.suffix in (".key", ".pfx")]
 
+    def rotate(self):
+        for step in ("begin", "switch", "finish"):
+            self("rotate", step)
+
     def key_of(self, name="site-2"):
         return load_certificate((self.startup(name) / "client.crt").read_bytes(), "x").public_key()
 
@@ -91,6 +95,7 @@ def test_no_kit_is_made_before_the_request_is_approved_and_no_key_ever(office):
         lambda: office.provision(TEXT + OWN.replace("org: hospital", "org: clinic")),
         lambda: office("renew", "site-2"),
         lambda: office("renew", "--all"),
+        office.rotate,
         lambda: office.provision(TEXT + OWN.replace("org: hospital", "org: clinic") + NOT_OWN.replace("-2", "-3")),
     )
     for change in changes:

@@ -204,3 +204,11 @@ def test_a_number_of_days_that_is_none_is_refused(run, tmp_path, days):
     run("provision")
     said = run("renew", "-w", tmp_path / "workspace" / "demo", f"--expiring={days}", status=2)
     assert (said["code"], days in said["message"]) == ("USAGE", True)
+
+
+def test_renewing_everybody_brings_nobody_back_who_was_revoked(run, tmp_path):
+    run("provision")
+    root = tmp_path / "workspace" / "demo"
+    run("revoke", "bob@b.c", "--reason", "left", "-w", root)
+    assert [one["name"] for one in run("renew", "--all", "-w", root)["kits"]] == ["overseer", "server1", "site-1"]
+    assert [one["name"] for one in run("renew", "bob@b.c", "-w", root)["kits"]] == ["bob@b.c"]

@@ -193,3 +193,16 @@ def test_a_step_that_is_run_again_after_its_kits_were_handed_over_says_so(hospit
     assert json.loads(capsys.readouterr().out)["data"]["prod"] is None
     assert pki_cli.main(["rotate", "begin", "-w", str(hospital.root)]) == 0
     assert "the kits were written before, and are not here any more" in capsys.readouterr().out
+
+
+def test_a_damaged_list_is_told_before_the_key_that_signed_it_is_gone(hospital):
+    lists = hospital.root / "state" / "revoked.json"
+    assert pki_cli.main(["revoke", "bob@a.org", "--reason", "left", "-w", str(hospital.root)]) == 0
+    assert pki_cli.main(["rotate", "begin", "-w", str(hospital.root)]) == 0
+    good, key = lists.read_bytes(), (hospital.root / "state" / "rootCA.key").read_bytes()
+    lists.write_bytes(good[:-10])
+    assert pki_cli.main(["rotate", "switch", "-w", str(hospital.root)]) == 4
+    assert (hospital.root / "state" / "rootCA.key").read_bytes() == key
+    lists.write_bytes(good)
+    assert pki_cli.main(["rotate", "switch", "-w", str(hospital.root)]) == 0
+    assert ProjectFolder.open(hospital.root).revocation_list().version == 2

@@ -77,7 +77,7 @@ def _parser() -> CommandParser:
     renewal = _add(commands, "renew", "issue new certificates, and kits with them")
     which = renewal.add_mutually_exclusive_group(required=True)
     which.add_argument("names", nargs="*", default=[], metavar="NAME", help="participants")
-    which.add_argument("--all", action="store_true", help="everybody")
+    which.add_argument("--all", action="store_true", help="everybody but those who were revoked")
     which.add_argument("--expiring", type=_days, metavar="DAYS", help="whose certificate ends within so many days")
     revocation = _add(commands, "revoke", "take a participant's certificates back", kits=False)
     revocation.add_argument("name", metavar="NAME", help="the participant")
@@ -174,13 +174,14 @@ def _reissued(made: Sequence[lifetimes.Reissued], fmt: Format, nothing: str, aft
 def _renew(args: argparse.Namespace, fmt: Format) -> int:
     folder = ProjectFolder.open(args.workspace)
     if args.all:
-        names = list(folder.kit_digests)
+        names = [name for name in folder.kit_digests if folder.current(name) is not None]  # not who was revoked
     elif args.expiring is not None:
         names = lifetimes.expiring(folder, args.expiring, SystemClock().utcnow())
     else:
         names = args.names
     made = lifetimes.renew(folder, names, _secrets(args, folder)) if names else []
-    return _reissued(made, fmt, "no certificate ends within that time: nothing was written")
+    nothing = "everybody was revoked" if args.all else "no certificate ends within that time"
+    return _reissued(made, fmt, f"{nothing}: nothing was written")
 
 
 def _revoke(args: argparse.Namespace, fmt: Format) -> int:

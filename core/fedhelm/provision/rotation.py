@@ -108,6 +108,7 @@ def _take_next(folder: ProjectFolder, given: Secrets, clock: Clock) -> None:
     pem, key = (folder.state / name for name in _NEXT)
     new = key.read_bytes()
     load_key(new, str(key), given.passphrase)
+    folder.revocation_list()  # one that is damaged is told before the key is gone that may sign it anew
     atomic_write(folder.state / "rootCA.key", new)
     authority = folder.authority(given.passphrase, clock=clock)
     atomic_write(folder.trust, authority.cert_pem, mode=0o644)
