@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import threading
 from datetime import timedelta
@@ -184,6 +185,20 @@ def test_settings_of_its_own_that_stop_the_start(kits, name, file, text, said):
     assert said in find(look(kit), "settings", "fail").said
     (kit.local / file).write_text({"log.config": "[levels]\nfedhelm = DEBUG\n"}.get(file, "{}"))
     assert find(look(kit), "settings", "ok").said == f"local/{file} can be read"
+
+
+def test_what_cannot_be_looked_at_is_a_finding(kits, capsys):
+    """As of another user's kit: here folders that are none, since root reads everything."""
+    for name, place in (("server1", "run"), ("site-1", "run"), ("overseer", "local")):
+        kit = kits[name]
+        if (kit.root / place).is_dir():
+            shutil.rmtree(kit.root / place)
+        (kit.root / place).symlink_to(kit.root / place)
+        wrong = [one for one in look(kit) if one.level == "fail" and one.what != "store"]
+        assert wrong, place
+        assert all(str(kit.root / place) in one.said for one in wrong), wrong
+        assert main([str(kit.root), "--offline"]) == 1
+        assert capsys.readouterr().err == ""
 
 
 def test_a_privacy_policy_is_told_or_what_is_wrong_with_it(kits):

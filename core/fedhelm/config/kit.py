@@ -350,10 +350,15 @@ def find_config(root: Path) -> Path:
         KitError: ``root`` holds no ``startup/`` with exactly one configuration file.
     """
     startup = root / "startup"
-    if not startup.is_dir():
-        raise KitError(f"{root} is no kit: it has no startup folder", hint="give the participant's folder")
     every = list(dict.fromkeys(CONFIG_FILE.values()))
-    found = [startup / name for name in every if (startup / name).is_file()]
+    try:
+        if not startup.is_dir():
+            raise KitError(f"{root} is no kit: it has no startup folder", hint="give the participant's folder")
+        found = [startup / name for name in every if (startup / name).is_file()]
+    except OSError as error:
+        raise KitError(
+            f"{startup}: cannot be read: {error.strerror}", hint="run this as the user to whom the kit belongs"
+        ) from error
     if len(found) != 1:
         names = ", ".join(every)
         raise KitError(f"{startup}: exactly one of {names} is needed, found {len(found)}")

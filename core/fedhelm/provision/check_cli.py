@@ -38,7 +38,10 @@ def _line(one: Finding) -> str:
 
 
 def _head(root: Path, level: Level) -> str:
-    pid = ParticipantLock.holder(root / "run")
+    try:
+        pid = ParticipantLock.holder(root / "run")
+    except OSError:  # a kit of another user: one of the findings
+        pid = None
     return f"{root}: {_HEADS[level]}" if pid is None else f"{root}: it runs, pid {pid}; {_RUNNING[level]}"
 
 

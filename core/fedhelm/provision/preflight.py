@@ -59,17 +59,24 @@ def examine(root: Path, *, clock: Clock | None = None, network: bool = True) -> 
     yield Finding(
         "ok", "files", f"kit of the {kit.role} {kit.name}, project {kit.project}, version {version}: all signed"
     )
-    yield from _identity(kit, clock)
-    yield from _permissions(kit)
-    yield from _policy(kit)
-    yield from _settings(kit)
-    yield from _privacy(kit)
-    yield from _software()
-    yield from _disk(kit)
-    yield from _store(kit)
-    yield from _graphics(kit)
-    yield from _own_ports(kit)
-    if network and kit.key.exists():  # without it nobody can be asked, and that it is missing was said
+    for what, found in (
+        ("certificate", _identity(kit, clock)),
+        ("permissions", _permissions(kit)),
+        ("policy", _policy(kit)),
+        ("settings", _settings(kit)),
+        ("privacy", _privacy(kit)),
+        ("software", _software()),
+        ("disk", _disk(kit)),
+        ("store", _store(kit)),
+        ("gpu", _graphics(kit)),
+        ("port", _own_ports(kit)),
+    ):
+        try:
+            yield from found
+        except OSError as error:
+            told = f"{error.filename or kit.root} cannot be looked at: {error.strerror or error}"
+            yield Finding("fail", what, told, "run this as the user who runs the participant")
+    if network and os.access(kit.key, os.R_OK):  # without it nobody can be asked, and that it is missing was said
         yield from ask_others(kit, clock)
 
 
