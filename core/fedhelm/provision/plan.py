@@ -117,7 +117,8 @@ def make_plan(project: Project, folder: ProjectFolder | None, now: datetime) -> 
     issued, digests = folder.certificates(), folder.kit_digests
     changes = [_change(basis, one, issued, digests.get(one.name)) for one in project.participants]
     here = {one.name: one for one in project.participants}
-    own = {one.name for one in project.participants if (newest := folder.current(one.name)) and newest.own_key}
+    newest = {one.name: one for one in issued if not one.revoked}  # oldest first, so the newest stays
+    own = {name for name, one in newest.items() if one.own_key}
     revoke: list[tuple[IssuedCertificate, str]] = []
     for certificate in issued:
         mine = here.get(certificate.name)

@@ -63,6 +63,7 @@ class ProjectFolder(ProjectFiles):
         self._body = dict(body)
         self._depth = 0
         self._lock: int | None = None
+        self._parsed: tuple[bytes, tuple[IssuedCertificate, ...]] = b"", ()
 
     @classmethod
     def open(cls, path: Path) -> ProjectFolder:
@@ -369,13 +370,17 @@ class ProjectFolder(ProjectFiles):
         self._body = dict(ProjectFolder.open(self.root)._body)  # noqa: SLF001  its own class
 
     def _all(self) -> list[IssuedCertificate]:
+        """Return every line, parsed once for each file: it is replaced, never changed in place."""
         path = self.state / "certificates.json"
-        try:
-            body = parse_plain(self._read_bytes("certificates.json"))
-            return [IssuedCertificate.from_json(one) for one in body["certificates"]]
-        except (ValueError, KeyError, TypeError) as error:
-            hint = "restore the project's state from a backup"
-            raise KitError(f"{path}: not a list of certificates", hint=hint) from error
+        data = self._read_bytes("certificates.json")
+        if data != self._parsed[0]:
+            try:
+                lines = [IssuedCertificate.from_json(one) for one in parse_plain(data)["certificates"]]
+            except (ValueError, KeyError, TypeError) as error:
+                hint = "restore the project's state from a backup"
+                raise KitError(f"{path}: not a list of certificates", hint=hint) from error
+            self._parsed = data, tuple(lines)
+        return list(self._parsed[1])
 
     def _write_certificates(self, certificates: Sequence[IssuedCertificate]) -> None:
         rows = [one.to_json() for one in certificates]
