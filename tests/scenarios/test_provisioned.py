@@ -166,6 +166,7 @@ def test_part_b_as_typed(operators):
     _primary_killed(operators)
     _one_admin_less(operators)
     _ended(operators)
+    _nothing_is_open_to_others(operators)
 
 
 def _provisioned(operators):
@@ -297,3 +298,14 @@ def _ended(operators):
     operators.all_ok(
         [("fedhelm", "audit", "verify", operators.kit(name)) for name in ("overseer", "server1", "site-1")]
     )
+
+
+def _nothing_is_open_to_others(operators):
+    """Whatever the umask: all that participants and consoles made is for their user alone."""
+    transfer = operators.kit(ADMIN) / "transfer"
+    made = [operators.store, *(path.parent for path in transfer.glob("*/summary.json"))]
+    for name in RUNNING:
+        made += [operators.kit(name) / part for part in ("run", "log.txt", "audit.jsonl")]
+    assert len(made) > 1 + 3 * len(RUNNING), "a download too"
+    paths = [path for one in made for path in (one, *one.rglob("*")) if not path.is_symlink()]
+    assert [path for path in paths if path.stat().st_mode & 0o077] == []
