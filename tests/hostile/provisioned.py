@@ -26,6 +26,7 @@ from fedhelm.provision.zips import write_zip
 from fedhelm.security import job_signing, provenance, statements
 from fedhelm.security.audit import AuditFile
 from fedhelm.security.audit_lines import START, Entry, Outcome, encode, examine, parse_line
+from fedhelm.security.audit_memory import MEMORY_FILE, read_memory
 from fedhelm.security.audit_start import AUDIT_SETTINGS, read_audit_settings
 from fedhelm.security.gates import AUTHORIZATION_FILE, read_policy
 from fedhelm.security.identity import Principal
@@ -153,6 +154,8 @@ def _audit(place: Path) -> Iterator[Decoder]:
     yield Decoder("audit: line", parse_line, tuple(lines), repair=_with_digests)
     yield Decoder("audit: file", lambda data: examine(io.BytesIO(data)), (whole,), repair=_with_digests)
     yield Decoder("audit: file that is gone on with", in_file(path, come_back), (whole,), repair=_with_digests)
+    memory = (b'{"number": 7, "sha256": "%s", "lost": 0}\n' % (b"0" * 64),)
+    yield Decoder("run/audit-last.json", in_file(place / MEMORY_FILE, lambda: read_memory(place / MEMORY_FILE)), memory)
     local = place / "local"
     settings = (b'{"syslog": "tcp://log.example.org:514", "sync": false} // mine', b"{}")
     yield Decoder("local/audit.json", in_file(local / AUDIT_SETTINGS, lambda: read_audit_settings(local)), settings)
