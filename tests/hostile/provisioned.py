@@ -36,6 +36,7 @@ from fedhelm.security.kit import VERSION_FILE, remembered_version
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.provenance import sign_provenance, verify_provenance
 from fedhelm.security.requests import make_request, read_request
+from fedhelm.security.retired import load_retired
 from fedhelm.security.revocation import RevocationList, Revoked
 from fedhelm.security.statements import Trust, seal
 from fedhelm.security.syslog import SyslogSink
@@ -197,20 +198,27 @@ def _one_file(path: Path, look: Callable[[], object]) -> Decode:
 def _state(root: Path) -> Iterator[Decoder]:
     folder = ProjectFolder.create(root, "poc")
     authority = folder.authority()
-    issued = IssuedCertificate.of(authority.issue("site", "site-1", "nvidia").cert, "poc", 1)
+    issued = IssuedCertificate.of(authority.issue("site", "site-1", "nvidia").cert, "poc", 1, own_key=True)
     folder.record(issued)
     folder.revoke([issued.serial], "lost", authority)
+    other = CertificateAuthority.create("poc")
+    folder.write_retired_roots(authority.cert_pem + other.cert_pem)
+    announced = json.loads((folder.state / "project.json").read_bytes())
+    announced["announced"] = {"prod": 0, "kits": {"site-1": "ab" * 32}}
 
     def look() -> object:
         found = ProjectFolder.open(root)
         return (
             found.certificates(), found.current("site-1"), found.kit_version, found.last_prod, found.kit_digests,
-            found.revocation_list(), found.prods, found.root_is_encrypted,
+            found.revocation_list(), found.unlisted(), found.prods, found.root_is_encrypted,
         )  # fmt: skip
 
     for name in ("project.json", "certificates.json", "revoked.json"):
         path = root / "state" / name
-        yield Decoder(f"state/{name}", _one_file(path, look), (path.read_bytes(),))
+        more = (dump(announced),) if name == "project.json" else ()
+        yield Decoder(f"state/{name}", _one_file(path, look), (path.read_bytes(), *more))
+    retired = folder.retired_roots
+    yield Decoder("certificate: retired roots", load_retired, (retired, authority.cert_pem, b""))
 
 
 def _kept(authority: CertificateAuthority, kit: Kit) -> Iterator[Decoder]:
