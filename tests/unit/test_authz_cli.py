@@ -18,6 +18,8 @@ from fedhelm.security.identity import Principal
 from fedhelm.security.kit import open_kit
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm_console.commands import REGISTRY
+from fedhelm_server.objects import own_job
+from fedhelm_server.submissions import admit_at_sites
 from tests.support.kits import ADMIN, make_kits, make_project
 
 TIGHTER = (
@@ -137,6 +139,46 @@ def test_a_preview_at_a_site_says_what_that_site_does(kits):
         assert told == (signs and passes(admit_job, policy, who, kit.name, kit.org, **byoc)), (name, role, org)
         told = answers(kit, f"may {role}:bob@a.org/{org} restart")
         assert told == passes(admit, policy, who, "system.operate", Object(kit.name, kit.org)), (name, role, org)
+
+
+POLICIES = (
+    "{}",
+    '{"project_admin": "any", "lead": {"submit_job": "any", "byoc": "o:site"}}',
+    '{"project_admin": {"submit_job": "any"}, "lead": {"submit_job": "n:submitter", "byoc": ["o:submitter", "n:x@y.org"]}}',
+    '{"project_admin": {"submit_job": "o:site", "byoc": "any"}, "lead": "o:nvidia", "org_admin": "any", "member": "any"}',
+)
+
+
+class KnownSites:
+    """What a server knows of sites that were never connected: what its kit says."""
+
+    def __init__(self, kit):
+        self.org_of = kit.site_orgs.get
+
+    def takes_code(self, _):
+        return True
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_preview_at_a_server_says_what_that_server_does(kits, policy):
+    kit = kits["server1"]
+    path = kit.local / "authorization.json"
+    path.write_text(f'{{"format_version": "1.0", "permissions": {policy}}}')
+    try:
+        for role, org, site in itertools.product(ROLES, ("nvidia", "a", ""), ("site-1", "site-9")):
+            in_force, who = read_policy(kit.root), Principal(kit.project, role, "bob@a.org", org)
+            lets_in = passes(admit, in_force, who, "job.submit", own_job(who))
+            lets_in = lets_in and passes(admit_at_sites, in_force, who, [site], KnownSites(kit))
+            assert answers(kit, f"may {role}:bob@a.org/{org} submit_job at {site}") == lets_in, (role, org, site)
+            job = Object(submitter="eve@a.org", submitter_org="a")
+            about = f"job of eve@a.org/a at {site}"
+            for word, permission in (("abort", "job.manage"), ("download", "job.download"), ("show_job", "job.view")):
+                told = answers(kit, f"may {role}:bob@a.org/{org} {word} {about}")
+                assert told == passes(admit, in_force, who, permission, job), (role, org, word)
+            told = answers(kit, f"may {role}:bob@a.org/{org} restart at {site}")
+            assert told == passes(admit, in_force, who, "system.operate", Object(site, kit.site_orgs.get(site)))
+    finally:
+        path.unlink()
 
 
 def test_as_json(run):
