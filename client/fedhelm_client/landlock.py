@@ -15,7 +15,8 @@ Consequences, all of them harmless to ordinary scripts:
 Where the kernel can, signals to processes outside and abstract Unix sockets are refused too. Tracing a process outside
 is refused by Landlock itself, so ``/proc/<agent>/mem`` and ``/proc/<agent>/environ`` are closed.
 
-What no version of Landlock takes away: to change modes, owners, times and attributes; before version 3, ``truncate``.
+What no version of Landlock takes away: to change modes, owners, times and attributes. What those before version 3 do
+not take away, :mod:`fedhelm_client.syscalls` does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from fedhelm_client.syscalls import forbid_truncate
 
 __all__ = ["abi", "allow_list", "restrict", "restrict_processes"]
 
@@ -176,6 +179,8 @@ def restrict(protected: Iterable[Path], read: Iterable[Path] = (), write: Iterab
         _enter(ruleset)
     finally:
         os.close(ruleset)
+    if not everything & _TRUNCATE:
+        forbid_truncate()
     return version
 
 

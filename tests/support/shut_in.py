@@ -19,6 +19,7 @@ needs_landlock = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has
 
 WAYS = {
     "landlock": "landlock.restrict(*plan)",
+    "landlock-1": "landlock.abi = lambda: 1; landlock.restrict(*plan)",  # as before Linux 5.19
     "mounts": "assert mounts.hide(*plan); capabilities.give_up(); landlock.restrict_processes()",
 }
 
@@ -26,6 +27,7 @@ both_ways = pytest.mark.parametrize(
     "way",
     [
         pytest.param("landlock", marks=needs_landlock),
+        pytest.param("landlock-1", marks=needs_landlock),
         pytest.param("mounts", marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")),
     ],
 )
