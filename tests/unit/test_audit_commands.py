@@ -10,15 +10,16 @@ import pytest
 
 from fedhelm.errors import AuditUnavailable
 from fedhelm.security import audit, audit_commands
-from fedhelm.security.audit import AuditFile, AuditTrail
+from fedhelm.security.audit import MAX_WAITING, AuditFile, AuditTrail
 from fedhelm.security.audit_commands import check_command, write_command
+from fedhelm.security.audit_lines import Outcome
 from fedhelm.security.audit_memory import read_memory
 from fedhelm.security.audit_writer import RESERVE
 from fedhelm.security.authorization import Object, default_policy
 from fedhelm.security.gates import ENDPOINTS
 from fedhelm.security.identity import Principal
 from fedhelm.security.passage import Passage
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_sync
 from tests.unit.test_audit import bodies, entry
 
 ADMIN = Principal("poc", "project_admin", "alice@a.org", "a", "5f")
@@ -116,6 +117,10 @@ async def test_a_command_is_refused_where_hardly_anything_is_free(disk, trail):
     disk.free = RESERVE - 1
     with pytest.raises(AuditUnavailable, match=r"refused: .*: less than 1 MiB is free"):
         await check_command(trail, passage("Admin.SubmitJob"))
+    for number in range(600):  # while there is room at all, nothing waits
+        trail.note(entry(number, by=None, outcome=Outcome.ALLOWED))
+    assert await asyncio.to_thread(trail.flush, 10)
+    assert len(bodies(disk.file.path)) == 600
     disk.free = RESERVE
     await eventually(lambda: trail.figures.problem is None)
     await check_command(trail, passage("Admin.SubmitJob"))
@@ -147,6 +152,32 @@ async def test_a_stolen_key_is_revoked_whatever_the_disk_does(disk, trail):
     await check_command(trail, call)
     with pytest.raises(AuditUnavailable, match="carried out, but"):
         await write_command(trail, call)
+
+
+def test_nobody_who_notes_something_waits_for_a_disk_that_stands_still(disk, trail):
+    disk.go.clear()
+    for number in range(1000):
+        trail.note(entry(number))
+    assert not trail.flush(0)
+    assert trail.figures.waiting > 0
+    disk.go.set()
+    assert trail.flush(10)
+
+
+def test_lines_that_were_lost_are_counted_once_however_long_the_disk_is_full(disk, trail):
+    disk.full = True
+    for number in range(MAX_WAITING + 300):
+        trail.note(entry(number, by=None, outcome=Outcome.ALLOWED))
+    eventually_sync(lambda: trail.figures.problem == "No space left on device")
+    assert not trail.flush(0.3)  # it is tried again some times
+    disk.full = False
+    assert trail.flush(10)
+    told = bodies(disk.file.path)
+    lost = [int(body["object"]["lines"]) for body in told if body["action"] == "audit.lost"]
+    assert sum(lost) == trail.figures.lost
+    assert sum(body["action"] == "Admin.AbortJob" for body in told) + sum(lost) == MAX_WAITING + 300
+    assert len({body["object"]["job"] for body in told if "job" in body["object"]}) == MAX_WAITING + 300 - sum(lost)
+    assert read_memory(disk.file.path.with_name("memory")).lost == 0
 
 
 def test_what_a_participant_could_not_write_it_says_when_it_starts_again(disk, trail, caplog):

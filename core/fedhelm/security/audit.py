@@ -109,7 +109,9 @@ class AuditTrail:
         self._pace = Pace()
         self._lost = self._all_lost = file.lost
         self._problem: str | None = None
-        self._busy = 0
+        self._failed = False  # the last attempt did: the disk is left alone for a while
+        self._at_work = False
+        self._in_hand = 0
         self._since = 0.0
         self._closing = False
         self._changed = threading.Condition()
@@ -145,14 +147,14 @@ class AuditTrail:
         """How it does; any thread."""
         with self._changed:
             missed = sum(sink.all_lost for sink in self._sinks)
-            stuck = self._busy > 0 and self._clock.boottime() - self._since > RETRY_S
+            stuck = self._at_work and self._clock.boottime() - self._since > RETRY_S
             problem = self._problem or ("the disk does not answer" if stuck else None)
-            return AuditFigures(problem, len(self._waiting) + self._busy, self._all_lost, missed)
+            return AuditFigures(problem, len(self._waiting) + self._in_hand, self._all_lost, missed)
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was noted is written and handed on; False if it is not after ``timeout`` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not (self._waiting or self._busy or self._lost), timeout)
+            return self._changed.wait_for(lambda: not (self._waiting or self._at_work or self._lost), timeout)
 
     def close(self, timeout: float = 5.0) -> None:
         """Write what waits, for at most ``timeout`` seconds, and close the file. What is lost then is remembered."""
@@ -166,7 +168,7 @@ class AuditTrail:
         self._thread.join(timeout)
         if self._thread.is_alive():
             with self._changed:
-                left = self._unwritten() + self._busy
+                left = self._unwritten() + self._in_hand
             _log.error("%s: the disk does not answer; up to %d lines are lost", self._file.path, left)
             return
         self._file.close()
@@ -203,44 +205,43 @@ class AuditTrail:
         while (batch := self._next()) is not None:
             self._take(*batch)
         for sink in self._sinks:
-            if sink.lost and self._problem is None:
+            if sink.lost and not self._failed:
                 with contextlib.suppress(OSError):
                     self._file.append([self._stamped(lost_entry(NOT_HANDED_ON, sink.lost))])
 
     def _next(self) -> tuple[list[_Item], int] | None:
-        """Return what is to be written, and how many are lost; now and then nothing, while the disk fails."""
+        """Return what is to be written, and how many are lost; now and then nothing, while there is a problem."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closing or (self._problem is None and bool(self._waiting or self._lost)),
+                lambda: self._closing or (not self._failed and bool(self._waiting or self._lost)),
                 None if self._problem is None else RETRY_S,
             )
             if self._closing and not self._waiting and not self._lost:
                 return None
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-            self._busy, self._since = len(batch) + 1, self._clock.boottime()
+            self._at_work, self._in_hand, self._since = True, len(batch), self._clock.boottime()
             lost, self._lost = self._lost, 0
         return _merged(batch), lost
 
     def _take(self, batch: list[_Item], lost: int) -> None:
         last = _Item(self._stamped(lost_entry(LOST, lost))) if lost else None
         left, problem, lines = self._append([*batch, last] if last is not None else batch)
+        if problem != self._problem and problem is not None:
+            _log.error("%s cannot be written: %s", self._file.path, problem)
+        elif problem is None and self._problem is not None:
+            _log.warning("%s can be written again", self._file.path)
         with self._changed:
+            self._problem, self._failed, self._in_hand = problem, bool(left), 0
             if last is not None and last in left:
                 left.remove(last)
                 self._lost += lost
             self._waiting.extendleft(reversed(left))
-            if problem is not None:
-                if problem != self._problem:
-                    _log.error("%s cannot be written: %s", self._file.path, problem)
-                self._file.remember(self._unwritten())
-            elif self._problem is not None:
-                _log.warning("%s can be written again", self._file.path)
-            self._problem = problem
-            if left and self._closing:
-                self._give_up()
+            unwritten = self._give_up() if self._failed and self._closing else self._unwritten()
+        if problem is not None:
+            self._file.remember(unwritten)  # not under the lock: nobody who notes something waits for this disk
         self._hand_on(lines)
         with self._changed:
-            self._busy = 0
+            self._at_work = False
             self._changed.notify_all()
 
     def _append(self, items: list[_Item]) -> tuple[list[_Item], str | None, list[Line]]:
@@ -266,13 +267,14 @@ class AuditTrail:
             item.end(problem)
         return given[taken:], problem, lines
 
-    def _give_up(self) -> None:
+    def _give_up(self) -> int:
         count = self._unwritten()
-        _log.error("%s: %d lines were not written; the next start says so in it", self._file.path, count)
         for item in self._waiting:
             item.end("the participant ends")
         self._waiting.clear()
         self._lost = 0
+        _log.error("%s: %d lines were not written; the next start says so in it", self._file.path, count)
+        return count
 
     def _hand_on(self, lines: list[Line]) -> None:
         for sink in self._sinks:
