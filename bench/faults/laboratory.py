@@ -31,6 +31,7 @@ from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import Home, stop_all
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm_lab.demo_acts import free_base_port
+from fedhelm_lab.whole_log import ARCHIVE
 from tests.support.postgres import Postgres, why_not
 from tests.support.proxy import Wires
 
@@ -165,7 +166,7 @@ class Laboratory:
             _mount("-t", "tmpfs", "-o", f"size={_TMPFS_BYTES},mode=0700", "tmpfs", str(self.store))
             self._mounts.append(self.store)
         init_store(self.store, project.cluster, project.name)
-        (self.store / "archive").mkdir()
+        (self.store / ARCHIVE).mkdir()
         for participant in project.participants:
             write_kit(self._view(project, participant), participant, authority, self.root)
         for name in self.servers if self.variant.mounted else ():
