@@ -12,6 +12,7 @@ from bench.exchange import exchange
 from bench.failover import failover, switchover
 from bench.federation import Federation, federation, fedhelm, now
 from bench.machine import load
+from bench.replay import replay
 from bench.report import Figure
 from fedhelm_console.commands import REGISTRY
 from fedhelm_console.context import Console
@@ -192,5 +193,6 @@ MEASURES: Mapping[str, Measure] = {
     "switchover": switchover,
     "exchange": exchange,
     "demo": demo,
+    "replay": replay,
 }
 """Name for ``--only`` -> what measures it."""

@@ -1,4 +1,4 @@
-"""The whole history of a store: what is in the log, and what compaction moved to ``archive/``."""
+"""What a store held: blobs wherever they are now, and the log as it grows: each record with the moment it was seen."""
 
 from __future__ import annotations
 
@@ -11,53 +11,11 @@ from typing import Any, Self
 from bench.federation import now
 from fedhelm.errors import Corrupt
 from fedhelm.persist.record import Record, decode
+from fedhelm_lab.whole_log import ARCHIVE, read_slot
 
-__all__ = ["Seen", "Watch", "blob_file", "read_blob", "read_history", "slot_file"]
+__all__ = ["Seen", "Watch", "blob_file", "read_blob"]
 
 _POLL = 0.003
-
-
-def slot_file(store: Path, seq: int) -> Path | None:
-    """Return the file of a slot, wherever it is now; None if there is none.
-
-    The archive comes first: what is in the log under a number that was archived is a ghost, written by a server that
-    slept while the slot was deleted, and read and acknowledged by nobody.
-    """
-    name = f"{seq:016d}"
-    for path in (store / "archive" / "log" / name, store / "log" / name):
-        if path.exists():
-            return path
-    return None
-
-
-def _read_slot(store: Path, seq: int) -> bytes | None:
-    for _ in range(3):  # it may move between the look and the read
-        path = slot_file(store, seq)
-        if path is None:
-            return None
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            continue
-    return None
-
-
-def read_history(store: Path) -> list[Record]:
-    """Return every record from genesis on.
-
-    Raises:
-        Corrupt: a slot is damaged, or missing before others.
-    """
-    found: list[Record] = []
-    while True:
-        while (data := _read_slot(store, len(found))) is not None:
-            found.append(decode(data, len(found)))
-        names = (path.name for path in (store / "log").iterdir() if path.name.isdigit())
-        highest = max((int(name) for name in names), default=-1)
-        if highest < len(found):
-            return found
-        if _read_slot(store, len(found)) is None:  # else it was appended just now
-            raise Corrupt(f"slot {len(found)} is missing, slot {highest} is there")
 
 
 def blob_file(store: Path, owner: str, name: str) -> Path:
@@ -66,7 +24,7 @@ def blob_file(store: Path, owner: str, name: str) -> Path:
     Raises:
         FileNotFoundError: it is nowhere.
     """
-    for path in (store / "blobs" / owner / name, store / "archive" / "blobs" / owner / name):
+    for path in (store / "blobs" / owner / name, store / ARCHIVE / "blobs" / owner / name):
         if path.exists():
             return path
     raise FileNotFoundError(f"blob file {owner}/{name}")
@@ -114,7 +72,7 @@ class Watch:
     def _run(self) -> None:
         while not self._stop.wait(_POLL):
             try:
-                while (data := _read_slot(self._store, len(self._seen))) is not None:
+                while (data := read_slot(self._store, len(self._seen))) is not None:
                     self._seen.append(Seen(now(), decode(data, len(self._seen))))
             except (OSError, Corrupt):
                 continue  # a planted fault; the check after the trial says what it is

@@ -31,16 +31,19 @@ from fedhelm.provision.project import Participant, Project
 from fedhelm.provision.stop import Home, stop_all
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm_lab.demo_acts import free_base_port
+from fedhelm_lab.whole_log import ARCHIVE
 from tests.support.postgres import Postgres, why_not
 from tests.support.proxy import Wires
 
-__all__ = ["ADMIN", "PROBE", "VARIANTS", "Laboratory", "NotPossibleError", "Variant", "laboratory"]
+__all__ = ["ADMIN", "CLOCK_NOTICED", "PROBE", "VARIANTS", "Laboratory", "NotPossibleError", "Variant", "laboratory"]
 
 ADMIN = "admin@nvidia.com"
 PROBE = "probe"
 _HOST = "127.0.0.1"
 _WHOLE_SECONDS = 60.0
 _HOLD_DOWN_SECONDS = 35.0
+CLOCK_NOTICED = 1
+"""Seconds until a step of a faked clock is noticed."""
 _FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")  # Debian's package libfaketime
 _TMPFS_BYTES = 96 * 1024 * 1024
 
@@ -165,7 +168,7 @@ class Laboratory:
             _mount("-t", "tmpfs", "-o", f"size={_TMPFS_BYTES},mode=0700", "tmpfs", str(self.store))
             self._mounts.append(self.store)
         init_store(self.store, project.cluster, project.name)
-        (self.store / "archive").mkdir()
+        (self.store / ARCHIVE).mkdir()
         for participant in project.participants:
             write_kit(self._view(project, participant), participant, authority, self.root)
         for name in self.servers if self.variant.mounted else ():
@@ -378,7 +381,9 @@ class Laboratory:
             "LD_PRELOAD": str(_FAKETIME),
             "FAKETIME_TIMESTAMP_FILE": str(self._clock(name)),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_CACHE_DURATION": "1",  # seconds until a step is noticed; to look at each call costs too much
+            "FAKETIME_CACHE_DURATION": str(CLOCK_NOTICED),  # to look at each call costs too much
+            # Its mend for waits under a faked monotonic clock, which ours is not, has threads spin for Python's lock.
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         }
         os.environ.update(faked)
         try:
@@ -391,7 +396,10 @@ class Laboratory:
         return self.folder / f"clock-{name}"
 
     def set_clock(self, name: str, seconds: int) -> None:
-        """Set the wall clock of a participant so many seconds ahead of the machine's (``faked_clocks`` only)."""
+        """Set the wall clock of a participant so many seconds ahead of the machine's (``faked_clocks`` only).
+
+        It is noticed within :data:`CLOCK_NOTICED` seconds.
+        """
         draft = self._clock(name).with_suffix(".draft")
         draft.write_text(f"{seconds:+d}")
         draft.replace(self._clock(name))

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from bench.faults.kinds import SILENCE, Scene, kind
-from bench.faults.laboratory import ADMIN
+from bench.faults.laboratory import ADMIN, CLOCK_NOTICED
 from bench.faults.processes import power_off, send
 from bench.federation import now, until
 from fedhelm.admin.session import connect
@@ -290,3 +290,4 @@ def clock_step(scene: Scene) -> Iterator[None]:
     scene.strike(lambda: step_all(step))
     time.sleep(seconds)
     step_all(0)
+    time.sleep(CLOCK_NOTICED + 0.5)  # a job that is signed now would be from another hour for who still has the old one

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.faults.check import Evidence, JobEvidence, Receipt, check_history, check_job, check_models
-from bench.faults.history import Seen, read_blob, read_history
+from bench.faults.history import Seen, read_blob
 from bench.faults.kinds import BOUNDS, JobRun, Kind, NotPossibleError, Scene
 from bench.faults.laboratory import PROBE, Laboratory
 from bench.faults.phases import Aim, phase_at, rounds_of, wait_for_phase
@@ -22,6 +22,7 @@ from bench.faults.stalls import STARVED, is_excused
 from bench.faults.work import JobPlan, expected_models, read_calls, write_job
 from bench.federation import now, until
 from fedhelm.errors import FedhelmError
+from fedhelm_lab.whole_log import read_history
 
 __all__ = ["Outcome", "Spec", "gather", "run_trial"]
 

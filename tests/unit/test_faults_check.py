@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bench.faults.check import Evidence, JobEvidence, Receipt, check_history, check_job, check_models
-from bench.faults.history import read_history
 from bench.faults.stalls import STARVED, Stalls, is_excused
 from bench.faults.work import Call, JobPlan, expected_models, safetensors
 from fedhelm.persist.record import NO_RECORD, By, Draft, seal
+from fedhelm_lab.whole_log import read_history
 from tests.support.waiting import eventually_sync
 
 PLAN = JobPlan("small", ("site-1", "site-2"), rounds=2, size=8, lines=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.faults.history import read_blob, read_history
+from bench.faults.history import read_blob
 from bench.faults.phases import Aim, Round, phase_at, wait_for_phase
 from bench.faults.probe import Ack, first_under, longest_silence, read_acks
 from bench.faults.work import JobPlan, average, expected_models, read_calls, safetensors, write_job
@@ -15,6 +15,7 @@ from fedhelm.learning.aggregators import weighted_average
 from fedhelm.persist.blobs import BlobWriter
 from fedhelm.persist.record import NO_RECORD, By, Draft, seal
 from fedhelm.persist.store import init_store, open_store
+from fedhelm_lab.whole_log import read_history
 
 
 class MemorySource:
