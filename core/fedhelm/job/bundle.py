@@ -138,7 +138,7 @@ def members(folder: Path) -> list[tuple[str, Path]]:
             much of anything. Names the path.
     """
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such job folder")
+        raise BadInput(f"{folder}: no such job folder", hint="fedhelm examples copies some to begin with")
     root = folder.resolve()
     caps = _Caps()
     found: list[tuple[str, Path]] = []
