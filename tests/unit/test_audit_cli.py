@@ -97,7 +97,7 @@ def test_unfinished_lines_are_told(kit, run):
     AuditFile(path).close()
     status, text = run("verify", root)
     assert status == 0
-    assert text.splitlines()[-1] == "1 unfinished by writers that were killed, and noted: line 5"
+    assert text.splitlines()[-1] == "1 unfinished by writers that were killed or had no room, and noted: line 5"
 
 
 def test_show_chooses_and_shows_nothing_that_moves_the_terminal(kit, run):

@@ -175,7 +175,8 @@ def _told(names: list[str], report: Report, gone: dict[int, str]) -> str:
     lines.append(f"{report.lines} lines, the last that fits is {report.last[0]}:{report.last[1]}")
     if report.torn:
         places = ", ".join(map(str, report.torn[:5]))
-        lines.append(f"{len(report.torn)} unfinished by writers that were killed, and noted: line {places}")
+        what = "unfinished by writers that were killed or had no room, and noted"
+        lines.append(f"{len(report.torn)} {what}: line {places}")
     if report.lost:
         lines.append(f"{report.lost} lines could not be written, as the file says itself (audit.lost)")
     if report.sound and report.tail:

@@ -51,7 +51,7 @@ CONTINUED: Final = "audit.continued"
 """Action of the first line of a file that goes on where another one, which was set aside, ends."""
 
 TORN: Final = "audit.torn"
-"""Action of the line after what a killed writer left unfinished: how many bytes, and their digest."""
+"""Action of the line after what a writer left unfinished, killed or out of room: how many bytes, and their digest."""
 
 LOST: Final = "audit.lost"
 """Action of the line that says how many lines could not be written."""
@@ -177,7 +177,7 @@ def parse_line(raw: bytes) -> Line | str:
 
 def torn_entry(size: int, sha256: str) -> Entry:
     """Return the entry that notes what was left unfinished, its line end included."""
-    why = "a writer was killed before it had finished a line"
+    why = "a writer was killed, or had no room, before it had finished a line"
     return Entry(TORN, Outcome.FAILED, object={"bytes": size, "digest": sha256}, why=why)
 
 
