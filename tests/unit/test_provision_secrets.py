@@ -199,7 +199,7 @@ def test_a_kept_key_is_replaced_once_the_new_kit_is_there_and_not_before(run, tm
     assert (root / "prod_02" / "site-1" / "startup" / "client.key").read_bytes() == new
 
 
-@pytest.mark.parametrize("days", ["nan", "1e12", "-1", "inf"])
+@pytest.mark.parametrize("days", ["nan", "1e12", "-1", "inf", "soon"])
 def test_a_number_of_days_that_is_none_is_refused(run, tmp_path, days):
     run("provision")
     said = run("renew", "-w", tmp_path / "workspace" / "demo", f"--expiring={days}", status=2)

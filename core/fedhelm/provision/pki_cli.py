@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -113,7 +114,10 @@ def _parser() -> CommandParser:
 
 
 def _days(text: str) -> float:
-    days = float(text)
+    try:
+        days = float(text)
+    except ValueError:
+        days = math.nan
     if not 0 <= days <= _MOST_DAYS:  # also nan
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 0 to {_MOST_DAYS}")
     return days
@@ -232,7 +236,7 @@ def _approve(args: argparse.Namespace, fmt: Format) -> int:
     request = read_request(pem, str(args.request))
     folder = ProjectFolder.open(args.workspace)
     made = lifetimes.approve(folder, request, _secrets(args, folder), fingerprint=args.fingerprint)
-    after = f" --key THE-KEY-OF-THE-REQUEST\nSHA-256 of the public key: {made.key_sha256}"
+    after = f" --key THE-KEY-OF-THE-REQUEST (a first kit: fedhelm kit unpack ZIP --key ...)\nSHA-256 of the public key: {made.key_sha256}"
     if args.fingerprint is None:
         after += f"\nAsk {made.name} in some other way whether it is theirs, before you hand the kit over."
     if made.revoked:
