@@ -236,7 +236,8 @@ def _approve(args: argparse.Namespace, fmt: Format) -> int:
     request = read_request(pem, str(args.request))
     folder = ProjectFolder.open(args.workspace)
     made = lifetimes.approve(folder, request, _secrets(args, folder), fingerprint=args.fingerprint)
-    after = f" --key THE-KEY-OF-THE-REQUEST (a first kit: fedhelm kit unpack ZIP --key ...)\nSHA-256 of the public key: {made.key_sha256}"
+    after = " --key THE-KEY-OF-THE-REQUEST (a first kit: fedhelm kit unpack ZIP --key ...)"
+    after += f"\nSHA-256 of the public key: {made.key_sha256}"
     if args.fingerprint is None:
         after += f"\nAsk {made.name} in some other way whether it is theirs, before you hand the kit over."
     if made.revoked:
