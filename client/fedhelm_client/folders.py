@@ -108,10 +108,13 @@ def code_roots() -> list[Path]:
     """Return the folders from which this process runs code, each once: a job process may read them only.
 
     The interpreter's, and every folder of the module path, whatever is in it: a module that is written there would be
-    run by the next agent, which can read the key.
+    run by the next agent, which can read the key. The path's first folder only if it has packages of this project: it
+    is the one in which somebody typed ``python -m``, where their data may be.
     """
     found = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
-    found |= {Path(entry).resolve() for entry in sys.path if os.path.isdir(entry)}  # noqa: PTH112 - no error of others
+    first, *others = sys.path
+    others += [first] if any(Path(first).glob("fedhelm*/__init__.py")) else []
+    found |= {Path(entry).resolve() for entry in others if os.path.isdir(Path(entry))}  # noqa: PTH112 - Path.is_dir may raise
     return sorted(path for path in found if found.isdisjoint(path.parents))
 
 

@@ -182,7 +182,7 @@ def test_what_the_next_agent_would_import_cannot_be_written(kit, way, monkeypatc
     (place / "home" / ".local").mkdir(parents=True)
     monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
     monkeypatch.setattr(site, "USER_SITE", str(place / "home/.local/lib/python3/site-packages"))
-    monkeypatch.syspath_prepend(str(place / "data"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(place / "data")])
     out = shut_in(
         kit,
         """
