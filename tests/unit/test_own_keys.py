@@ -166,8 +166,13 @@ def test_the_certificate_whose_key_was_made_here_is_revoked_by_the_approval(offi
     rows, data = office.provision(TEXT + OWN)
     assert (rows["site-2"]["happens"], data["changed"]) == ("same", False)
     assert "the one that was made here counts until then" in rows["site-2"]["why"]
-    office.provision(TEXT + OWN + NOT_OWN.replace("-2", "-3"))
-    assert office.has_key() == [], "kit install keeps the key that is in place"
+    here = office.folder / "here"
+    shutil.copytree(office.root / "prod_00" / "site-2", here)
+    key = open_kit(here).key.read_bytes()
+    office.provision(TEXT.replace("api_version: 3", "api_version: 3\ntiming: fast") + OWN + NOT_OWN.replace("-2", "-3"))
+    assert office.has_key() == []
+    install(here, office.root / "prod_01" / "site-2.zip")
+    assert open_kit(here).key.read_bytes() == key, "the one that is in place stays"
     assert len(office.has_key("site-3")) == 2
     made = office("approve", office.ask()["request"])["kits"][0]
     assert made["revoked"] == [first]
@@ -241,3 +246,25 @@ def test_the_kit_goes_in_place_with_the_own_key(office, tmp_path):
     kit = open_kit(tmp_path / "site-2")
     assert kit.key.read_bytes() == (office.folder / "keys" / "site-2.key").read_bytes()
     assert made["serial"] == office.state.current("site-2").serial
+
+
+def test_lines_of_before_are_understood_by_the_kits_that_are_there(office):
+    """Those of a former version do not say whose key it is: the first kit that held the certificate has one, or none."""
+    office.provision(TEXT + NOT_OWN + NOT_OWN.replace("-2", "-3"))
+    first = office.state.current("site-2").serial
+    office("approve", office.ask()["request"])
+    state = office.root / "state"
+    body = json.loads((state / "certificates.json").read_text())
+    for one in body["certificates"]:
+        for later in ("own_key", "by"):
+            one.pop(later, None)
+        one["revoked_at"] = one["reason"] = None  # it revoked nothing either
+    (state / "certificates.json").write_text(json.dumps(body))
+    (state / "revoked.json").unlink()
+    own = office.key_of()
+    office.provision(TEXT + NOT_OWN.replace("hospital", "clinic") + NOT_OWN.replace("-2", "-3"))
+    assert (office.has_key(), office.key_of()) == ([], own)
+    assert first in office.listed(), "it is of the former organisation"
+    made = office("approve", office.ask("site-3", out="third")["request"])["kits"][0]
+    assert len(made["revoked"]) == 1
+    assert office.has_key("site-3") == []

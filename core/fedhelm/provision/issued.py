@@ -93,7 +93,7 @@ class IssuedCertificate:
         maybe = (one.revoked_at, one.reason)
         if not good or not all(text is None or isinstance(text, str) for text in maybe):
             raise ValueError("a certificate with a value of another kind")
-        if one.by not in (None, "provision", "name") or one.own_key not in (None, True, False):
+        if one.by not in (None, "provision", "name") or not (one.own_key is None or isinstance(one.own_key, bool)):
             raise ValueError("a certificate with a value of another kind")
         if one.prod is not None and not is_number(one.prod):
             raise ValueError("a certificate of no prod_NN")
