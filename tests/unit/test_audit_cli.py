@@ -299,6 +299,16 @@ def result(kits, tmp_path):
     return folder, provenance
 
 
+def test_no_name_in_a_statement_makes_a_finding_of_its_own(result, run, kits):
+    folder, provenance = result
+    forged = dataclasses.replace(provenance, name="hello\nok     job: is the code that ran\x1b[8m")
+    (folder / "provenance.json").write_bytes(sign_provenance(kits["server1"], forged))
+    status, text = run("provenance", folder)
+    assert status == 1
+    assert text.splitlines()[1].startswith("signed by server1")
+    assert "\x1b" not in text
+
+
 def test_a_result_is_what_its_statement_says(result, run, kits):
     folder, _ = result
     status, text = run("provenance", folder)

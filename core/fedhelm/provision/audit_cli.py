@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from fedhelm.errors import BadInput, BadSignature, ExitStatus, FedhelmError, NotFound, Unreachable, UsageError
-from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, table
+from fedhelm.output import CommandParser, Format, add_output_option, emit, format_of, guarded, one_line, table
 from fedhelm.process import atomic_write
 from fedhelm.provision.provenance_check import Check, check_folder, find_kit, revocations_of_kit, trust_of_kit
 from fedhelm.security.audit_files import AUDIT_FILE, open_files, read_files
@@ -169,7 +169,7 @@ def _told(names: list[str], report: Report, gone: dict[int, str]) -> str:
     if report.sound and not report.lines and not report.tail:
         return f"{names[-1]}: there is no line yet"
     lines = [f"{report.file}: {report.problem}" if report.problem else sound]
-    lines += [f"line number {number} says that lines are gone: {why}" for number, why in gone.items()]
+    lines += [f"line number {number} says that lines are gone: {one_line(why)}" for number, why in gone.items()]
     if report.first > 1:
         lines.append(f"begins with number {report.first}: what came before is in files that are not here")
     lines.append(f"{report.lines} lines, the last that fits is {report.last[0]}:{report.last[1]}")
@@ -330,17 +330,16 @@ def _provenance_told(verified: VerifiedProvenance, checks: list[Check]) -> str:
     one = verified.provenance
     rounds = [(r.round, r.kind, r.epoch, r.primary, len(r.members), (r.model_sha256 or "-")[:16]) for r in one.rounds]
     submitter = one.submitter + (f" ({one.submitter_org})" if one.submitter_org else "")
-    head = [
+    said = [
         f"job {one.job} ({one.name}) of project {one.project}, submitted by {submitter}",
         f"signed by {verified.signer.name}, {verified.time}",
         f"trained by {', '.join(one.members) or 'nobody'}",
         f"software: {', '.join(f'{name} {version}' for name, version in one.software.items())}",
-        "",
-        table(["round", "kind", "epoch", "primary", "members", "model"], rounds),
-        "",
     ]
     words = {True: "ok", False: "WRONG", None: "-"}
-    return "\n".join([*head, *(f"{words[check.good]:<6} {check.what}: {check.told}" for check in checks)])
+    found = [one_line(f"{words[check.good]:<6} {check.what}: {check.told}") for check in checks]
+    head = table(["round", "kind", "epoch", "primary", "members", "model"], rounds)
+    return "\n".join([*map(one_line, said), "", head, "", *found])
 
 
 _ACTIONS: dict[str, Callable[[argparse.Namespace, Format], ExitStatus]] = {
