@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fedhelm.errors import ExitStatus
-from fedhelm.output import CommandParser, add_output_option, emit, format_of, guarded
+from fedhelm.output import CommandParser, add_output_option, emit, format_of, guarded, one_line
 from fedhelm.process import ParticipantLock
 from fedhelm.provision.preflight import examine
 from fedhelm.provision.reach import Finding, Level, worst
@@ -33,8 +33,8 @@ def _parser() -> CommandParser:
 
 
 def _line(one: Finding) -> str:
-    hint = f"\n{'':18}do: {one.hint}" if one.hint and one.level != "ok" else ""
-    return f"{one.level:<4}  {one.what:<11} {one.said}{hint}"
+    hint = f"\n{'':18}do: {one_line(one.hint)}" if one.hint and one.level != "ok" else ""
+    return f"{one.level:<4}  {one.what:<11} {one_line(one.said)}{hint}"  # what others answered is in it
 
 
 def _head(root: Path, level: Level) -> str:
