@@ -25,7 +25,7 @@ from fedhelm_client.executor import JobExecution
 from fedhelm_client.folders import JobFolder, make_runtime_dir, outbox_dir
 from fedhelm_client.job_process import end_strays
 from fedhelm_client.links import Dial, Links, dial_with_tls
-from fedhelm_client.orders import Action, Orders
+from fedhelm_client.orders import Action, Orders, action_of
 from fedhelm_client.outbox import load_jobs
 from fedhelm_client.roster import Ask, ServerWatch
 from fedhelm_client.site import Site
@@ -43,6 +43,7 @@ _log = logging.getLogger("fedhelm.client")
 
 _STOP_SECONDS = 4.0
 _VANISHED_SECONDS = 10.0
+_MAX_ORDERS = 16
 
 
 def guard_process() -> None:
@@ -111,7 +112,7 @@ class Agent:
         )
         self._watch = ServerWatch(kit, self._links, ask)
         self._trail = SiteTrail(kit)
-        self._orders: Orders | None = None
+        self._orders: asyncio.Queue[tuple[fleet_pb2.Order, str]] = asyncio.Queue(_MAX_ORDERS)
         self._stop = asyncio.Event()
         self.ordered: Action | None = None
         """What an admin told this agent to do, once :meth:`run` has returned because of it."""
@@ -137,7 +138,7 @@ class Agent:
             await asyncio.to_thread(self._trail.close)
 
     async def _run(self) -> None:
-        self._orders = Orders(self._kit.run / "orders.json")
+        orders = await asyncio.to_thread(Orders, self._kit.run / "orders.json")
         await asyncio.to_thread(end_leftovers, self._kit)
         runtime = make_runtime_dir(self._kit)
         self._site = Site(
@@ -155,10 +156,11 @@ class Agent:
         self._links.start()
         watch = spawn(self._watch.run(), "servers")
         trust = spawn(self._trust.run(self._calls, self._take_kit, self._publish), "kit")
+        obeying = spawn(self._obey(orders), "orders")
         try:
             await self._stop.wait()
         finally:
-            await cancel(watch, trust)
+            await cancel(watch, trust, obeying)
             await self._shut_down()
             shutil.rmtree(runtime, ignore_errors=True)
             (self._kit.run / "runtime").unlink(missing_ok=True)
@@ -202,10 +204,31 @@ class Agent:
             self._told = told
 
     def _on_order(self, order: fleet_pb2.Order) -> None:
-        assert self._orders is not None
-        action = self._orders.take(order)
-        if action is not None:
-            self._trail.order(action, order.id, order.reason, self._links.standing[0])
+        try:
+            self._orders.put_nowait((order, self._links.standing[0] or ""))
+        except asyncio.QueueFull:
+            _log.warning("more than %d orders at once: one to %.20r is not looked at", _MAX_ORDERS, order.action)
+
+    async def _obey(self, orders: Orders) -> None:
+        """Look at one order after the other; the first that is obeyed ends this agent."""
+        while self.ordered is None:
+            order, server = await self._orders.get()
+            action = action_of(order)
+            try:
+                found = await asyncio.to_thread(
+                    orders.take, self._kit, order, self._trust.revocations, self._clock.utcnow()
+                )
+            except FedhelmError as error:
+                _log.warning("%s says %.20r, which is not obeyed: %s", server, order.action, error)
+                self._trail.order(action or "order", order.id, server, error=error)
+                self._links.answer(server, order.id, f"{error} ({error.hint})" if error.hint else str(error))
+                continue
+            if found is None or action is None:
+                self._links.answer(server, order.id)
+                continue
+            why = " ".join(found.order.reason.split())[:200]
+            _log.info("ordered to %s by %s%s", action, found.admin, f": {why}" if why else "")
+            self._trail.order(action, order.id, server, admin=found.admin, reason=found.order.reason)
             self.ordered = action
             self._stop.set()
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -42,7 +43,9 @@ WIRE_VERSIONS = (2, 1)
 """Versions of the wire that this site speaks, best first; the server chooses."""
 
 BEAT_SECONDS = 5.0
+_MAX_REFUSAL = 500
 _WELCOME_SECONDS = 5.0
+_MAX_ANSWERS = 50
 _CANCELS = 3
 _CANCEL_SECONDS = 1.0
 _PAUSE = (0.05, 0.2)
@@ -122,6 +125,7 @@ class Links:
         self._refusals: dict[str, str] = {}
         self._changed = asyncio.Condition()
         self._beats: dict[ServerAddress, asyncio.Event] = {}
+        self._answers: defaultdict[str, deque[fleet_pb2.OrderAnswer]] = defaultdict(lambda: deque(maxlen=_MAX_ANSWERS))
         self._links: dict[ServerAddress, asyncio.Task[None]] = {}
 
     @property
@@ -193,6 +197,17 @@ class Links:
         """What this site holds has changed: tell every server."""
         for event in self._beats.values():
             event.set()
+
+    def answer(self, server: str, order: str, refusal: str = "") -> None:
+        """Tell a server, with the next beat, that an order of its is not obeyed now.
+
+        Args:
+            server: its name.
+            order: the order's id.
+            refusal: why; empty: it was obeyed before.
+        """
+        self._answers[server].append(fleet_pb2.OrderAnswer(id=order[:64], refusal=refusal[:_MAX_REFUSAL]))
+        self.beat_soon()
 
     async def to_leader(self, what: str, call: Callable[[FleetStub], Awaitable[T]]) -> T:
         """Make a call to whoever leads until it is answered.
@@ -319,7 +334,7 @@ class Links:
 
     async def _one_stream(self, server: ServerAddress, stub: FleetStub) -> None:
         changed = self._beats[server] = asyncio.Event()
-        stream = stub.connect(self._messages(changed))
+        stream = stub.connect(self._messages(server.name, changed))
         try:
             try:
                 async with asyncio.timeout(_WELCOME_SECONDS):
@@ -335,7 +350,7 @@ class Links:
             await _aclose(stream)
             self._beats.pop(server, None)
 
-    async def _messages(self, changed: asyncio.Event) -> AsyncIterator[fleet_pb2.SiteMessage]:
+    async def _messages(self, server: str, changed: asyncio.Event) -> AsyncIterator[fleet_pb2.SiteMessage]:
         hello = fleet_pb2.Hello(
             wire_versions=WIRE_VERSIONS,
             cluster=self._kit.cluster,
@@ -343,6 +358,7 @@ class Links:
             highest_epoch=self._view.highest,
             jobs=self._held(),
             enable_byoc=self._kit.enable_byoc,
+            answers_orders=True,
         )
         yield fleet_pb2.SiteMessage(hello=hello)
         while True:
@@ -350,7 +366,8 @@ class Links:
                 async with asyncio.timeout(BEAT_SECONDS):
                     await changed.wait()
             changed.clear()
-            yield fleet_pb2.SiteMessage(beat=fleet_pb2.Beat(jobs=self._held()))
+            answers = self._answers.pop(server, ())
+            yield fleet_pb2.SiteMessage(beat=fleet_pb2.Beat(jobs=self._held(), answers=answers))
 
     async def _welcomed(self, server: ServerAddress, welcome: fleet_pb2.Welcome) -> None:
         if welcome.wire_version not in WIRE_VERSIONS:

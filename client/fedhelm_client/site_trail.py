@@ -81,16 +81,28 @@ class SiteTrail:
             told: dict[str, object] = {"job": job, "site": self._site, "task": task.key, "filters": ", ".join(filters)}
             self._note("site.result", None, told, error)
 
-    def order(self, action: str, identifier: str, reason: str, server: str | None) -> None:
-        """Note that an order to this agent is obeyed.
+    def order(
+        self,
+        action: str,
+        identifier: str,
+        server: str | None,
+        *,
+        admin: Principal | None = None,
+        reason: str = "",
+        error: FedhelmError | None = None,
+    ) -> None:
+        """Note that an order to this agent is obeyed, or why it is not.
 
         Args:
             action: what was ordered.
-            identifier: the order's id, by which the server's audit file has who gave it.
-            reason: the admin's.
+            identifier: the order's id, which the server's audit file has, too.
             server: the primary that passed it on.
+            admin: who signed it; None where that is not proved.
+            reason: the admin's.
+            error: why it is not obeyed.
         """
-        self._note(f"site.{action}", None, {"order": identifier, "reason": reason or None, "server": server})
+        told: dict[str, object] = {"order": identifier[:64], "reason": reason or None, "server": server}
+        self._note(f"site.{action}", admin, told, error)
 
     def _note(
         self, action: str, by: Principal | None, object_: dict[str, object], error: FedhelmError | None = None

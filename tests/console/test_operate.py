@@ -147,13 +147,28 @@ def test_remove_is_for_servers_that_are_down(run, session):
 def test_restart_of_sites(run, session):
     asked = []
     answer = run("restart client site-1 site-2", ask=lambda question: asked.append(question) or "y\n")
-    assert answer[1]["data"] == {"told": ["site-1", "site-2"], "missed": []}
+    assert answer[1]["data"] == {"told": ["site-1", "site-2"], "missed": [], "refused": {}}
     assert asked == ["Restart site-1, site-2; 1 of them in a job, whose open task runs again? [y/N] "]
     session.missed = ("site-2",)
     status, body = run("restart client @ALL", yes=True)
-    assert (status, body["data"]) == (1, {"told": ["site-1"], "missed": ["site-2"]})
+    assert (status, body["data"]) == (1, {"told": ["site-1"], "missed": ["site-2"], "refused": {}})
     assert error(run("restart client site-9", yes=True))[1] == "NOT_FOUND"
     assert sent(session, *WRITES) == 2 * [("operate_sites", ("restart", ("site-1", "site-2"), ""))]
+
+
+def test_a_site_that_refuses_says_why(run, session):
+    why = "site site-2, org_admin olga@a.org: operate needs o:site"
+    session.refused = {"site-2": why, "site-1": "the disk is full"}
+    status, body = run("restart client @ALL", yes=True)
+    assert (status, body["data"]) == (1, {"told": [], "missed": [], "refused": session.refused})
+    assert run("restart client @ALL", "table", yes=True)[1].splitlines() == [
+        "told to restart: nobody",
+        f"refused: {why}",
+        "refused: site-1: the disk is full",
+    ]
+    session.ended = Shutdown((), ("site-2",), ("server1",), (), {"site-2": why})
+    status, text = run("shutdown_system --confirm poc", "table")
+    assert (status, text.splitlines()[1:3]) == (1, ["not told, or still there: site-2", f"refused: {why}"])
 
 
 def test_restart_of_the_primary(run, session):
@@ -197,6 +212,7 @@ def test_shutdown_with_the_projects_name_in_a_script(run, session):
         "sites_left": [],
         "servers": ["server1", "server2"],
         "servers_left": [],
+        "sites_refused": {},
         "complete": True,
     }
     assert error(run("shutdown_system --confirm other"))[1:] == (

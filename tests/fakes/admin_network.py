@@ -75,6 +75,7 @@ class FakeCluster:
     generation: int = 1
     sites_up: set = field(default_factory=lambda: {"site-1", "site-2"})
     deaf: set = field(default_factory=set)
+    refusing: dict = field(default_factory=dict)  # site -> why it does not obey
     operations: list = field(default_factory=list)
     handed_over: list = field(default_factory=list)
     overseers_said: tuple = ()
@@ -194,7 +195,9 @@ class FakeStub:
                 cluster.sites_up &= cluster.deaf
         self._leave("operate")
         known = ["site-1", "site-2", "site-3"]
-        return admin_pb2.OperateReply(sites=known[:2], disconnected=known[2:])
+        refused = [admin_pb2.OrderRefusal(site=site, reason=why) for site, why in cluster.refusing.items()]
+        told = [site for site in known[:2] if site not in cluster.refusing]
+        return admin_pb2.OperateReply(sites=told, disconnected=known[2:], refused=refused)
 
     def prepare_download(self, request, timeout):
         self._enter("prepare_download", request, timeout)
@@ -360,6 +363,10 @@ class FakeNetwork:
     def sign_job(self, job, name, digest):
         self.signatures += 1
         return f"signed:{job} {name} {digest} {self.signatures}".encode()
+
+    def sign_order(self, order, action, sites, reason):
+        self.signatures += 1
+        return f"signed:{order} {action} {' '.join(sites)} {reason} {self.signatures}".encode()
 
     def close(self):
         """Nothing to close."""

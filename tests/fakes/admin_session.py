@@ -83,6 +83,7 @@ class FakeSession:
         self.lags = {}
         self.ended = Shutdown(("site-1",), (), ("server1", "server2"), ())
         self.missed = ()
+        self.refused = {}
         self.own = False
         self.overseers = (Told("overseer", taken=True),)
         self._events = []
@@ -225,7 +226,8 @@ class FakeSession:
 
     def operate_sites(self, action, sites, *, reason, timeout):
         self._ask("operate_sites", action, sites, reason, timeout=timeout)
-        return Operated(tuple(one for one in sites if one not in self.missed), self.missed)
+        told = tuple(one for one in sites if one not in {*self.missed, *self.refused})
+        return Operated(told, self.missed, self.refused)
 
     def restart_primary(self, *, reason, timeout):
         self._ask("restart_primary", reason, timeout=timeout)

@@ -12,7 +12,7 @@ import pytest
 from fedhelm.process import marked_processes, read_state
 from fedhelm.provision.install import install
 from fedhelm.security.pki import CertificateAuthority
-from tests.support.kits import newer_kit
+from tests.support.kits import ADMIN, newer_kit
 from tests.support.site import SiteBench
 from tests.support.waiting import eventually
 
@@ -129,10 +129,10 @@ async def test_orders_and_jobs_are_in_the_audit_file(fed):
     await fed.one.lead(1)
     await fed.start_agent()
     await eventually(fed.recorded(1), 20)
-    fed.one.order("shutdown", "r7", "power cut at noon")
+    fed.order("shutdown", "r7", "power cut at noon")
     await fed.ended()
     lines = [json.loads(line) for line in (fed.kit.root / "audit.jsonl").read_text().splitlines()]
     job, order = [line for line in lines if line["action"].startswith("site.")]
     assert (job["action"], job["outcome"], job["by"]["role"]) == ("site.job", "allowed", "project_admin")
-    assert (order["action"], order["outcome"]) == ("site.shutdown", "allowed")
+    assert (order["action"], order["outcome"], order["by"]["name"]) == ("site.shutdown", "allowed", ADMIN)
     assert order["object"] == {"order": "r7", "reason": "power cut at noon", "server": "server1"}

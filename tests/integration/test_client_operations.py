@@ -127,7 +127,7 @@ async def test_an_ordered_shutdown_ends_the_agent_and_is_not_repeated(fed):
     await fed.one.lead(1)
     await fed.start_agent()
     await eventually(fed.calls, 20)
-    fed.one.order("shutdown", reason="the night")
+    fed.order("shutdown", reason="the night")
     await fed.ended()
     assert fed.agent.ordered == "shutdown"
     assert marked_processes(fed.kit.root) == []
@@ -142,9 +142,29 @@ async def test_an_order_of_a_server_that_does_not_lead_is_ignored(fed, caplog):
     await fed.two.lead(2)
     await fed.start_agent()
     await eventually(lambda: fed.agent.links.view.leader == "server1")
-    fed.two.order("shutdown")
+    fed.order("shutdown", fleet=fed.two)
     await eventually(lambda: "an order of server2, which does not lead, is ignored" in caplog.text)
     assert fed.agent.ordered is None
+
+
+async def test_what_no_admin_signed_or_the_sites_policy_denies_is_not_obeyed(fed, caplog):
+    policy = fed.kit.local / "authorization.json"
+    policy.write_text('{"format_version": "1.0", "permissions": {"project_admin": {"operate": "none"}}}')
+    await fed.one.lead(1)
+    await fed.start_agent()
+    await eventually(lambda: fed.agent.links.view.leader == "server1")
+    fed.order("shutdown", "r1", "the night")
+    fed.one.order("shutdown", "r2")  # as a server whose key was stolen, or one of before
+    await eventually(lambda: caplog.text.count("which is not obeyed") == 2)
+    policy.unlink()
+    fed.order("shutdown", "r3", "the night")
+    await fed.ended()
+    lines = [json.loads(line) for line in (fed.kit.root / "audit.jsonl").read_text().splitlines()]
+    denied, unsigned, obeyed = [line for line in lines if line["action"] == "site.shutdown"]
+    assert [line["outcome"] for line in (denied, unsigned, obeyed)] == ["denied", "denied", "allowed"]
+    assert "operate is none for project_admin" in denied["why"]
+    assert "nobody signed it" in unsigned["why"]
+    assert (obeyed["by"]["name"], obeyed["object"]["reason"]) == ("admin@nvidia.com", "the night")
 
 
 async def test_a_restarted_agent_is_the_same_process_and_runs_the_open_task_again(fed, agent):
@@ -154,7 +174,7 @@ async def test_a_restarted_agent_is_the_same_process_and_runs_the_open_task_agai
     process = agent()
     await eventually(fed.calls, 20)
     before = len(fed.one.hellos)
-    fed.one.order("restart")
+    fed.order("restart")
     await eventually(lambda: len(fed.calls()) == 2, 20)
     assert process.poll() is None
     assert ParticipantLock.holder(fed.kit.run) == process.pid
@@ -162,7 +182,7 @@ async def test_a_restarted_agent_is_the_same_process_and_runs_the_open_task_agai
     assert fed.one.hellos[0].incarnation != fed.one.hellos[-1].incarnation
     fed.go(1)
     await eventually(fed.recorded(1))
-    fed.one.order("shutdown", "r2")
+    fed.order("shutdown", "r2")
     assert await reaped(process) == 0
     assert fed.calls() == ["site-1 train 1"] * 2
     assert json.loads((fed.kit.run / "orders.json").read_text()) == ["r1", "r2"]
@@ -180,7 +200,7 @@ async def test_a_result_that_was_saved_survives_a_restart(fed, agent):
     process = agent()
     await eventually(lambda: fed.one.offers == 1, 20)
     fed.one.hooks.clear()
-    fed.one.order("restart")
+    fed.order("restart")
     await eventually(fed.recorded(1), 20)
     assert fed.calls() == ["site-1 train 1"]
     assert process.poll() is None

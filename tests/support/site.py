@@ -8,7 +8,9 @@ import sys
 
 from fedhelm.errors import Unreachable
 from fedhelm.process import child_env
+from fedhelm.security.order_signing import SiteOrder, sign_order
 from fedhelm.security.pki import CertificateAuthority
+from fedhelm.v1 import fleet_pb2
 from fedhelm_client.agent import Agent
 from tests.fakes.client_fleet import JOB, FakeFleet, FakeLog
 from tests.support.federation import free_base_port
@@ -88,6 +90,14 @@ class SiteBench:
             self._stop.set()
             running, self._agent = self._agent, None
             await asyncio.wait_for(running, 10)
+
+    def order(self, action, identifier="r1", reason="", *, fleet=None, sites=("@ALL",)):
+        """An admin's order, signed, by way of a server; ``FakeFleet.order`` is that of nobody but the server."""
+        said = SiteOrder(self.kit.project, self.kit.cluster, identifier, action, sites, reason)
+        statement = sign_order(self.kits[ADMIN], said)
+        server = fleet or self.one
+        server.orders.append(fleet_pb2.Order(id=identifier, action=action, reason=reason, statement=statement))
+        server.tell()
 
     def calls(self):
         path = self.signals / "calls"

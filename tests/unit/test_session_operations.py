@@ -105,6 +105,31 @@ def test_shutdown_tells_sites_first_and_says_what_went(session, cluster):
     assert cluster.names("operate") == ["server1"]
 
 
+def test_an_order_to_sites_is_signed_anew_at_each_try_and_one_to_a_server_is_not(session, cluster):
+    def dies():
+        cluster.kill("server1")
+        cluster.fail_over("server2")
+
+    cluster.after.append(("operate", dies))
+    session.operate_sites("restart", ("site-1", "site-2"), reason="new driver" + "!" * 1000)
+    request = cluster.calls[-1][2]
+    assert len(request.reason) == 500
+    said = f"signed:{request.request_id} restart site-1 site-2 {request.reason}"
+    assert request.statement.decode() == f"{said} 2", "the second try has a signature of its own"
+    session.restart_primary()
+    assert cluster.calls[-1][2].statement == b""
+
+
+def test_sites_that_refuse_are_told_with_their_reasons(session, cluster):
+    cluster.refusing = {"site-2": "site site-2, org_admin olga@a.org: operate needs o:site"}
+    cluster.deaf = {"site-2"}
+    told = session.operate_sites("restart", ("@ALL",))
+    assert (told.told, told.missed, told.refused) == (("site-1",), ("site-3",), cluster.refusing)
+    ended = session.shutdown_system()
+    assert (ended.sites, ended.sites_left) == (("site-1",), ("site-2", "site-3"))
+    assert ended.sites_refused == cluster.refusing
+
+
 def test_shutdown_names_what_does_not_go(session, cluster):
     cluster.deaf = {"site-2", "server1"}
     ended = session.shutdown_system()

@@ -144,14 +144,19 @@ def _restart_sites(console: Console, names: tuple[str, ...], reason: str) -> Res
     tail = f"; {len(busy)} of them in a job, whose open task runs again" if busy else ""
     console.confirm(f"Restart {', '.join(chosen)}{tail}?")
     told = console.session.operate_sites("restart", chosen, reason=reason, timeout=console.limit(TIMEOUT))
-    return Result(asdict(told), _told(told), ExitStatus.FAILED if told.missed else ExitStatus.OK)
+    return Result(asdict(told), _told(told), ExitStatus.FAILED if told.missed or told.refused else ExitStatus.OK)
 
 
 def _told(told: Operated) -> str:
     lines = [f"told to restart: {', '.join(told.told) or 'nobody'}"]
     if told.missed:
         lines.append(f"not connected, so not told: {', '.join(told.missed)}")
+    lines += [_refusal(site, why) for site, why in told.refused.items()]
     return "\n".join(lines)
+
+
+def _refusal(site: str, why: str) -> str:
+    return f"refused: {why if why.startswith(f'site {site}') else f'{site}: {why}'}"
 
 
 def remove_sp(
@@ -189,6 +194,7 @@ def shutdown_system(
     lines = [f"gone: {', '.join((*ended.sites, *ended.servers)) or 'nobody'}"]
     if ended.sites_left:
         lines.append(f"not told, or still there: {', '.join(ended.sites_left)}")
+    lines += [_refusal(site, why) for site, why in ended.sites_refused.items()]
     if ended.servers_left:
         lines.append(f"still there: {', '.join(ended.servers_left)}")
     status = ExitStatus.OK if ended.complete else ExitStatus.FAILED

@@ -101,8 +101,9 @@ def status(message: admin_pb2.StatusReply) -> Status:
 
 
 def operated(message: admin_pb2.OperateReply) -> Operated:
-    """Read which sites were told."""
-    return Operated(tuple(message.sites), tuple(message.disconnected))
+    """Read which sites were told, and which refuse."""
+    refused = {one.site: one.reason for one in message.refused}
+    return Operated(tuple(message.sites), tuple(message.disconnected), refused)
 
 
 def primary(view: Any) -> Primary:

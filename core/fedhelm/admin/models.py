@@ -232,20 +232,25 @@ class Status:
 
 @dataclass(frozen=True)
 class Operated:
-    """Which sites were told, and which could not be."""
+    """Which sites were told, which could not be, and which refuse: site -> why."""
 
     told: tuple[str, ...]
     missed: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Shutdown:
-    """What a shutdown came to: sites and servers that went, and those that did not in time or could not be told."""
+    """What a shutdown came to: sites and servers that went, and those that did not in time or could not be told.
+
+    ``sites_refused``: those of ``sites_left`` that refuse to go, and why.
+    """
 
     sites: tuple[str, ...]
     sites_left: tuple[str, ...]
     servers: tuple[str, ...]
     servers_left: tuple[str, ...]
+    sites_refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:

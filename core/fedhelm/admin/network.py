@@ -107,7 +107,7 @@ class OverseerCalls(Protocol):
 
 
 class Network(Protocol):
-    """Everything outside this process, and the key that signs a login or a job."""
+    """Everything outside this process, and the key that signs a login, a job or an order."""
 
     def dial(self, server: ServerAddress) -> tuple[AdminCalls, Any]:
         """Return the service of a server and the channel to close when it is no longer used."""
@@ -135,6 +135,9 @@ class Network(Protocol):
 
     def sign_job(self, job: str, name: str, digest: str) -> bytes:
         """Return the signed submission of a job with this id, name and digest of its bundle, as of now."""
+
+    def sign_order(self, order: str, action: str, sites: tuple[str, ...], reason: str) -> bytes:
+        """Return the signed order of this id to sites, as of now."""
 
 
 class WireNetwork:
@@ -190,6 +193,12 @@ class WireNetwork:
         from fedhelm.security.job_signing import sign_submission
 
         return sign_submission(self._kit, job, name, digest)
+
+    def sign_order(self, order: str, action: str, sites: tuple[str, ...], reason: str) -> bytes:
+        """Sign with the kit's key; the certificate travels with it."""
+        from fedhelm.security.order_signing import SiteOrder, sign_order
+
+        return sign_order(self._kit, SiteOrder(self._kit.project, self._kit.cluster, order, action, sites, reason))
 
     def close(self) -> None:
         """Close the overseers' client, if there is one."""

@@ -27,8 +27,9 @@ from fedhelm.ids import new_request_id
 from fedhelm.wire.roster import learn_servers
 
 if TYPE_CHECKING:
-    from fedhelm.admin.network import Network, OverseerCalls
+    from fedhelm.admin.network import AdminCalls, Network, OverseerCalls
     from fedhelm.config.kit import Kit
+    from fedhelm.v1 import admin_pb2
     from fedhelm.wire.overseer_api import OperateRequest
 
 __all__ = ["TIMEOUT", "SystemCalls"]
@@ -38,6 +39,7 @@ TIMEOUT = 60.0
 
 _POLL = 0.1
 _ATTEMPTS = 3
+_MAX_REASON = 500
 _GOING = 15.0
 """Seconds that sites, and then servers, have to go before they count as left; less where the call has less."""
 
@@ -174,13 +176,13 @@ class SystemCalls:
     def operate_sites(
         self, action: str, sites: tuple[str, ...], *, reason: str = "", timeout: float | None = TIMEOUT
     ) -> Operated:
-        """Have sites restart or shut down.
+        """Have sites restart or shut down. The order is signed here: each site asks its own policy about the signer.
 
         Args:
             action: ``restart`` or ``shutdown``.
             sites: their names, or ``@ALL``.
             reason: for the sites' logs, and the federation's.
-            timeout: seconds; returns when it is in the log, not when it is done.
+            timeout: seconds; returns when it is in the log and no site refuses it any more, not when it is done.
 
         Raises:
             NotFound: no such site.
@@ -212,7 +214,7 @@ class SystemCalls:
         servers, servers_left = self._wait_for_servers(deadline)
         self._follower.close()
         gone = tuple(name for name in told.told if name not in sites_left)
-        return Shutdown(gone, sites_left, servers, servers_left)
+        return Shutdown(gone, sites_left, servers, servers_left, told.refused)
 
     # Steps
 
@@ -222,9 +224,15 @@ class SystemCalls:
         from fedhelm.v1 import admin_pb2
 
         request = admin_pb2.OperateRequest(
-            request_id=new_request_id(), action=action, sites=sites, server=server, reason=reason
+            request_id=new_request_id(), action=action, sites=sites, server=server, reason=reason[:_MAX_REASON]
         )
-        return decode.operated(self._follower.ask(deadline, lambda stub, left: stub.operate(request, timeout=left)))
+
+        def write(stub: AdminCalls, limit: float) -> admin_pb2.OperateReply:
+            if sites:  # signed each time: sites obey what is fresh
+                request.statement = self._network.sign_order(request.request_id, action, sites, request.reason)
+            return stub.operate(request, timeout=limit)
+
+        return decode.operated(self._follower.ask(deadline, write))
 
     def _wait_for_sites(self, told: Operated, deadline: Deadline) -> tuple[str, ...]:
         """Return the sites that are still connected after a while, and those that were told nothing."""
@@ -236,7 +244,7 @@ class SystemCalls:
             if left:
                 self._pause(patience.within(_POLL))
         # A site that is not connected cannot be told; whether it runs is not known.
-        return tuple(sorted(left | set(told.missed)))
+        return tuple(sorted({*left, *told.missed, *told.refused}))
 
     def _wait_for_servers(self, deadline: Deadline) -> tuple[tuple[str, ...], tuple[str, ...]]:
         patience = Deadline(self._clock, deadline.within(_GOING))
