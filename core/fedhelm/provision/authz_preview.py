@@ -189,7 +189,10 @@ def preview(kit: Kit, policy: Policy, question: Question) -> Preview:
     object_ = _touched(kit, endpoint.touches, question)
     decision = ask(policy, subject, endpoint.permission, object_)
     to_site = decision.allowed and call == "Admin.Operate" and object_.site is not None
-    return Preview(decision, object_, _besides(kit, "its own policy") if to_site else None)
+    besides = _besides(kit, "its own policy") if to_site else None
+    if decision.allowed and call == _COMMAND and question.what != Right.OPERATE:
+        besides = "its sites are told by a server before, and each decides for itself, by its own policy: ask their kits"
+    return Preview(decision, object_, besides)
 
 
 def _check_decides(kit: Kit, question: Question, call: str) -> None:
