@@ -85,7 +85,7 @@ SERVER_TOO = "a server decides before, by its own policy"
         ("closed", f"may {BOB} submit_job", 1, "no: site site-1 takes no job that brings its own code; enable_byoc is not set in its kit"),
         (ADMIN, f"may {BOB} clone_job job of {ALICE}", 1, "no: clone_job is reserved; no call of this version asks for it"),
         ("server1", "may project_admin:p@a.org/a shell at site-1", 1, "no: shell is reserved; no call of this version asks for it"),
-        ("overseer", "may project_admin:p@a.org shutdown_system", 0, f"yes: operate with any; {ANY}\nits sites are told by a server before, and each decides for itself, by its own policy: ask their kits"),
+        ("overseer", "may project_admin:p@a.org shutdown_system", 0, f"yes: operate with any; {ANY}\na server tells the sites before that, and each decides for itself, by its own policy: ask its kit"),
         ("overseer", "may project_admin:p@a.org promote_sp", 0, f"yes: operate with any; {ANY}"),
         ("overseer", "may project_admin:p@a.org operate", 0, f"yes: operate with any; {ANY}"),
         ("overseer", "may org_admin:o@a.org/a operate", 1, "no: system.command is for project_admin; no policy gives it to the role org_admin"),

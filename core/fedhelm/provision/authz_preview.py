@@ -191,7 +191,7 @@ def preview(kit: Kit, policy: Policy, question: Question) -> Preview:
     to_site = decision.allowed and call == "Admin.Operate" and object_.site is not None
     besides = _besides(kit, "its own policy") if to_site else None
     if decision.allowed and call == _COMMAND and question.what != Right.OPERATE:
-        besides = "its sites are told by a server before, and each decides for itself, by its own policy: ask their kits"
+        besides = "a server tells the sites before that, and each decides for itself, by its own policy: ask its kit"
     return Preview(decision, object_, besides)
 
 
