@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedhelm.errors import BadInput, Conflict, JobNotFound, NotAuthorised, ProtocolError, Refused
+from fedhelm.learning.refusals import weight_problem
 from fedhelm_server.job_book import CONTRIBUTION_KEY, ContributionKey, JobBook, JobState, Placed, finished
 from fedhelm_server.ledger import Answer
 
@@ -244,8 +245,8 @@ def differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _check_contribution(item: Item) -> None:
-    if not (math.isfinite(item["weight"]) and item["weight"] >= 0):
-        raise BadInput(f"weight {item['weight']} of {item['site']} is not a number of at least 0")
+    if (wrong := weight_problem(item["weight"])) is not None:
+        raise BadInput(f"the contribution of {item['site']} {wrong}")
     if not _metrics_ok(item["metrics"]):
         raise BadInput(f"metrics of {item['site']} are not finite numbers by name")
     if item["sequence"] != SEQUENCE:
@@ -357,6 +358,8 @@ def round_open(item: Item) -> Decision:
 
 def round_close(item: Item, held: Callable[[], Collection[str]] = tuple) -> Decision:
     """Close the open round with exactly the contributions that are in the log (docs/ha.md section 6, I4).
+
+    Those that do not count, because nobody could average them, are named in ``refused``; they are members too.
 
     Args:
         item: the record's body.

@@ -26,6 +26,7 @@ from fedhelm.process import atomic_write, die_with_parent
 from fedhelm.security.provenance import PROVENANCE_FILE
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.job_book import JobBook, JobState
+from fedhelm_server.job_state import counted
 from fedhelm_server.projection import LiveProjection
 from fedhelm_server.segments import line_items, read_rounds, read_segments
 
@@ -43,7 +44,7 @@ def summary(job: JobState) -> dict[str, Any]:
             "step": entry["step"],
             "round": entry["round"],
             "kind": entry["kind"],
-            "members": entry["members"],
+            "members": counted(entry),
             "weights": entry["weights"],
             "metrics": entry["metrics"],
             "site_metrics": entry["site_metrics"],
@@ -51,6 +52,7 @@ def summary(job: JobState) -> dict[str, Any]:
             "epoch": entry["epoch"],
             "primary": entry["primary"],
             "closed": entry["time"],
+            **({"refused": entry["refused"]} if entry.get("refused") else {}),
         }
         for entry in job.closed
     ]

@@ -14,7 +14,7 @@ from fedhelm.errors import Corrupt, FedhelmError, StoreUnavailable
 from fedhelm.persist.base import BlobStore
 from fedhelm.persist.blobs import BlobWriter
 from fedhelm.security.provenance import MAX_BYTES, Provenance, TrainedRound, sign_provenance, software_versions
-from fedhelm_server.job_state import JobState
+from fedhelm_server.job_state import JobState, counted
 from fedhelm_server.places import provenance_owner
 from fedhelm_server.segments import read_rounds
 
@@ -59,7 +59,7 @@ def _round(entry: Mapping[str, Any]) -> TrainedRound:
         kind=entry["kind"],
         epoch=entry["epoch"],
         primary=entry["primary"],
-        members=tuple(entry["members"]),
+        members=tuple(counted(entry)),
         model_sha256=entry["model_sha256"],
         closed=entry["time"],
     )

@@ -20,6 +20,7 @@ __all__ = [
     "RoundKey",
     "RoundState",
     "Segment",
+    "counted",
     "finished",
     "is_whole",
 ]
@@ -211,12 +212,17 @@ class JobState:
         return cls(**{**state, **changed})
 
 
-_OF_SITES = frozenset({"members", "weights", "site_metrics"})
+_OF_SITES = frozenset({"members", "weights", "site_metrics", "refused"})
 
 
 def is_whole(entry: Mapping[str, Any]) -> bool:
     """Tell whether an entry of ``closed`` still says what each site gave: no segment holds it yet."""
     return not _OF_SITES.isdisjoint(entry)
+
+
+def counted(entry: Mapping[str, Any]) -> list[str]:
+    """Return the sites whose contributions a closed round is made of: its members but those that were refused."""
+    return [site for site in entry["members"] if site not in entry.get("refused", ())]
 
 
 def _slim(entry: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -67,10 +67,19 @@ def _reason(job: JobState, waits: Mapping[str, str], connected: Collection[str],
     return _failures(job)
 
 
+def _refusals(job: JobState) -> list[str]:
+    """Whose contributions the round that was closed last did without."""
+    last = job.closed[-1] if job.closed else {}
+    return [
+        f"{site}: refused in round {last['round']}: it {why}" for site, why in sorted(last.get("refused", {}).items())
+    ]
+
+
 def _failures(job: JobState) -> str:
-    """Return why sites of a job that goes on without them failed, or refused it."""
+    """Return why sites of a job that goes on without them failed, or refused it, or were refused."""
     reasons = {site: str(job.failed[site]["reason"]) for site in sorted(job.failed)}
     told = [text if text.startswith(f"site {site}") else f"{site}: {text}" for site, text in reasons.items()]
+    told += _refusals(job)
     more = f"; and {len(told) - MAX_TOLD} more" if len(told) > MAX_TOLD else ""
     return "; ".join(told[:MAX_TOLD]) + more
 

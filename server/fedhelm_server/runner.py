@@ -8,6 +8,7 @@ pokes it when the log has news for its job, and answers each proposal.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import socket
@@ -17,6 +18,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -24,6 +26,7 @@ from blake3 import blake3
 from fedhelm.clock import iso
 from fedhelm.config.kit import Kit, read_kit
 from fedhelm.errors import BadInput, Conflict, Corrupt, FedhelmError, StoreUnavailable, WrongStore
+from fedhelm.learning.refusals import Undecided, Unfit
 from fedhelm.learning.registry import workflow_of
 from fedhelm.learning.workflow import (
     Action,
@@ -45,7 +48,7 @@ from fedhelm.persist.store import Store, open_store
 from fedhelm.process import die_with_parent
 from fedhelm_server.blob_copy import copy_blob
 from fedhelm_server.job_book import JobBook, JobState, finished
-from fedhelm_server.job_state import RoundKey
+from fedhelm_server.job_state import RoundKey, RoundState
 from fedhelm_server.places import job_folder, model_owner
 from fedhelm_server.projection import LiveProjection
 from fedhelm_server.segments import line_items, read_segments
@@ -60,6 +63,8 @@ _log = logging.getLogger("fedhelm.runner")
 
 STORE_RETRY_S = 0.5
 
+_NOBODY: Mapping[str, str] = MappingProxyType({})
+
 
 class _Gone(Exception):
     """The child is gone, or wants this runner to end."""
@@ -71,10 +76,23 @@ def given_in_log(job: JobState) -> dict[str, Mapping[str, Any]]:
 
 
 def step_view(
-    job: JobState, step: int, opened_for_s: float, given: Mapping[str, Mapping[str, Any]] | None = None
+    job: JobState,
+    step: int,
+    opened_for_s: float,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
+    refused: Mapping[str, str] = _NOBODY,
 ) -> StepView:
-    """Return what the workflow may see of the job; ``given``: the contributions to the open round, if not the log's."""
+    """Return what the workflow may see of the job.
+
+    Args:
+        job: the job.
+        step: of its workflow.
+        opened_for_s: how long the round has been open.
+        given: the contributions to the open round, if not the log's.
+        refused: site -> why its contribution does not count: in this round the site is as one that failed.
+    """
     given = given_in_log(job) if given is None else given
+    given = {site: item for site, item in given.items() if site not in refused}
     closed = tuple(
         ClosedView(entry["round"], entry["kind"], entry["metrics"]) for entry in job.closed if entry["step"] == step
     )
@@ -90,6 +108,7 @@ def step_view(
             opened_for_s,
         )
     failed = {site: entry["reason"] for site, entry in job.failed.items()}
+    failed |= {site: f"the contribution of {site} {why}" for site, why in refused.items()}
     return StepView(closed, open_, job.sites, failed)
 
 
@@ -106,6 +125,8 @@ class Runner:
         self._unprojected: list[Record] = []
         self._from_segments = False
         self._held: dict[RoundKey, dict[str, Mapping[str, Any]]] = {}
+        self._refused: tuple[RoundKey, frozenset[str], dict[str, str]] | None = None
+        self._told: set[tuple[RoundKey, str]] = set()
         self._proposals = 0
         self._said = 0
         self._statement: Statement | None = None
@@ -182,14 +203,43 @@ class Runner:
     def _step(self) -> None:
         job, step = self._job, 0
         workflow = workflow_of(job.config["workflow"][step])
-        action = workflow.decide(step_view(job, step, self._opened_for(job), self._given()))
+        action = workflow.decide(step_view(job, step, self._opened_for(job), self._given(), self._unfit()))
         try:
             self._act(action, step)
+        except Unfit as error:
+            self._refuse(error)
+        except Undecided as error:
+            if not self._awaited():
+                self._done("FINISHED:FAILED", f"round {job.open.round if job.open else 0}: {error}")
+            else:
+                self._wait(None)  # one more contribution may tell
         except StoreUnavailable:
             self._wait(STORE_RETRY_S)  # full or away: what is in the log is safe, try again
         except FedhelmError as error:
             number = job.open.round if job.open is not None else action.round if isinstance(action, OpenRound) else 0
             self._done("FINISHED:FAILED", f"round {number}: {error}")
+
+    def _unfit(self) -> Mapping[str, str]:
+        """Who gave what cannot be averaged, and why: found with exactly the contributions that there are now."""
+        open_ = self._job.open
+        if open_ is None or self._refused is None or self._refused[:2] != (open_.key, frozenset(self._given())):
+            return _NOBODY
+        return self._refused[2]
+
+    def _awaited(self) -> list[str]:
+        """The sites that may still contribute to the open round."""
+        members = self._job.open.members if self._job.open else ()
+        return [site for site in members if site not in self._given() and site not in self._job.failed]
+
+    def _refuse(self, error: Unfit) -> None:
+        """Go on without these in this round. Another runner, from the same contributions, comes to the same."""
+        open_ = self._job.open
+        assert open_ is not None
+        self._refused = (open_.key, frozenset(self._given()), {**self._unfit(), **error.reasons})
+        for site, why in error.reasons.items():
+            if (open_.key, site) not in self._told:
+                self._told.add((open_.key, site))
+                self._say(f"round {open_.round}: the contribution of {site} is refused: it {why}")
 
     def _act(self, action: Action, step: int) -> None:
         job = self._job
@@ -259,7 +309,8 @@ class Runner:
     def _close(self, sites: tuple[str, ...]) -> None:
         open_ = self._job.open
         assert open_ is not None
-        items = dict(sorted(self._given().items()))
+        given, refused = self._given(), self._unfit()
+        items = {site: given[site] for site in sorted(given) if site not in refused}
         if set(items) != set(sites):
             raise RuntimeError("the workflow closes a round with other sites than the log has")
         body: dict[str, Any] = {
@@ -267,7 +318,7 @@ class Runner:
             "step": open_.step,
             "round": open_.round,
             "kind": open_.kind,
-            "members": sorted(items),
+            "members": sorted(given),
             "weights": {site: item["weight"] for site, item in items.items()},
             "metrics": weighted_metrics(
                 [ContributionView(site, item["weight"], item["metrics"]) for site, item in items.items()]
@@ -276,21 +327,28 @@ class Runner:
             "model": None,
             "model_sha256": None,
             "model_blake3": None,
+            **({"refused": dict(refused)} if refused else {}),
         }
         if open_.kind == "train":
-            body |= self._aggregate(open_.step, open_.round, items)
+            body |= self._aggregate(open_, items)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(body["metrics"].items()))
         self._say(f"round {open_.round} of {open_.rounds} ({open_.kind}) closes: {len(items)} sites; {numbers}")
         self._propose("round_close", body)
 
-    def _aggregate(self, step: int, number: int, items: Mapping[str, Any]) -> dict[str, Any]:
-        from fedhelm.learning.aggregators import weighted_average  # numpy: not before the first round has been opened
+    def _aggregate(self, open_: RoundState, items: Mapping[str, Any]) -> dict[str, Any]:
+        # numpy: not before the first round has been opened
+        from fedhelm.learning.aggregators import read_source_header, weighted_average
 
+        started_from = None
+        if open_.model is not None:
+            with contextlib.suppress(BadInput, Corrupt):  # then the contributions have only one another to fit
+                reader = BlobReader(self._store.blobs, BlobRef.from_json(open_.model))
+                started_from = read_source_header(reader, "the round's model")[0]
         sources = [
             (site, float(item["weight"]), BlobReader(self._store.blobs, BlobRef.from_json(item["blob"])))
             for site, item in items.items()
         ]
-        writer = BlobWriter(self._store.blobs, model_owner(self._id, step, number))
+        writer = BlobWriter(self._store.blobs, model_owner(self._id, open_.step, open_.round))
         sha256, whole = hashlib.sha256(), blake3()
 
         def sink(block: memoryview) -> None:
@@ -298,7 +356,7 @@ class Runner:
             whole.update(block)
             writer.write(block)
 
-        weighted_average(sources, sink)
+        weighted_average(sources, sink, model=started_from, members=len(open_.members))
         ref = writer.finish()
         return {"model": ref.to_json(), "model_sha256": sha256.hexdigest(), "model_blake3": whole.hexdigest()}
 

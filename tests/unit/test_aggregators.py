@@ -14,9 +14,12 @@ from hypothesis.extra import numpy as hnp
 
 from fedhelm.errors import BadInput
 from fedhelm.learning.aggregators import weighted_average
+from fedhelm.learning.fitness import misfits
+from fedhelm.learning.refusals import MAX_WEIGHT, Unfit
 from fedhelm.learning.rounding import nearest, widen
 from fedhelm.learning.sources import FileSource
-from fedhelm.tensors import Bits, encode, read_bits, read_file, write_file
+from fedhelm.tensors import Bits, encode, header_of, read_bits, read_file, write_file
+from fedhelm.tensors.bits import bits_from
 
 
 class Memory:
@@ -169,16 +172,31 @@ def test_a_value_that_is_not_finite_is_refused_with_site_and_tensor(bad, dtype):
         average(("site-1", 1.0, fine), ("site-2", 1.0, spoilt), ("site-3", 1.0, fine), block_bytes=16)
 
 
+def test_everybody_who_spoils_the_average_is_found_at_once():
+    fine = {"w": np.ones(3)}
+    spoilt = [{"w": np.array([1.0, math.inf, 1.0])}, {"w": np.array([1.0, 1.0, math.nan])}]
+    with pytest.raises(Unfit) as caught:
+        average(("a", 1.0, fine), ("b", 1.0, spoilt[0]), ("c", 1.0, spoilt[1]), block_bytes=8)
+    assert [*caught.value.reasons] == ["b", "c"]
+
+
 def test_a_sum_beyond_float64_is_refused():
-    with pytest.raises(BadInput, match="'w' is beyond float64"):
-        average(("a", 9.0, {"w": np.array([1e308])}), ("b", 9.0, {"w": np.array([1.1e308])}))
+    with pytest.raises(Unfit, match="the weighted sum is beyond float64") as caught:
+        average(("a", 1.0, {"w": np.array([1e308])}), ("b", 1.0, {"w": np.array([1.1e308])}))
+    assert [*caught.value.reasons] == ["b"], "who gives the larger one"
+    with pytest.raises(Unfit) as caught:
+        average(("a", 9.0, {"w": np.array([1e308])}), ("b", 1.0, {"w": np.array([1.0])}))
+    assert caught.value.reasons == {"a": "holds 1e+308 in tensor 'w' (element 0), and has weight 9"}
 
 
 @pytest.mark.parametrize("weights", [(math.nan, 1), (math.inf, 1), (-1, 2), (0, 0), (1e308, 1e308)])
 def test_weights_that_are_none_are_refused(weights):
     model = {"w": np.ones(1)}
-    with pytest.raises(BadInput, match="weight"):
+    with pytest.raises(BadInput, match="weight") as caught:
         average(*((f"site-{i}", float(weight), model) for i, weight in enumerate(weights)))
+    if any(weights):
+        bad = [f"site-{i}" for i, weight in enumerate(weights) if not 0 <= weight <= MAX_WEIGHT]
+        assert [*caught.value.reasons] == bad
 
 
 def test_a_site_without_weight_changes_nothing():
@@ -203,8 +221,49 @@ def test_no_sites_and_the_same_site_twice_are_refused():
     ],
 )
 def test_models_that_do_not_fit_are_refused_with_site_and_tensor(other, words):
-    with pytest.raises(BadInput, match="the contribution of site-2 does not fit that of site-1: .*" + words):
-        average(("site-2", 1.0, other), ("site-1", 1.0, {"w": np.ones(3), "b": np.ones(1)}))
+    fine = {"w": np.ones(3), "b": np.ones(1)}
+    with pytest.raises(Unfit, match="the contribution of a-site does not fit most contributions: .*" + words):
+        average(("a-site", 1.0, other), ("site-1", 1.0, fine), ("site-2", 1.0, fine))
+    with pytest.raises(BadInput, match="the contributions of a-site and site-1 do not fit one another: ") as caught:
+        average(("a-site", 1.0, other), ("site-1", 1.0, fine))
+    assert not isinstance(caught.value, Unfit), "nobody can tell whose fault it is"
+
+
+def header(**tensors):
+    return header_of(bits_from(tensors))
+
+
+MODEL, OTHER = header(w=np.ones(3, np.float32)), header(w=np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("contributions", "members", "refused"),
+    [
+        ({"a": OTHER, "b": MODEL}, 2, {"a"}),
+        ({"a": MODEL, "b": OTHER}, 2, {"b"}),
+        ({"a": OTHER}, 2, {"a"}),
+        ({"a": OTHER, "b": OTHER}, 4, {"a", "b"}),
+        ({"a": OTHER, "b": OTHER, "c": MODEL}, 3, {"c"}),
+        ({"a": OTHER}, 1, set()),
+        ({"a": MODEL, "b": MODEL, "c": header(x=np.ones(3))}, 3, {"c"}),
+        ({}, 3, set()),
+    ],
+)
+def test_the_model_is_what_contributions_have_to_fit_unless_most_members_agree_otherwise(
+    contributions, members, refused
+):
+    assert set(misfits(contributions, MODEL, members)) == refused
+
+
+def test_where_a_tensor_lies_in_the_file_is_nothing():
+    """Another program's layout: the same tensors give the same average."""
+    arrays = {"a": np.arange(3, dtype=np.float64), "b": np.arange(2, dtype=np.float32)}
+    table = (
+        '{"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F64","shape":[3],"data_offsets":[8,32]}}'
+    )
+    text = table.encode() + b" " * (-len(table) % 8)
+    other = len(text).to_bytes(8, "little") + text + arrays["b"].tobytes() + arrays["a"].tobytes()
+    assert average(("x", 1.0, other), ("y", 1.0, arrays)) == average(("x", 1.0, arrays), ("y", 1.0, arrays))
 
 
 @pytest.mark.parametrize("content", [b"", b"123", b"\xff" * 8, b"{}", (2).to_bytes(8, "little") + b"[]"])

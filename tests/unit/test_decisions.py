@@ -186,7 +186,7 @@ def test_a_round_of_evaluation_takes_metrics_and_no_tensors():
     assert not decisions.contribute(item)(answered).value.superseded
 
 
-@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, -1.0])
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, -1.0, 1e16, 1e308])
 def test_a_weight_is_a_finite_number_from_zero(weight):
     with pytest.raises(BadInput, match="weight"):
         decisions.contribute(contribution(weight=weight))

@@ -13,7 +13,7 @@ from fedhelm.persist.record import By, Record
 from fedhelm_server import decisions, job_book
 from fedhelm_server.assignments import assignment
 from fedhelm_server.job_book import JobBook, Segment
-from fedhelm_server.job_state import is_whole
+from fedhelm_server.job_state import counted, is_whole
 from fedhelm_server.job_views import detail
 from fedhelm_server.ledger import BATCHED, Answer
 from tests.fakes.server_log import (
@@ -390,6 +390,18 @@ def test_a_checkpoint_and_a_record_of_before_jobs_were_signed_are_read():
         del job[key]
     former = JobBook.restore(json.loads(json.dumps(state))).jobs[JOB]
     assert (former.submission, former.submitter_org, former.provenance) == (None, "", None)
+
+
+def test_a_job_whose_newest_round_refused_a_contribution_says_whose_and_forgets_it_with_the_round():
+    job = fold(log_of(PATH[:4])).jobs[JOB]
+    job.closed.append({**closed(members=SITES), "refused": {"site-2": "holds nan in tensor 'w'"}, "seq": 9})
+    assert (
+        "site-2: refused in round 1: it holds nan in tensor 'w'" in detail(job, Clock().utcnow(), SITES, {}, {}).reason
+    )
+    assert counted(job.closed[-1]) == [site for site in sorted(SITES) if site != "site-2"]
+    job.archive(0, Segment(9, {}))
+    assert not is_whole(job.closed[-1])
+    assert "refused" not in detail(job, Clock().utcnow(), SITES, {}, {}).reason
 
 
 def test_a_job_that_goes_on_without_a_site_says_why():

@@ -19,10 +19,11 @@ from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.provenance import verify_provenance
 from fedhelm.security.statements import Trust
 from fedhelm.tensors.codec import read_file
+from fedhelm_server.job_state import counted
 from fedhelm_server.runner import Runner, _Gone
-from tests.fakes.server_child import Child, FaultyBlobs, arrays_of
+from tests.fakes.server_child import Child, FaultyBlobs, arrays_of, upload
 from tests.fakes.server_kit import server_kit
-from tests.fakes.server_log import JOB, TIME, Writer, cover, done, fold, items, line, state, submitted
+from tests.fakes.server_log import JOB, TIME, Writer, contribution, cover, done, fold, items, line, state, submitted
 from tests.support.waiting import eventually_sync
 
 CLUSTER = "c" * 32
@@ -231,6 +232,131 @@ def test_a_contribution_that_is_not_finite_fails_the_job_and_names_the_site(benc
     job = bench.run(bench.child(poisoned))
     assert job.status == "FINISHED:FAILED"
     assert "site-2 holds nan in tensor 'b'" in job.reason
+
+
+FINE = {"w": np.ones((3, 2), np.float32), "b": np.ones(4)}
+BAD = {
+    "not finite": {**FINE, "b": np.array([0, np.nan, 0, 0])},
+    "another shape": {**FINE, "w": np.ones((5,), np.float32)},
+    "one tensor more": {**FINE, "c": np.ones(1)},
+}
+
+
+def refusing(bad, sites=("a-site", "b-site", "c-site")):
+    """In each round a-site gives this, the others what is fine."""
+
+    def give(child):
+        child.give(sites[0], arrays=bad)
+        for site in sites[1:]:
+            child.give(site, arrays=FINE)
+
+    return give
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_contribution_is_refused_by_name_and_the_round_goes_on(bench, tmp_path, bad):
+    sites = ("a-site", "b-site", "c-site")
+    bench.job(sites=sites, rounds=2, min_responses=2)
+    child = bench.child(refusing(BAD[bad]))
+    job = bench.run(child)
+    assert (job.status, job.reason) == ("FINISHED:COMPLETED", "")
+    for entry in job.closed:
+        assert (entry["members"], counted(entry)) == ([*sites], ["b-site", "c-site"])
+        assert entry["weights"] == {"b-site": 1.0, "c-site": 1.0}
+        assert [*entry["refused"]] == ["a-site"]
+        assert bench.model(entry, tmp_path)["b"].tolist() == [1.0] * 4
+    said = [text for text in child.said if "refused" in text]
+    assert [text.partition(" is refused")[0] for text in said] == [
+        f"round {n}: the contribution of a-site" for n in (1, 2)
+    ]
+    ((_, verified),) = statements(bench)
+    assert verified.provenance.members == ("b-site", "c-site")
+
+
+def test_a_weight_beyond_all_counting_that_an_older_server_took_is_refused_by_name(bench):
+    bench.job(sites=("a-site", "b-site", "c-site"), min_responses=2)
+
+    def give(child):
+        for site, weight in (("a-site", 1e308), ("b-site", 1.0), ("c-site", 1.0)):
+            owner = f"jobs/{JOB}/0-1/sites"
+            blob = upload(child.store.blobs, owner, FINE)
+            child.writer.append("contribution", {"items": [contribution(site, blob=blob, weight=weight)]})
+        child.poke()
+
+    job = bench.run(bench.child(give))
+    assert job.status == "FINISHED:COMPLETED"
+    assert "1e+308" in job.closed[0]["refused"]["a-site"]
+
+
+def test_the_first_round_has_nothing_but_contributions_to_compare_and_two_cannot_tell(bench):
+    sites = ("a-site", "b-site")
+    bench.job(sites=sites)
+    job = bench.run(bench.child(refusing(BAD["another shape"], sites=sites)))
+    assert job.status == "FINISHED:FAILED"
+    assert job.reason.startswith("round 1: the contributions of a-site and b-site do not fit one another: tensor 'w'")
+
+
+def test_a_job_that_waits_for_all_ends_with_the_name_and_the_reason(bench):
+    bench.job(sites=("a-site", "b-site", "c-site"))
+    job = bench.run(bench.child(refusing(BAD["another shape"])))
+    assert job.status == "FINISHED:FAILED"
+    assert job.reason.startswith(
+        "a-site failed: the contribution of a-site does not fit most contributions: tensor 'w'"
+    )
+    assert job.closed == []
+
+
+def test_the_rounds_model_says_who_is_wrong_where_there_are_two(bench):
+    def give(child):
+        if child.job.open.round == 2:
+            child.give("a-site", arrays=BAD["another shape"])
+        child.give("b-site", arrays=FINE)
+
+    bench.job(sites=("a-site", "b-site"), rounds=3, min_responses=1)
+    job = bench.run(bench.child(give))
+    assert job.status == "FINISHED:COMPLETED"
+    assert {entry["round"]: [*entry["refused"]] for entry in job.closed if entry.get("refused")} == {2: ["a-site"]}
+    assert {entry["model_sha256"] for entry in job.closed} == {job.closed[0]["model_sha256"]}
+
+
+def test_another_runner_comes_to_the_same_refusal(bench, tmp_path):
+    """It dies when the round is closed, or before it could propose that: from the log alone the next one goes on."""
+    made = []
+    for folder, hold in (("whole", None), ("killed", "round_open"), ("later", "round_close")):
+        one = Bench(tmp_path / folder)
+        one.job(sites=("a-site", "b-site", "c-site"), rounds=2, min_responses=2)
+        child = one.child(refusing(BAD["not finite"]))
+        child.hold_after = hold
+        outcome = one.start(child)
+        outcome.thread.join(30)
+        if hold is not None:
+            assert child.gone.wait(10)
+            if child.job.open is not None:
+                child.poke = lambda: None
+                refusing(BAD["not finite"])(child)
+                del child.poke
+            one.run(child)
+        one.stop()
+        assert child.job.status == "FINISHED:COMPLETED"
+        made.append([(entry["model_sha256"], entry["refused"], entry["weights"]) for entry in child.job.closed])
+    assert made[0] == made[1] == made[2]
+
+
+def test_the_same_of_an_ephemeral_job(bench):
+    bench.job(sites=("a-site", "b-site", "c-site"), min_responses=2, durability="ephemeral")
+    job = bench.run(bench.child(refusing(BAD["not finite"])))
+    assert job.status == "FINISHED:COMPLETED"
+    assert [*job.closed[0]["refused"]] == ["a-site"]
+
+
+def test_a_refusal_counts_for_its_round_alone(bench):
+    def once(child):
+        refusing(BAD["not finite"] if child.job.open.round == 1 else FINE)(child)
+
+    bench.job(sites=("a-site", "b-site", "c-site"), rounds=2, min_responses=2)
+    job = bench.run(bench.child(once))
+    assert [counted(entry) for entry in job.closed] == [["b-site", "c-site"], ["a-site", "b-site", "c-site"]]
+    assert "refused" not in job.closed[1]
 
 
 def test_a_damaged_blob_fails_its_job_alone(bench):

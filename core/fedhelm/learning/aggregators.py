@@ -7,14 +7,16 @@ are summed in the order of their names, in float64, by elementwise multiply and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fedhelm.errors import BadInput
+from fedhelm.learning.fitness import misfits
+from fedhelm.learning.refusals import Unfit, weight_problem
 from fedhelm.learning.rounding import nearest, widen
 from fedhelm.tensors.dtypes import DTYPES, item_size
 from fedhelm.tensors.header import LENGTH_SIZE, Entry, Header, header_length, parse_header
@@ -43,6 +45,8 @@ class _Contribution:
     weight: float
     source: Source
     data_start: int
+    begins: Mapping[str, int]
+    """Where each tensor begins in the data."""
 
 
 def read_source_header(source: Source, what: str) -> tuple[Header, int]:
@@ -60,36 +64,50 @@ def read_source_header(source: Source, what: str) -> tuple[Header, int]:
     return parse_header(bytes(text), source.size - start, what), start
 
 
-def _checked(sources: Sequence[tuple[str, float, Source]]) -> tuple[Header, list[_Contribution], float]:
+def _checked(
+    sources: Sequence[tuple[str, float, Source]], model: Header | None, members: int | None
+) -> tuple[Header, list[_Contribution], float]:
     ordered = sorted(sources, key=lambda one: one[0])
     if len({site for site, _, _ in ordered}) != len(ordered):
         raise BadInput("a site contributes twice to one round")
-    for site, weight, _ in ordered:
-        if not math.isfinite(weight) or weight < 0:
-            raise BadInput(f"{site}: weight {weight} is not a finite number of 0 or more")
+    unfit: dict[str, str] = {}
+    headers: dict[str, Header] = {}
+    starts: dict[str, int] = {}
+    for site, weight, source in ordered:
+        if (wrong := weight_problem(weight)) is not None:
+            unfit[site] = wrong
+            continue
+        try:
+            headers[site], starts[site] = read_source_header(source, "it")
+        except BadInput as error:
+            unfit[site] = f"cannot be read: {error.message}"
+    unfit |= misfits(headers, model, members)
+    if unfit:
+        raise Unfit(unfit)
     total = sum(weight for _, weight, _ in ordered)
-    if not 0 < total < math.inf:
+    if not total:
         names = ", ".join(site for site, _, _ in ordered) or "no site"
         raise BadInput(f"the weights of {names} add up to {total}: there is nothing to average")
-    contributions: list[_Contribution] = []
-    expected: Header | None = None
-    for site, weight, source in ordered:
-        header, start = read_source_header(source, f"the contribution of {site}")
-        expected = header if expected is None else expected
-        wrong = expected.difference(header)
-        if wrong is not None:
-            raise BadInput(f"the contribution of {site} does not fit that of {ordered[0][0]}: {wrong}")
-        contributions.append(_Contribution(site, weight, source, start))
-    if expected is None:
-        raise BadInput("there is nothing to average")
-    return expected, contributions, total
+    contributions = [
+        _Contribution(site, weight, source, starts[site], {entry.name: entry.begin for entry in headers[site]})
+        for site, weight, source in ordered
+    ]
+    return _common_layout([*headers.values()]), contributions, total
+
+
+def _common_layout(headers: Sequence[Header]) -> Header:
+    """The layout that all have, or that of our own encoder."""
+    first = headers[0]
+    if all(header == first for header in headers):
+        return first
+    return Header.of((entry.name, entry.dtype, entry.shape) for entry in first)
 
 
 class _Averager:
     """Buffers for one block, used again and again. Three of them, each of at most ``block_bytes``, plus masks."""
 
-    def __init__(self, contributions: list[_Contribution], total: float, block_bytes: int) -> None:
-        self._contributions = contributions
+    def __init__(self, header: Header, contributions: list[_Contribution], total: float, block_bytes: int) -> None:
+        self.header, self._contributions = header, contributions
         self._total = total
         self.block_elements = max(1, block_bytes // 8)  # the sums are float64
         self._raw = bytearray(self.block_elements * 8)
@@ -98,7 +116,7 @@ class _Averager:
     def _read(self, one: _Contribution, entry: Entry, first: int, count: int) -> npt.NDArray[Any]:
         size = item_size(entry.dtype)
         view = memoryview(self._raw)[: count * size]
-        one.source.read_into(one.data_start + entry.begin + first * size, view)
+        one.source.read_into(one.data_start + one.begins[entry.name] + first * size, view)
         # any byte but 0 is true, which numpy's own bool would not survive
         dtype = np.dtype("u1") if entry.dtype == "BOOL" else DTYPES[entry.dtype]
         return np.frombuffer(view, dtype)
@@ -129,22 +147,46 @@ class _Averager:
         result = nearest(total, entry.dtype)
         return result if kept is None or same is None else np.where(same, kept, result)
 
-    def _blame(self, entry: Entry, first: int, count: int) -> None:
+    def _blame(self, entry: Entry, first: int, count: int) -> NoReturn:
+        """Find everybody who spoils the average, at the cost of reading every contribution once more."""
+        unfit: dict[str, str] = {}
         for one in self._contributions:
-            values = widen(self._read(one, entry, first, count), entry.dtype)
-            bad = np.flatnonzero(~np.isfinite(values))
-            if len(bad):
-                raise BadInput(
-                    f"the contribution of {one.site} holds {values[bad[0]]} in tensor {entry.name!r} "
-                    f"(element {first + int(bad[0])})"
-                )
-        raise BadInput(f"the weighted sum of tensor {entry.name!r} is beyond float64")
+            if (wrong := self._spoils(one)) is not None:
+                unfit[one.site] = wrong
+        raise Unfit(unfit or self._largest(entry, first, count))
+
+    def _spoils(self, one: _Contribution) -> str | None:
+        for entry in self.header:
+            for first in range(0, entry.elements, self.block_elements):
+                count = min(self.block_elements, entry.elements - first)
+                values = widen(self._read(one, entry, first, count), entry.dtype)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    bad = np.flatnonzero(~np.isfinite(values * one.weight))
+                if len(bad):
+                    times = "" if not math.isfinite(values[bad[0]]) else f", and has weight {one.weight:g}"
+                    return f"holds {values[bad[0]]} in tensor {entry.name!r} (element {first + int(bad[0])}){times}"
+        return None
+
+    def _largest(self, entry: Entry, first: int, count: int) -> dict[str, str]:
+        """Each share is finite, and their sum is not: whoever gave the largest where it breaks is at fault."""
+        total = self._sum[:count]
+        at = int(np.flatnonzero(~np.isfinite(total))[0])
+        shares = {
+            one.site: float(widen(self._read(one, entry, first + at, 1), entry.dtype)[0]) * one.weight
+            for one in self._contributions
+        }
+        site = max(sorted(shares), key=lambda name: abs(shares[name]))
+        where = f"tensor {entry.name!r} (element {first + at})"
+        return {site: f"gives {shares[site]:g} to {where}, with which the weighted sum is beyond float64"}
 
 
 def weighted_average(
     sources: Sequence[tuple[str, float, Source]],
     sink: Callable[[memoryview], object],
     block_bytes: int = BLOCK_BYTES,
+    *,
+    model: Header | None = None,
+    members: int | None = None,
 ) -> Header:
     """Write the average of ``(site, weight, file)`` to ``sink``, piece by piece, and return its header.
 
@@ -153,12 +195,22 @@ def weighted_average(
     A NaN or an infinity in any contribution is refused: one site must not silently spoil the model of all.
     A call holds a few blocks of ``block_bytes``. ``sink`` has to use a piece before it returns.
 
+    Args:
+        sources: the contributions.
+        sink: takes the pieces.
+        block_bytes: size of a buffer.
+        model: of the model that the round started from; None: there is none.
+        members: how many sites the round was opened for (:func:`fedhelm.learning.fitness.misfits`).
+
     Raises:
-        BadInput: nothing to average, a weight that is no weight, files that are damaged or do not fit one another, a
-            value that is not finite; names the site and the tensor. What ``sink`` got until then is worthless.
+        Unfit: contributions that are damaged, fit neither the model nor the others, have a weight that is no weight, or
+            hold what is not finite; says whose they are. What ``sink`` got until then is worthless. Without them
+            another call may succeed.
+        Undecided: they do not fit one another, and nobody can tell whose fault it is.
+        BadInput: nothing to average.
     """
-    header, contributions, total = _checked(sources)
-    averager = _Averager(contributions, total, block_bytes)
+    header, contributions, total = _checked(sources, model, members)
+    averager = _Averager(header, contributions, total, block_bytes)
     sink(memoryview(header.encode()))
     for entry in header:
         for first in range(0, entry.elements, averager.block_elements):
