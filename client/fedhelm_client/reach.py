@@ -7,7 +7,6 @@ comes into it later stays closed too: a newer kit's zip, another participant's k
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,9 +38,6 @@ _SIGNS: Final = (
     "backup.json",  # a backup: kits and the root key
 )
 """What a folder with private keys in it has."""
-
-_LOOKED_AT: Final = 200
-"""Entries of each folder of the place that are looked at: more has a folder of data."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,8 @@ def _secrets_in(place: Path) -> Iterator[Path]:
             yield path
         elif entry.is_dir(follow_symlinks=False):
             # `workspace/PROJECT` beside a kit of it, where one machine has the project and a site; `keys/site-1.key`.
-            for one in itertools.islice(_entries(path), _LOOKED_AT):
+            # All of them: a script that filled a folder must not hide what is put there later.
+            for one in _entries(path):
                 if one.name.endswith(_KEYS) or (not one.is_file(follow_symlinks=False) and _has_keys(Path(one.path))):
                     yield Path(one.path)
 

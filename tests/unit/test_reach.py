@@ -81,6 +81,8 @@ def test_a_kit_that_was_unpacked_beside_its_zip_or_the_project_is_closed_with_th
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "site-1.key").write_text("made by fedhelm pki request")
     (tmp_path / "keys" / "images.zip").write_text("data")
+    for number in range(1000):
+        (tmp_path / "keys" / f"junk-{number}").mkdir()
     (tmp_path / "root.pass").write_text("a passphrase")
     (tmp_path / "data.csv").write_text("1,2\n")
     (tmp_path / "workspace" / "notes.txt").write_text("mine")
