@@ -15,6 +15,9 @@ from fedhelm.errors import ExitStatus, UnknownCommand
 
 __all__ = ["Arg", "Command", "Grade", "Kind", "Parameter", "Registry", "Result"]
 
+_OUTSIDE = frozenset({"audit", "authz", "check", "kit", "pki", "provision"})
+"""Commands about kits and files on a disk: `fedhelm` has them, and whoever sits here may look for them."""
+
 Kind = Literal[
     "job", "running", "finished", "server", "member", "path", "file", "command", "status", "text", "number", "part"
 ]
@@ -166,5 +169,7 @@ class Registry:
         if (command := self.find(name)) is not None:
             return command
         near = difflib.get_close_matches(name, self.names, n=2, cutoff=0.7)
+        if name in _OUTSIDE:
+            raise UnknownCommand(f"no command {name!r} in the console", hint=f"outside of it: fedhelm {name} -h")
         hint = f"did you mean {' or '.join(near)}?" if near else "help lists the commands"
         raise UnknownCommand(f"no command {name!r}", hint=hint)

@@ -210,6 +210,13 @@ def test_usage_errors_are_one_object(run):
     assert run("show_job 'x")[0] == 2
 
 
+@pytest.mark.parametrize("name", ["audit", "authz", "pki"])
+def test_who_looks_for_a_command_of_kits_is_told_where_it_is(run, name):
+    status, body = run(f"{name} verify x")
+    assert (status, body["error"]["code"]) == (2, "UNKNOWN_COMMAND")
+    assert body["error"]["hint"] == f"outside of it: fedhelm {name} -h"
+
+
 def test_job_not_found(run):
     status, body = run("show_job zzzz")
     assert (status, body["error"]["code"]) == (1, "JOB_NOT_FOUND")
