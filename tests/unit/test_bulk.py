@@ -364,6 +364,55 @@ async def test_a_manifest_that_is_not_the_one_asked_for_is_refused(kits, tmp_pat
                 await fetch_blob(stub, ref, tmp_path / "model")
 
 
+class Lying:
+    """A server's answers, without a network between."""
+
+    def __init__(self, one, data=b""):
+        self._manifest = one
+        self._data = data
+        self.asked = 0
+
+    @property
+    def ref(self):
+        return common.BlobRef(owner=OWNER, digest=self._manifest.digest, size=self._manifest.size)
+
+    async def get_manifest(self, blob, timeout):
+        one = self._manifest
+        return common.Manifest(size=one.size, chunk_size=one.chunk_size, chunks=one.chunks)
+
+    async def get_blob(self, request):
+        self.asked += 1
+        yield self._data
+
+
+async def test_a_chunk_larger_than_any_is_not_gathered_in_memory(tmp_path):
+    size = 2 * 1024**3
+    server = Lying(Manifest(size, size, ("ab" * 32,)))
+    with pytest.raises(BadInput, match=f"comes in chunks of {size} bytes; at most {CHUNK} are taken"):
+        await fetch_blob(server, server.ref, tmp_path / "model")
+    assert (server.asked, list(tmp_path.iterdir())) == (0, [])
+
+
+async def test_what_does_not_fit_the_disk_is_not_begun(tmp_path, small, monkeypatch):
+    data = noise(1500)
+    server = Lying(manifest(data), data)
+    monkeypatch.setattr(wire_bulk, "SPARED", 1 << 60)  # a disk that is nearly full
+    with pytest.raises(OSError, match=r"a download of 1500 bytes more does not fit: \d+ are free"):
+        await fetch_blob(server, server.ref, tmp_path / "model")
+    assert server.asked == 0
+    monkeypatch.setattr(wire_bulk, "SPARED", 0)
+    await fetch_blob(server, server.ref, tmp_path / "model")
+    assert (tmp_path / "model").read_bytes() == data
+
+
+async def test_bytes_behind_the_promised_ones_are_refused(tmp_path, small):
+    data = noise(1500)
+    server = Lying(manifest(data), data + b"more")
+    with pytest.raises(ProtocolError, match="more bytes came than were announced"):
+        await fetch_blob(server, server.ref, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 async def test_a_console_uploads_and_counts_what_it_sent(kits, tmp_path, small):
     path, desk, progress = written(tmp_path, noise(900)), AdminDesk(), []
     reply = common.BlobRef(owner=OWNER, digest="ab" * 32, size=900)

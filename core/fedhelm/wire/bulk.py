@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from fedhelm.v1 import common_pb2 as common
 __all__ = [
     "CHUNK_SIZE",
     "PIECE",
+    "SPARED",
     "fetch_blob",
     "manifest_of",
     "receive_blob",
@@ -35,6 +38,9 @@ PIECE = 1024 * 1024
 
 CHUNK_SIZE = 8 * 1024 * 1024
 """Bytes of one chunk of an uploaded blob."""
+
+SPARED = 64 * 1024 * 1024
+"""Bytes of the disk that a download leaves free: results and lines still have to be kept there."""
 
 _CALL_TIMEOUT = 10.0
 
@@ -195,7 +201,7 @@ class _Assembler:
             del self._buffer[:want]
             self._indices.popleft()
         if self._buffer:
-            raise ProtocolError("an upload sent more bytes than it announced")
+            raise ProtocolError("more bytes came than were announced")
 
 
 async def receive_blob(
@@ -248,13 +254,21 @@ async def stream_blob(store: BlobStore, ref: BlobRef, offset: int) -> AsyncItera
 async def fetch_blob(stub: _Fetcher, blob: common.BlobRef, target: Path) -> None:
     """Download a blob to a file: resumed from whole chunks of an earlier try, verified, then renamed into place.
 
+    Whatever a server says, at most a chunk and a message are in memory, no more bytes are written than the manifest
+    promises, and :data:`SPARED` bytes of the disk stay free.
+
     Raises:
         Corrupt: the bytes are not what the reference's digest says.
+        BadInput: its chunks are larger than any that are uploaded, or the manifest is none.
+        ProtocolError: more bytes came than were promised, or fewer.
+        OSError: the disk has no room for it, or refused.
         FedhelmError: whatever the call raised; calling again resumes.
     """
     manifest = _manifest_from_proto(await stub.get_manifest(blob, timeout=_CALL_TIMEOUT))
     if manifest.digest != blob.digest or manifest.size != blob.size:
         raise Corrupt(f"the manifest of {blob.owner} {blob.digest[:12]} does not have its digest")
+    if manifest.chunk_size > CHUNK_SIZE:  # before anything is gathered in memory
+        raise BadInput(f"{blob.owner} comes in chunks of {manifest.chunk_size} bytes; at most {CHUNK_SIZE} are taken")
     part = target.with_name(f"{target.name}.part")
     have = min((part.stat().st_size if part.exists() else 0) // manifest.chunk_size, len(manifest.chunks))
     fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -262,6 +276,7 @@ async def fetch_blob(stub: _Fetcher, blob: common.BlobRef, target: Path) -> None
         have = await asyncio.to_thread(_verified_chunks, file, manifest, have)
         file.seek(have * manifest.chunk_size)
         file.truncate()
+        await asyncio.to_thread(_check_room, target.parent, manifest.size - have * manifest.chunk_size)
         if have < len(manifest.chunks):
             await _append(stub, blob, manifest, have, file)
         file.flush()
@@ -278,6 +293,13 @@ async def _append(stub: _Fetcher, blob: common.BlobRef, manifest: Manifest, have
             file.write(data)
     if not assembler.done:
         raise ProtocolError(f"the download of {blob.owner} ended early")
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size and size + SPARED > free:
+        what = f"a download of {size} bytes more does not fit: {free} are free, and {SPARED} are to stay so"
+        raise OSError(errno.ENOSPC, what, str(folder))
 
 
 def _blake3(data: bytes) -> str:
