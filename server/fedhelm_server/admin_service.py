@@ -39,7 +39,7 @@ from fedhelm_server.fleet_service import ORDERS_WIRE, WIRE_VERSIONS
 from fedhelm_server.job_book import JobState, finished
 from fedhelm_server.job_control import JobControl
 from fedhelm_server.ledger import Placement
-from fedhelm_server.objects import find_job, job_object, own_job, site_object, visible_jobs
+from fedhelm_server.objects import count_visible, find_job, job_object, own_job, site_object, visible_jobs
 from fedhelm_server.places import bundle_owner
 from fedhelm_server.runtime import Runtime
 from fedhelm_server.scheduler import ALL
@@ -115,7 +115,7 @@ class AdminService:
             standbys=len(runtime.kit.servers) - 1,
             sites_up=len(runtime.streams.connected()),
             sites=len(runtime.kit.sites),
-            jobs_running=len(list(runtime.book.running())),
+            jobs_running=count_visible(runtime.book.running(), call.passage),
             capabilities=["submit", "abort", "download", "watch", "delete", "operate"],
         )
 
@@ -382,8 +382,8 @@ class AdminService:
             role=str(runtime.role),
             epoch=runtime.epoch,
             log_seq=max(0, runtime.book.seq),
-            jobs_running=len(list(runtime.book.running())),
-            jobs_waiting=len(list(runtime.book.waiting())),
+            jobs_running=count_visible(runtime.book.running(), call.passage),
+            jobs_waiting=count_visible(runtime.book.waiting(), call.passage),
             low_water=runtime.store.log.low_water,
             checkpoint=runtime.store.log.checkpoint or 0,
             log_version=runtime.book.log_version,

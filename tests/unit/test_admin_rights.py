@@ -33,7 +33,7 @@ from tests.fakes.server_kit import server_kit
 from tests.fakes.server_log import Clock, Writer, done, found, state, submitted
 from tests.support.calls import called
 
-ALICES, BOBS, OLD = "abcdefghijkl", "abcdefghijkm", "zyxwvutsrqpo"
+ALICES, BOBS, OLD, NO_JOB = "abcdefghijkl", "abcdefghijkm", "zyxwvutsrqpo", "nopqrstuvwxy"
 """Alice's runs, Bob's has ended; the old one was submitted by Alice when nobody wrote down organisations."""
 
 PAUL = Principal("poc", "project_admin", "paul@p.org", "p")
@@ -152,9 +152,20 @@ async def test_what_each_may_do_with_alices_job(desk, who, verb):
         assert await desk.act(verb, who, ALICES) in (ALICES, [b"abc"])
         assert (desk.book.jobs[ALICES].status == "FINISHED:ABORTED") == (verb == "abort")
         return
-    with pytest.raises(NotAuthorised) as refused:
-        await desk.act(verb, who, ALICES)
-    assert who.name in refused.value.message
+    if who is BOB:  # of another organisation: to him there is no such job, and the audit file knows better
+        with pytest.raises(JobNotFound) as unknown:
+            await desk.act(verb, who, ALICES)
+        with pytest.raises(JobNotFound) as none_at_all:
+            await desk.act(verb, who, NO_JOB)
+        assert unknown.value.message.replace(ALICES, NO_JOB) == none_at_all.value.message
+        assert unknown.value.hint == none_at_all.value.hint
+        refused = unknown.value.__cause__
+        assert isinstance(refused, NotAuthorised)
+    else:
+        with pytest.raises(NotAuthorised) as caught:
+            await desk.act(verb, who, ALICES)
+        refused = caught.value
+    assert who.name in refused.message
     assert (desk.book.seq, desk.book.jobs[ALICES].status) == before
     assert desk.prepared == []
 
@@ -169,7 +180,7 @@ async def test_who_may_delete_bobs_job_that_has_ended(desk, who):
         with pytest.raises(JobNotFound):  # and to nobody else
             await desk.act("delete", other, BOBS)
         return
-    with pytest.raises(NotAuthorised):
+    with pytest.raises(NotAuthorised if who is MARY else JobNotFound):  # gate one has no member delete anything
         await desk.act("delete", who, BOBS)
     assert BOBS in desk.book.jobs
     assert desk.book.requests.get(f"{REQUEST}delete") is None
@@ -179,8 +190,16 @@ async def test_a_job_of_before_is_its_submitters_and_no_organisations(desk):
     assert await desk.act("prepare", ALICE, OLD) == OLD
     assert await desk.act("show", PAUL, OLD) == OLD
     for who in (OLGA, ADAM, BOB):
-        with pytest.raises(NotAuthorised):
+        with pytest.raises(JobNotFound):
             await desk.act("prepare", who, OLD)
+
+
+async def test_jobs_are_counted_for_those_who_may_see_them(desk):
+    counted = {}
+    for who in (PAUL, OLGA, BOB):
+        reply = await desk.service.check_status(common.Empty(), called(who, "Admin.CheckStatus"))
+        counted[who.name] = reply.jobs_running + reply.jobs_waiting
+    assert counted == {PAUL.name: 1, OLGA.name: 1, BOB.name: 0}, "it is alice's, of a"
 
 
 async def listed(desk, who, **request):
@@ -324,8 +343,9 @@ async def test_every_handler_that_has_a_right_asks(desk):
     for name, request in calls.items():
         handler = "".join(f"_{c.lower()}" if c.isupper() else c for c in name.partition(".")[2]).lstrip("_")
         answer = getattr(service, handler)(request, called(PAUL, name, policy=empty))
-        with pytest.raises(NotAuthorised):
+        with pytest.raises((NotAuthorised, JobNotFound)) as refused:
             await (anext(answer) if isinstance(answer, AsyncGenerator) else answer)
+        assert isinstance(refused.value, NotAuthorised) or isinstance(refused.value.__cause__, NotAuthorised)
     listing = await service.list_jobs(admin.ListJobsRequest(), called(PAUL, "Admin.ListJobs", policy=empty))
     shown = await service.check_status(common.Empty(), called(PAUL, "Admin.CheckStatus", policy=empty))
     assert list(listing.jobs) == list(shown.sites) == []

@@ -360,6 +360,18 @@ async def test_what_failed_is_written_with_its_error_and_a_look_is_not(kits):
     assert entry.by.org == kits[ADMIN_NAME].org
 
 
+async def test_what_is_denied_by_saying_that_it_is_not_there_is_written_as_denied(kits):
+    hidden = JobNotFound("no job matches 'x'")
+    hidden.__cause__ = NotAuthorised("view needs o:submitter; it is beta's")
+    desk, trail = AdminDesk(raises=hidden), Noted()
+    async with serving(kits["server1"], ADMIN, desk, trail=trail) as port:
+        with pytest.raises(JobNotFound) as told_so:
+            await ask(kits[ADMIN_NAME], port, lambda stub: stub.show_job(admin.JobRequest(job="x"), T))
+    assert "beta" not in told_so.value.message
+    assert told(trail) == [("Admin.ShowJob", "denied", ADMIN_NAME)]
+    assert "it is beta's" in trail.entries[0].why
+
+
 async def test_a_sites_stream_is_written_when_it_is_answered_and_not_when_it_ends(kits):
     desk, trail = FleetDesk(), Noted()
     done = asyncio.Event()

@@ -26,7 +26,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from fedhelm.clock import Clock, SystemClock, iso
-from fedhelm.errors import BadCertificate, FedhelmError, NotAuthorised, Unreachable
+from fedhelm.errors import BadCertificate, FedhelmError, NotAuthorised, NotFound, Unreachable
 from fedhelm.security.audit_commands import Commands, confirmed
 from fedhelm.security.audit_lines import Entry
 from fedhelm.security.audit_start import entry_of
@@ -245,6 +245,8 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg] # gener
         way.told = True
 
     def _end(self, way: _Way, error: BaseException | None = None) -> None:
+        if isinstance(error, NotFound) and isinstance(error.__cause__, NotAuthorised):
+            error = error.__cause__  # the caller may not know of what there is; the audit file says what was denied
         if not way.told or way.unreadable or isinstance(error, NotAuthorised):
             self._note(way, error)
         if way.live is not None:
