@@ -20,7 +20,7 @@ from fedhelm.process import marked_processes, set_non_dumpable, set_subreaper, w
 from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import fleet_pb2
 from fedhelm_client import landlock
-from fedhelm_client.ended_jobs import ENDED_FILE, EndedJobs
+from fedhelm_client.ended_jobs import ENDED_FILE, EndedJobs, ended_before
 from fedhelm_client.executor import JobExecution
 from fedhelm_client.folders import JobFolder, make_runtime_dir, outbox_dir
 from fedhelm_client.job_process import end_strays
@@ -150,7 +150,7 @@ class Agent:
             on_stray=self._end_strays,
             trail=self._trail,
             revocations=self._trust.revocations,
-            ended=await asyncio.to_thread(EndedJobs, self._kit.run / ENDED_FILE, self._clock),
+            ended=await asyncio.to_thread(self._ended_jobs),
         )
         self._on_leader(None, self._links.view.highest)
         self._links.start()
@@ -164,6 +164,14 @@ class Agent:
             await self._shut_down()
             shutil.rmtree(runtime, ignore_errors=True)
             (self._kit.run / "runtime").unlink(missing_ok=True)
+
+    def _ended_jobs(self) -> EndedJobs:
+        path = self._kit.run / ENDED_FILE
+        first = not path.exists()
+        ended = EndedJobs(path, self._clock)
+        if first:  # of this version: what an agent of before has ended is not run again either
+            ended.begin(ended_before(self._kit))
+        return ended
 
     async def _shut_down(self) -> None:
         for handle in self._vanished.values():
@@ -223,6 +231,10 @@ class Agent:
                 self._trail.order(action or "order", order.id, server, error=error)
                 self._links.answer(server, order.id, f"{error} ({error.hint})" if error.hint else str(error))
                 continue
+            except Exception:  # noqa: BLE001 - a defect met by one order must not make this site deaf to the next
+                _log.exception("the order to %.20r cannot be looked at", order.action)
+                self._links.answer(server, order.id, f"site {self._kit.name}: the agent failed: see its log.txt")
+                continue
             if found is None or action is None:
                 self._links.answer(server, order.id)
                 continue
@@ -241,6 +253,7 @@ class Agent:
             except Exception:  # noqa: BLE001 - a defect met by one job must not cut the stream that all jobs need
                 _log.exception("job %.80s cannot be taken", assigned.job)
         self._watch_vanished({assigned.job for assigned in assignment.jobs})
+        self._over &= {assigned.job for assigned in assignment.jobs if not assigned.status.startswith("FINISHED")}
 
     def _assign(self, assigned: fleet_pb2.AssignedJob) -> None:
         execution = self._jobs.get(assigned.job)
@@ -266,6 +279,7 @@ class Agent:
         if assigned.job in self._over:
             return
         self._over.add(assigned.job)
+        self._links.beat_soon()
         try:
             self._site.ended.check(assigned.job)
         except NotAuthorised as error:
@@ -296,6 +310,7 @@ class Agent:
 
     def _held(self) -> list[fleet_pb2.HeldJob]:
         held = dict.fromkeys(load_jobs(outbox_dir(self._kit)), "ENDING")
+        held.update(dict.fromkeys(self._over, "ENDED"))
         held.update({job: execution.status for job, execution in self._jobs.items()})
         return [fleet_pb2.HeldJob(job=job, status=status) for job, status in sorted(held.items())]
 

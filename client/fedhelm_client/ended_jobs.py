@@ -10,16 +10,19 @@ import contextlib
 import logging
 import os
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 from fedhelm.clock import Clock, iso
+from fedhelm.config.kit import Kit
 from fedhelm.errors import BadSignature, FedhelmError, NotAuthorised
 from fedhelm.ids import JOB_ID
 from fedhelm.process import atomic_write, fsync_dir
 from fedhelm.security.statements import moment
+from fedhelm_client.folders import JobFolder, outbox_dir
 
-__all__ = ["ENDED_FILE", "MOST", "EndedJobs"]
+__all__ = ["ENDED_FILE", "MOST", "EndedJobs", "ended_before"]
 
 _log = logging.getLogger("fedhelm.client")
 
@@ -89,6 +92,19 @@ class EndedJobs:
         atomic_write(self._path, "".join(lines).encode())
         self._ended, self._floor, self._durable = kept, floor, set(kept)
 
+    def begin(self, jobs: Collection[str]) -> None:
+        """Make the file, with the jobs of which it is known otherwise that they have ended. Blocking.
+
+        Raises:
+            FedhelmError: it cannot be written.
+        """
+        time = iso(self._clock.utcnow())
+        self._ended |= dict.fromkeys(jobs, time)
+        try:
+            self._shorten()
+        except OSError as error:
+            raise FedhelmError(f"{self._path} cannot be written: {error.strerror}") from error
+
     def __contains__(self, job: str) -> bool:
         return job in self._ended
 
@@ -133,6 +149,21 @@ class EndedJobs:
                 f"job {job} was signed at {signed}; this site has forgotten which jobs ended before {self._floor}",
                 hint="submit it again",
             )
+
+
+def ended_before(kit: Kit) -> list[str]:
+    """Return the jobs that ended here as far as their folders tell: code was there, and no outbox is left; blocking.
+
+    For a site that was upgraded: its agent of before left the bundle of a job that was over, which looks like one that
+    was admitted.
+    """
+    jobs = kit.run / "jobs"
+    if not jobs.is_dir():
+        return []
+    outbox = outbox_dir(kit)
+    names = sorted(path.name for path in jobs.iterdir() if JOB_ID.fullmatch(path.name))
+    over = [JobFolder.of(kit, name) for name in names if not (outbox / name).exists()]
+    return [one.root.name for one in over if one.bundle.exists() or one.log.exists()]
 
 
 def _append(path: Path, line: bytes) -> None:

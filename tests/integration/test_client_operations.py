@@ -107,13 +107,14 @@ async def test_a_server_cannot_change_what_was_signed_nor_have_a_job_run_again_t
             await start()
         fed.one.tell()
         await eventually(lambda: f"job {JOB} ended at this site at" in caplog.text)
+        await eventually(lambda: fed.one.held == {JOB: "ENDED"})
         assert fed.log.failures == [], "a primary that does not know yet that the job ended has done nothing wrong"
     lines = [json.loads(line) for line in (fed.kit.root / "audit.jsonl").read_text().splitlines()]
     refused = [line["why"] for line in lines if (line["action"], line["outcome"]) == ("site.job", "denied")]
     assert ["another options" in why or "is not run again" in why for why in refused] == 3 * [True]
 
     await fed.stop_agent()
-    (fed.kit.run / "ended_jobs.txt").unlink()  # the store was restored, and the operator knows it
+    (fed.kit.run / "ended_jobs.txt").write_text("")  # the store was restored, and the operator knows it
     await fed.start_agent()
     await eventually(fed.recorded(1), 20)
 

@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fedhelm.errors import BadSignature, FedhelmError, NotAuthorised
-from fedhelm_client.ended_jobs import EndedJobs
+from fedhelm_client.ended_jobs import EndedJobs, ended_before
+from fedhelm_client.folders import JobFolder, outbox_dir
+from tests.support.kits import make_kits
 
 AT = datetime(2026, 11, 22, 15, 4, 5, tzinfo=UTC)
 ONE, TWO = "a23456723456", "b23456723456"
@@ -100,3 +102,30 @@ def test_of_many_the_oldest_are_forgotten_and_nothing_of_their_time_is_taken_in(
         again.add(number(place))
     with pytest.raises(BadSignature, match=r"before 2026-11-22T15:04:35\.000Z"):
         EndedJobs(path, clock, most=10).check_age(ONE, "2026-11-22T15:04:20.001Z")
+
+
+def test_a_site_that_was_upgraded_knows_its_ended_jobs_by_what_they_left(tmp_path, path):
+    kit = make_kits(tmp_path)["site-1"]
+    assert ended_before(kit) == []
+    running, over, failed, never = (number(place) for place in (1, 2, 3, 4))
+    for job in (running, over, failed, never):
+        JobFolder.of(kit, job).make()
+    for job in (running, over):
+        JobFolder.of(kit, job).bundle.mkdir()
+    for job in (running, failed):
+        (outbox_dir(kit) / job).mkdir(parents=True)
+    JobFolder.of(kit, failed).log.touch()
+    (kit.run / "jobs" / "notes").mkdir()
+    assert ended_before(kit) == [over]
+    EndedJobs(path, Ticking()).begin(ended_before(kit))
+    ended = EndedJobs(path, Ticking())
+    assert [job in ended for job in (running, over, failed, never)] == [False, True, False, False]
+
+
+def test_a_site_without_any_begins_with_an_empty_file(path):
+    EndedJobs(path, Ticking()).begin([])
+    assert path.read_bytes() == b""
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FedhelmError, match="cannot be"):
+        EndedJobs(path, Ticking()).begin([])

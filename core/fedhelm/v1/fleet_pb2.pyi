@@ -150,7 +150,7 @@ Global___OrderAnswer: _TypeAlias = OrderAnswer  # noqa: Y015
 
 @_typing.final
 class HeldJob(_message.Message):
-    """A job the site has a process or unacknowledged items for."""
+    """A job the site has a process or unacknowledged items for; or one that is assigned to it and has ended there."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -158,7 +158,7 @@ class HeldJob(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     status: _builtins.str
-    """STARTING | IDLE | TRAINING | ENDING | FAILED"""
+    """STARTING | IDLE | TRAINING | ENDING | FAILED | ENDED: it is not run again there"""
     def __init__(
         self,
         *,
