@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from fedhelm.errors import FedhelmError, KitError
 from fedhelm.security.audit import AUDIT_FILE, AuditTrail
 from fedhelm.security.audit_start import open_trail
 from fedhelm.security.authorization import Policy, default_policy
-from fedhelm.security.gates import read_policy
 from fedhelm.security.kept_revocations import KeptRevocations
+from fedhelm.security.reloading import LOOK_S
 from fedhelm.wire.chain import ServiceHandlers
+from fedhelm_server.own_policy import OwnPolicy
 
 __all__ = ["CLOSE_S", "Callers"]
 
@@ -33,6 +35,7 @@ class Callers:
         trail: the audit file, whose only writer the server's child is; None: nothing is noted.
         services: what answers callers; each asks about every call.
         on_kit: called with each kit that takes the place of the former one.
+        own: where the policy comes from; None: it is the default one.
     """
 
     policy: Policy = dataclasses.field(default_factory=default_policy)
@@ -40,6 +43,7 @@ class Callers:
     trail: AuditTrail | None = None
     services: list[ServiceHandlers] = dataclasses.field(default_factory=list)
     on_kit: list[Callable[[Kit], None]] = dataclasses.field(default_factory=list)
+    own: OwnPolicy | None = None
 
     @classmethod
     def of(cls, kit: Kit) -> Callers:
@@ -50,7 +54,7 @@ class Callers:
             KitError: a file of ``startup/`` is missing.
             FedhelmError: the audit file cannot be written, or another process writes it.
         """
-        policy = read_policy(kit.root)
+        own = OwnPolicy(kit.root)
         revocations = KeptRevocations(kit)
         if revocations.problem is not None:
             _log.error("%s", revocations.problem)
@@ -58,7 +62,7 @@ class Callers:
             trail = open_trail(kit)
         except OSError as error:
             raise FedhelmError(f"{kit.root / AUDIT_FILE} cannot be written: {error.strerror or error}") from error
-        return cls(policy, revocations, trail)
+        return cls(own.policy, revocations, trail, own=own)
 
     def take(self, kit: Kit) -> None:
         """Go on with the policy, the certificate and the roots of a kit that took the place of the former one.
@@ -71,15 +75,31 @@ class Callers:
             self.revocations.trust(kit)
         for listener in self.on_kit:
             listener(kit)
-        self.policy = policy = read_policy(kit.root)
+        self.own = OwnPolicy(kit.root)
+        self._decide_by(self.own.policy)
+
+    def _decide_by(self, policy: Policy) -> None:
+        self.policy = policy
         for service in self.services:
             service.policy = policy
 
+    async def watch_own_policy(self, interval: float = LOOK_S) -> None:
+        """Take ``local/authorization.json`` whenever it changes, for ever; a mistake leaves the former one in force."""
+        while True:
+            own = self.own
+            policy = None if own is None else await asyncio.to_thread(own.look)
+            if policy is not None and own is self.own:
+                self._decide_by(policy)
+            await asyncio.sleep(interval)
+
     def warnings(self) -> list[str]:
-        """Return what an operator has to know: lines of the audit file cannot be written."""
+        """Return what an operator has to know: of the audit file, and of the policy in ``local/``."""
         problem = self.trail.figures.problem if self.trail is not None else None
         told = "commands are refused: their lines cannot be written to the audit file"
-        return [] if problem is None else [f"{told}: {problem}"]
+        warnings = [] if problem is None else [f"{told}: {problem}"]
+        if self.own is not None and self.own.problem is not None:
+            warnings.append(self.own.problem)
+        return warnings
 
     def read_revocations(self) -> None:
         """Take the list of revoked certificates that the supervisor has put on disk, and end the calls of theirs."""

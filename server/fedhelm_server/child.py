@@ -140,6 +140,7 @@ async def _work(
         spawn(control.disk.run(), "disk"),
         spawn(checkpoints.run(), "checkpoints"),
         spawn(watch_kit(ReloadingKit(runtime.kit), runtime.callers.take), "kit"),
+        spawn(runtime.callers.watch_own_policy(), "policy"),
     ]
     for loop in loops:
         # A loop that ends has failed: this child is no use any more, and its supervisor starts another.

@@ -14,10 +14,12 @@ from fedhelm.security.audit_lines import Entry, Outcome, Report, read_lines
 from fedhelm.security.authorization import Object, Right, Subject, decide
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.revocation import RevocationList, Revoked
+from fedhelm.tasks import cancel, spawn
 from fedhelm_server import cli
 from fedhelm_server.callers import Callers
+from fedhelm_server.own_policy import OwnPolicy
 from tests.support.kits import make_kits
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import eventually, eventually_sync
 
 CLUSTER = "c1"
 ALICE = Subject("lead", "alice@a.org", "a")
@@ -143,6 +145,49 @@ def test_another_kit_brings_another_policy_to_every_service_and_a_mistake_leaves
         with pytest.raises(BadInput):
             callers.take(kit)
         assert callers.policy is before is callers.services[0].policy
+
+
+async def test_an_edited_policy_counts_while_the_server_runs_and_a_mistake_leaves_the_one_in_force(kit, caplog):
+    caplog.set_level("INFO", "fedhelm.server")
+    with callers_of(kit) as callers:
+        callers.services += [Service(), Service()]
+        watching = spawn(callers.watch_own_policy(0.001), "policy")
+        write_local(kit, NOBODY_ABORTS)
+        await eventually(lambda: not may(callers, Right.MANAGE_JOB))
+        assert [one.policy for one in callers.services] == [callers.policy] * 2
+        write_local(kit, MISTAKEN)
+        (told,) = await eventually(callers.warnings)
+        assert told.startswith(f"{kit.local / 'authorization.json'}:3:28: permissions.lead.submit: unknown right")
+        assert told.endswith("the policy of before stays in force")
+        assert not may(callers, Right.MANAGE_JOB)
+        assert caplog.text.count("stays in force") == 1
+        (kit.local / "authorization.json").unlink()
+        await eventually(lambda: may(callers, Right.MANAGE_JOB))
+        assert callers.warnings() == []
+        assert "the kit's policy alone counts" in caplog.text
+        await cancel(watching)
+
+
+def test_a_policy_that_is_away_for_a_moment_stays_in_force(kit):
+    write_local(kit, NOBODY_ABORTS)
+    own = OwnPolicy(kit.root)
+    path = kit.local / "authorization.json"
+    path.rename(kit.local / "authorization.json~")
+    assert own.look() is None
+    (kit.local / "authorization.json~").rename(path)
+    assert own.look() is None
+    path.unlink()
+    assert own.look() is None
+    assert own.look() is not None
+
+
+def test_what_was_not_verified_again_is_not_read_again(kit):
+    """Whoever may change files below startup/ gets no other policy by that: only another kit brings one."""
+    own = OwnPolicy(kit.root)
+    (kit.startup / "authorization.json").write_text('{"format_version": "1.0", "permissions": {}}')
+    write_local(kit, NOBODY_ABORTS)
+    assert own.look() is not None
+    assert decide(own.policy, ALICE, Right.SUBMIT_JOB, OWN).allowed
 
 
 def revoked(authority, version, *serials):

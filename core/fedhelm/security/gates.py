@@ -31,7 +31,9 @@ __all__ = [
     "ask",
     "ask_job",
     "check_endpoint",
+    "read_local_policy",
     "read_policy",
+    "read_signed_policy",
     "subject_of",
 ]
 
@@ -287,6 +289,12 @@ def read_policy(root: Path, *, missing: Policy | None = None) -> Policy:
         KitError: the file of ``startup/`` is missing or cannot be read.
         BadInput: a mistake in one of them, with file, line and column.
     """
+    policy, own = read_signed_policy(root, missing=missing), read_local_policy(root)
+    return policy if own is None else policy.tightened_by(own)
+
+
+def read_signed_policy(root: Path, *, missing: Policy | None = None) -> Policy:
+    """Return the policy in ``startup/``; arguments and errors as of :func:`read_policy`."""
     path = root / "startup" / AUTHORIZATION_FILE
     text = _text(path)
     policy = missing
@@ -294,9 +302,14 @@ def read_policy(root: Path, *, missing: Policy | None = None) -> Policy:
         policy = default_policy() if _is_of_before(text) else Policy.parse(text, str(path))
     if policy is None:
         raise KitError(f"{path} is missing", hint="unpack the kit again")
-    local = root / "local" / AUTHORIZATION_FILE
-    own = _text(local)
-    return policy if own is None else policy.tightened_by(Policy.parse(own, str(local)))
+    return policy
+
+
+def read_local_policy(root: Path) -> Policy | None:
+    """Return what ``local/`` says, which tightens a policy; None if there is none. Raises as `read_policy`."""
+    path = root / "local" / AUTHORIZATION_FILE
+    text = _text(path)
+    return None if text is None else Policy.parse(text, str(path))
 
 
 def _text(path: Path) -> str | None:
