@@ -55,7 +55,13 @@ def site_status(
     return doing if doing in ("TRAINING", "STARTING") else "WAITING"
 
 
-def _reason(job: JobState, waits: Mapping[str, str], connected: Collection[str], given: Collection[str]) -> str:
+def _reason(
+    job: JobState,
+    waits: Mapping[str, str],
+    connected: Collection[str],
+    held: Mapping[str, Mapping[str, str]],
+    given: Collection[str],
+) -> str:
     if job.reason:
         return job.reason
     if job.job in waits:
@@ -64,6 +70,10 @@ def _reason(job: JobState, waits: Mapping[str, str], connected: Collection[str],
         absent = [s for s in job.open.members if s not in given and s not in connected]
         if absent:
             return f"round {job.open.round} waits for {', '.join(absent)} to connect"
+        ended = [s for s in job.open.members if s not in given and held.get(s, {}).get(job.job) == "ENDED"]
+        if ended:  # the store was put back to before that
+            where = f"{', '.join(ended)}, where this job has ended already"
+            return f"round {job.open.round} waits for {where}: abort it, and submit it again"
     return _failures(job)
 
 
@@ -115,7 +125,7 @@ def detail(
         summary=summary(job, now),
         round=_round(job),
         rounds=job.config["workflow"][0]["rounds"],
-        reason=_reason(job, waits, connected, given),
+        reason=_reason(job, waits, connected, held, given),
         traceback=job.traceback,
         metrics_json=json.dumps(job.closed[-1]["metrics"]) if job.closed else "",
     )

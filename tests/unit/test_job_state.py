@@ -415,3 +415,12 @@ def test_a_job_that_goes_on_without_a_site_says_why():
     assert detail(job, Clock().utcnow(), SITES, {}, {}).reason == f"{refusal}; site-2: boom"
     job.failed = {f"site-{n}": {**failure(JOB, f"site-{n}"), "seq": 9} for n in range(1, 9)}
     assert detail(job, Clock().utcnow(), SITES, {}, {}).reason.endswith("site-5: boom; and 3 more")
+
+
+def test_a_job_that_waits_for_a_site_where_it_has_ended_says_so():
+    job = fold(log_of(PATH[:4])).jobs[JOB]  # as of the backup
+    held = {"site-1": {JOB: "ENDED"}, "site-2": {JOB: "TRAINING"}}
+    assert detail(job, Clock().utcnow(), SITES, held, {}).reason == (
+        "round 1 waits for site-1, where this job has ended already: abort it, and submit it again"
+    )
+    assert detail(job, Clock().utcnow(), SITES, held, {}, given={"site-1"}).reason == ""
