@@ -43,6 +43,7 @@ from fedhelm_server.objects import count_visible, find_job, job_object, own_job,
 from fedhelm_server.places import bundle_owner
 from fedhelm_server.runtime import Runtime
 from fedhelm_server.scheduler import ALL
+from fedhelm_server.uploads import announced, counted_down
 
 __all__ = ["LOGIN_CONTEXT", "MAX_BUNDLE", "AdminService"]
 
@@ -148,7 +149,11 @@ class AdminService:
         await self._control.disk.require_room()
         blobs = self._runtime.store.blobs
         check = functools.partial(self._check_upload, caller=call.principal)
-        return ref_to_proto(await receive_blob(messages, blobs, check, MAX_BUNDLE))
+        first = await anext(messages, b"")
+        header = announced(first)
+        size = 0 if header is None else min(header.manifest.size, MAX_BUNDLE)
+        async with self._control.disk.room_for(size) as coming:
+            return ref_to_proto(await receive_blob(counted_down(first, messages, coming), blobs, check, MAX_BUNDLE))
 
     async def submit_job(self, request: admin.SubmitJobRequest, call: Call) -> admin.SubmitJobReply:
         """Record an uploaded bundle as a job; the answer means that it is in the log."""

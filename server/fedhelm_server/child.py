@@ -90,7 +90,10 @@ async def _serve_ports(kit: Kit, incarnation: str, link: Channel, callers: Calle
     control = JobControl(runtime)
     checkpoints = Checkpoints(runtime)
     services = {
-        kit.own_server.fed_learn_port: (fleet_pb2.DESCRIPTOR.services_by_name["Fleet"], FleetService(runtime)),
+        kit.own_server.fed_learn_port: (
+            fleet_pb2.DESCRIPTOR.services_by_name["Fleet"],
+            FleetService(runtime, control.disk),
+        ),
         kit.own_server.admin_port: (admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(runtime, control)),
     }
     certificate = ServerCertificate(kit)

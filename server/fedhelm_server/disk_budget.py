@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import IntEnum
 
 from fedhelm.errors import Refused, StoreUnavailable
 from fedhelm.persist.base import BlobStore, Usage
 
-__all__ = ["DiskBudget", "Room", "room_of"]
+__all__ = ["Coming", "DiskBudget", "Room", "kept_free", "room_of"]
 
 _log = logging.getLogger("fedhelm.server")
 
@@ -45,6 +47,22 @@ class _Look:
     room: Room
 
 
+def kept_free(total: int) -> int:
+    """Return the bytes that no upload may take: log, models and checkpoints of what runs go on with them."""
+    return min(total // 100, GIB // 4)
+
+
+@dataclass(eq=False)
+class Coming:
+    """An upload on its way: ``left`` is what is still to come, bytes."""
+
+    left: int
+
+    def arrived(self, size: int) -> None:
+        """So many bytes of it are there."""
+        self.left = max(0, self.left - size)
+
+
 class DiskBudget:
     """Looks at the disk, and says what follows.
 
@@ -55,6 +73,7 @@ class DiskBudget:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
         self._last: _Look | None = None
+        self._coming: list[Coming] = []
 
     async def run(self) -> None:
         """Look every 10 s, for the log; until cancelled."""
@@ -80,6 +99,28 @@ class DiskBudget:
             return []
         effect = "new jobs are refused" if self._last.room is Room.NO_NEW_JOBS else "soon new jobs will be refused"
         return [f"{_figures(self._last.usage)}: {effect}"]
+
+    @contextlib.asynccontextmanager
+    async def room_for(self, size: int) -> AsyncIterator[Coming]:
+        """Keep room for an upload of a running job while it comes in: what the others still have to send counts too.
+
+        Args:
+            size: of the upload, bytes.
+
+        Raises:
+            StoreUnavailable: the disk would be as good as full; sites keep what they have, and try again.
+        """
+        usage = await self.look()
+        if usage is not None and usage.free - sum(one.left for one in self._coming) - size < kept_free(usage.total):
+            raise StoreUnavailable(
+                f"an upload of {size / GIB:.1f} GiB has no room: {_figures(usage)}, and other uploads are on their way"
+            )
+        coming = Coming(size)
+        self._coming.append(coming)
+        try:
+            yield coming
+        finally:
+            self._coming.remove(coming)
 
     async def require_room(self) -> None:
         """Let a new job pass only while the disk has room for it.

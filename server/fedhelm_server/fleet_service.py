@@ -9,8 +9,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from fedhelm.clock import iso
 from fedhelm.errors import (
     BadInput,
@@ -34,12 +32,14 @@ from fedhelm.wire.bulk import receive_blob, ref_from_proto, ref_to_proto, stream
 from fedhelm.wire.chain import Call, is_stop
 from fedhelm_server import decisions
 from fedhelm_server.assignments import assignment
+from fedhelm_server.disk_budget import DiskBudget
 from fedhelm_server.job_book import JobState, finished
 from fedhelm_server.ledger import Placement
 from fedhelm_server.places import sites_owner
 from fedhelm_server.runtime import Runtime
 from fedhelm_server.scheduler import EPHEMERAL_WIRE
 from fedhelm_server.streams import SiteStream
+from fedhelm_server.uploads import announced, counted_down
 
 __all__ = ["ORDERS_WIRE", "WIRE_VERSIONS", "FleetService"]
 
@@ -52,7 +52,16 @@ MAX_UPLOADS = 4
 """Uploads of one site that are read at once."""
 
 MAX_RESULTS = 3
-"""Results that one site may upload to one round: a task that is run again gives another one."""
+"""Results that one site may begin to upload to one round: a task that is run again gives another one."""
+
+RESULT_FACTOR = 8
+RESULT_SLACK = 64 * 1024 * 1024
+"""A result has at most 8 times the bytes of the round's model (a script may answer with wider types), and 64 MiB."""
+
+MAX_FIRST_RESULT = 64 * 1024**3
+"""Bytes of a result where the round has no model."""
+
+_LARGER = "a job whose first results are larger needs an initial_model"
 
 ORDERS_WIRE = 2
 """The first wire version whose sites take orders."""
@@ -66,10 +75,15 @@ MAX_FILTER = 200
 
 
 class FleetService:
-    """The handlers; each runs behind the chain of :mod:`fedhelm.wire.chain`."""
+    """The handlers; each runs behind the chain of :mod:`fedhelm.wire.chain`.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    Args:
+        runtime: role and ledger.
+        disk: of the store, asked about every upload; None: one of its own.
+    """
+
+    def __init__(self, runtime: Runtime, disk: DiskBudget | None = None) -> None:
+        self._runtime, self._disk = runtime, disk or DiskBudget(runtime.store.blobs)
         self._uploads: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_UPLOADS))
         self._results: dict[tuple[str, str], set[str]] = {}
 
@@ -186,6 +200,7 @@ class FleetService:
         """Tell which chunks an upload need not send."""
         await self._runtime.check_leads()
         self._check_upload(request.owner, call.principal.name)
+        self._check_size(request.owner, request.manifest.size)
         return await self._runtime.missing_chunks(request)
 
     async def put_blob(self, messages: AsyncIterator[bytes], call: Call) -> common.BlobRef:
@@ -194,29 +209,45 @@ class FleetService:
         site = call.principal.name
         async with self._uploads[site]:  # one more waits, unread
             first = await anext(messages, b"")
-            self._check_results(first, site)
-            ref = await receive_blob(
-                _again(first, messages), self._runtime.store.blobs, lambda owner: self._check_upload(owner, site)
-            )
-        self._results = {key: kept for key, kept in self._results.items() if self._is_open(key[1])}
-        self._results.setdefault((site, ref.owner), set()).add(ref.digest)
+            size = self._begin_upload(first, site)
+            async with self._disk.room_for(size) as coming:
+                ref = await receive_blob(
+                    counted_down(first, messages, coming),
+                    self._runtime.store.blobs,
+                    lambda owner: self._check_upload(owner, site),
+                )
         return ref_to_proto(ref)
+
+    def _begin_upload(self, first: bytes, site: str) -> int:
+        """Check what is announced, and count it: what is broken off lies in the store too. Returns bytes to come."""
+        header = announced(first)
+        if header is None:
+            return 0
+        sent = header.manifest
+        self._check_upload(header.owner, site)
+        self._check_size(header.owner, sent.size)
+        manifest = Manifest(sent.size, sent.chunk_size, tuple(sent.chunks))
+        self._results = {key: kept for key, kept in self._results.items() if self._is_open(key[1])}
+        kept = self._results.setdefault((site, header.owner), set())
+        if len(kept) >= MAX_RESULTS and manifest.digest not in kept:
+            raise Conflict(f"{site} has uploaded {len(kept)} other results to {header.owner}")
+        kept.add(manifest.digest)
+        return sum(manifest.length(index) for index in set(header.indices) if index < len(manifest.chunks))
+
+    def _check_size(self, owner: str, size: int) -> None:
+        job = self._runtime.book.jobs.get(owner.split("/")[1])
+        model = job.open.model if job is not None and job.open is not None else None
+        limit = MAX_FIRST_RESULT if model is None else RESULT_FACTOR * int(model["size"]) + RESULT_SLACK
+        if size > limit:
+            raise BadInput(
+                f"a result of {size} bytes for {owner}: at most {limit} are taken in this round", hint=_LARGER
+            )
 
     def _is_open(self, owner: str) -> bool:
         job = self._runtime.book.jobs.get(owner.split("/")[1])
         if job is None or job.open is None or finished(job.status):
             return False
         return owner == sites_owner(job.job, job.open.step, job.open.round)
-
-    def _check_results(self, first: bytes, site: str) -> None:
-        try:
-            header = common.PutBlobHeader.FromString(first)
-        except DecodeError:
-            return  # said where the upload is read
-        sent = header.manifest
-        kept = self._results.get((site, header.owner), ())
-        if len(kept) >= MAX_RESULTS and Manifest(sent.size, sent.chunk_size, tuple(sent.chunks)).digest not in kept:
-            raise Conflict(f"{site} has uploaded {len(kept)} other results to {header.owner}")
 
     async def get_manifest(self, request: common.BlobRef, call: Call) -> common.Manifest:
         """Return the manifest of a bundle or a model."""
@@ -369,12 +400,6 @@ def _stream(hello: fleet.Hello, version: int, site: Principal) -> SiteStream:
     stream.answers_orders = hello.answers_orders
     stream.hold(list(hello.jobs))
     return stream
-
-
-async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for message in rest:
-        yield message
 
 
 def _json_object(text: str, what: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm_server.admin_service import AdminService
+from fedhelm_server.disk_budget import DiskBudget
 from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.job_control import JobControl
 from fedhelm_server.places import bundle_owner
@@ -68,7 +69,9 @@ class Desk:
             stream.held = {ALICES: "TRAINING", BOBS: "TRAINING"}
             self.runtime.streams.open(stream)
         control = JobControl(self.runtime)
-        control.disk = SimpleNamespace(look=nothing, warnings=list, require_room=nothing)
+        control.disk = SimpleNamespace(
+            look=nothing, warnings=list, require_room=nothing, room_for=DiskBudget(blobs).room_for
+        )
         control.runners = SimpleNamespace(reconcile=lambda _: None, hand=lambda _: None)
         self.service = AdminService(self.runtime, control)
         self.prepared, self.orders = [], []

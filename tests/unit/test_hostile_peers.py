@@ -16,6 +16,7 @@ from fedhelm.v1 import fleet_pb2 as fleet
 from fedhelm.wire.bulk import receive_blob
 from fedhelm_server import admin_service, fleet_service, streams
 from fedhelm_server.admin_service import LOGIN_CONTEXT, AdminService
+from fedhelm_server.disk_budget import DiskBudget
 from fedhelm_server.fleet_service import FleetService
 from fedhelm_server.holding import Holding
 from tests.fakes.persist_memory import MemoryBlobStore
@@ -56,7 +57,7 @@ def runtime():
 
 @pytest.fixture
 def service(runtime):
-    return FleetService(runtime)
+    return FleetService(runtime, DiskBudget(MemoryBlobStore()))
 
 
 def lines(*texts):

@@ -12,6 +12,7 @@ import pytest
 
 from fedhelm.errors import (
     BadInput,
+    BadSignature,
     Conflict,
     Corrupt,
     JobNotFound,
@@ -32,7 +33,7 @@ from fedhelm.tasks import cancel, spawn
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
-from fedhelm_server import decisions
+from fedhelm_server import decisions, fleet_service
 from fedhelm_server.admin_service import RESTART_DELAY_S, AdminService
 from fedhelm_server.checkpoints import Checkpoints
 from fedhelm_server.disk_budget import GIB
@@ -261,6 +262,50 @@ async def test_a_site_uploads_few_different_results_to_a_round_but_each_again(tm
         await primary.upload("site-2", b"another's")
 
 
+async def test_uploads_that_were_broken_off_count_too(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        hold = asyncio.Event()
+        for number in range(MAX_RESULTS):
+            broken = asyncio.ensure_future(primary.upload("site-1", b"%d" % number, hold=hold))
+            await eventually(lambda number=number: sum(map(len, primary.fleet._results.values())) == number + 1)
+            broken.cancel()
+        with pytest.raises(Conflict, match="3 other results"):
+            await primary.upload("site-1", b"one more")
+        await primary.upload("site-1", b"0")  # it is sent again
+
+
+async def test_a_result_has_the_size_of_the_rounds_model_times_eight_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet_service, "RESULT_SLACK", 10)
+    monkeypatch.setattr(fleet_service, "MAX_FIRST_RESULT", 5)
+    async with primary_in(tmp_path) as primary:
+        with pytest.raises(BadInput, match=r"6 bytes .*: at most 5 are taken") as refused:
+            await primary.upload("site-1", bytes(6))
+        assert "initial_model" in refused.value.hint
+        primary.book.jobs[JOB].open.model = {"owner": model_owner(JOB, 0, 0), "digest": "ab" * 32, "size": 3}
+        await primary.upload("site-1", bytes(34))
+        with pytest.raises(BadInput, match=r"35 bytes .*: at most 34 are taken"):
+            await primary.upload("site-1", bytes(35))
+        sent = common.Manifest(size=35, chunk_size=1024, chunks=[blake3_hex(bytes(35))])
+        request = common.MissingChunksRequest(owner=sites_owner(JOB, 0, 1), manifest=sent)
+        with pytest.raises(BadInput, match="35 bytes"):
+            await primary.fleet.missing_chunks(request, site_call("site-1"))
+
+
+async def test_uploads_leave_room_for_the_log_and_sites_keep_what_has_none(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        blobs, hold = primary.runtime.store.blobs, asyncio.Event()
+        blobs.usage = lambda: Usage(100_000, 1000 + 20)
+        first = asyncio.ensure_future(primary.upload("site-1", bytes(15), hold=hold))
+        await eventually(lambda: primary.fleet._disk._coming)
+        with pytest.raises(StoreUnavailable, match="has no room"):  # 1000 are kept, and 15 of the 20 are spoken for
+            await primary.upload("site-2", bytes(6))
+        await primary.upload("site-2", bytes(5))
+        hold.set()
+        await first
+        assert primary.fleet._disk._coming == []
+        await primary.upload("site-2", bytes(20))
+
+
 async def test_a_sites_fifth_upload_waits_for_one_of_four(tmp_path):
     async with primary_in(tmp_path) as primary:
         hold = asyncio.Event()
@@ -429,6 +474,47 @@ async def test_sites_are_told_once_each_also_the_one_that_comes_later(tmp_path):
         with pytest.raises(Conflict):
             await primary.operate("site-1")
         assert primary.link.heard == []
+
+
+async def test_the_admin_hears_which_sites_refuse_and_an_order_is_passed_on_as_it_was_signed(tmp_path):
+    async with primary_in(tmp_path) as primary:
+        told = []
+
+        async def play(site, refusal):
+            answered = asyncio.Event()
+
+            async def messages():
+                hello = fleet.Hello(cluster=primary.runtime.kit.cluster, wire_versions=[2], answers_orders=True)
+                yield fleet.SiteMessage(hello=hello)
+                await answered.wait()
+                if refusal is not None:
+                    answer = fleet.OrderAnswer(id=REQUEST, refusal=refusal)
+                    yield fleet.SiteMessage(beat=fleet.Beat(answers=[answer]))
+                    await asyncio.Event().wait()
+
+            call = called(Principal("poc", "site", site), "Fleet.Connect")
+            async for message in primary.fleet.connect(messages(), call):
+                if message.HasField("order"):
+                    told.append((site, message.order.statement))
+                    answered.set()
+
+        async with asyncio.TaskGroup() as sites:
+            played = [
+                sites.create_task(play("site-1", None)),  # obeys: its stream ends
+                sites.create_task(play("site-2", "operate is none")),
+                sites.create_task(play("site-3", "")),  # had obeyed before
+            ]
+            await eventually(lambda: len(primary.runtime.streams.connected()) == 3)
+            reply = await primary.operate("@ALL")
+            for one in played:
+                one.cancel()
+        assert sorted(told) == [(f"site-{number}", b"") for number in (1, 2, 3)]
+        assert list(reply.sites) == ["site-1", "site-3"]
+        assert [(one.site, one.reason) for one in reply.refused] == [("site-2", "operate is none")]
+        primary.runtime.kit.ca.parent.mkdir(exist_ok=True)
+        primary.runtime.kit.ca.write_bytes(b"")
+        with pytest.raises(BadSignature, match="not a signed statement"):
+            await primary.operate("@ALL", request_id=f"{REQUEST}2", statement=b"{}")
 
 
 async def test_a_server_is_restarted_by_its_supervisor_after_its_answer(tmp_path):
