@@ -16,7 +16,7 @@ from typing import Final
 
 from fedhelm.clock import Clock, iso
 from fedhelm.config.kit import Kit
-from fedhelm.errors import BadSignature, FedhelmError, NotAuthorised
+from fedhelm.errors import BadInput, BadSignature, FedhelmError, NotAuthorised
 from fedhelm.ids import JOB_ID
 from fedhelm.process import atomic_write, fsync_dir
 from fedhelm.security.statements import moment
@@ -34,18 +34,19 @@ MOST: Final = 100_000
 not taken in."""
 
 _FLOOR: Final = "before"
+_SAMPLE: Final = "k7m3tq4w2zpx 2026-11-22T15:04:05.123Z"
 
 
 class EndedJobs:
     """One site's. :meth:`add` may be called in a thread.
 
     Args:
-        path: the file; missing, it is taken for empty. A line that a power cut tore off is no line.
+        path: the file; missing, it is taken for empty. A last line that a power cut tore off is no line.
         clock: for the time of an end.
         most: jobs that are remembered by name.
 
     Raises:
-        FedhelmError: the file is there and cannot be read.
+        FedhelmError: the file is there and cannot be read; or a line of it is none: ``BadInput`` says which.
     """
 
     def __init__(self, path: Path, clock: Clock, most: int = MOST) -> None:
@@ -54,7 +55,7 @@ class EndedJobs:
         self._most = most
         self._ended: dict[str, str] = {}
         self._floor = ""
-        self._durable: set[str] = set()
+        self._pending: dict[str, str] = {}
         self._writing = threading.Lock()
         try:
             text = path.read_text(encoding="ascii", errors="replace")
@@ -65,19 +66,22 @@ class EndedJobs:
         self._read(text)
 
     def _read(self, text: str) -> None:
-        damaged = 0
-        for line in text.splitlines():
-            name, _, time = line.partition(" ")
-            if moment(time) is None or not (name == _FLOOR or JOB_ID.fullmatch(name)):
-                damaged += 1
-            elif name == _FLOOR:
+        lines = text.splitlines()
+        torn = bool(text) and not text.endswith("\n")
+        for number, line in enumerate(lines, start=1):
+            name, _, time = line.strip().partition(" ")
+            if moment(time) is not None and name == _FLOOR:
                 self._floor = max(self._floor, time)
-            else:
+            elif moment(time) is not None and JOB_ID.fullmatch(name):
                 self._ended[name] = time
-        if damaged:
-            _log.warning("%s: %d lines are damaged and count for nothing", self._path, damaged)
-        self._durable = set(self._ended)
-        if damaged or len(self._ended) > self._most or (text and not text.endswith("\n")):
+            elif torn and number == len(lines):
+                _log.warning("%s: the last line was torn off and counts for nothing", self._path)
+            elif name:  # what it said must not be forgotten in silence
+                raise BadInput(
+                    f"{self._path}:{number}: {line!r:.80} is not a job and a time, such as {_SAMPLE}",
+                    hint="put it right; or delete the line, and that job may run here once more",
+                )
+        if torn or len(self._ended) > self._most:
             with contextlib.suppress(OSError):  # the next agent tries again
                 self._shorten()
 
@@ -90,7 +94,7 @@ class EndedJobs:
         lines = [f"{_FLOOR} {floor}\n"] if floor else []
         lines += [f"{job} {time}\n" for job, time in kept.items()]
         atomic_write(self._path, "".join(lines).encode())
-        self._ended, self._floor, self._durable = kept, floor, set(kept)
+        self._ended, self._floor, self._pending = kept, floor, {}
 
     def begin(self, jobs: Collection[str]) -> None:
         """Make the file, with the jobs of which it is known otherwise that they have ended. Blocking.
@@ -112,14 +116,14 @@ class EndedJobs:
         """Remember an end. It counts at once, and across any crash from when this returns. Blocking.
 
         Raises:
-            OSError: it cannot be written: it counts until this agent ends; calling again tries again.
+            OSError: it cannot be written: it counts until this agent ends, and is written with the next one.
         """
         with self._writing:
-            time = self._ended.setdefault(job, iso(self._clock.utcnow()))
-            if job in self._durable:
-                return
-            _append(self._path, f"{job} {time}\n".encode())
-            self._durable.add(job)
+            if job not in self._ended:
+                self._ended[job] = self._pending[job] = iso(self._clock.utcnow())
+            if self._pending:
+                _append(self._path, "".join(f"{one} {time}\n" for one, time in self._pending.items()).encode())
+                self._pending = {}
 
     def check(self, job: str) -> None:
         """Let a job pass that has not ended here.

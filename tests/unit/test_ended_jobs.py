@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fedhelm.errors import BadSignature, FedhelmError, NotAuthorised
+from fedhelm.errors import BadInput, BadSignature, FedhelmError, NotAuthorised
 from fedhelm_client.ended_jobs import EndedJobs, ended_before
 from fedhelm_client.folders import JobFolder, outbox_dir
 from tests.support.kits import make_kits
@@ -42,7 +42,7 @@ def test_who_ended_is_remembered_by_the_next_agent_and_allowed_by_the_operator_a
     ended.add(ONE)
     ended.add(ONE)
     ended.add(TWO)
-    assert path.read_text() == f"{ONE} 2026-11-22T15:04:06.000Z\n{TWO} 2026-11-22T15:04:08.000Z\n"
+    assert path.read_text() == f"{ONE} 2026-11-22T15:04:06.000Z\n{TWO} 2026-11-22T15:04:07.000Z\n"
     again = EndedJobs(path, Ticking())
     assert ONE in again
     with pytest.raises(
@@ -61,7 +61,7 @@ def test_a_line_that_was_torn_off_costs_no_other(path, caplog):
     with path.open("ab") as file:
         file.write(b"b2345672\xff")
     torn = EndedJobs(path, Ticking())
-    assert "1 lines are damaged" in caplog.text
+    assert "the last line was torn off" in caplog.text
     torn.add(TWO)
     whole = EndedJobs(path, Ticking())
     assert (ONE in whole, TWO in whole) == (True, True)
@@ -74,14 +74,24 @@ def test_what_the_disk_does_not_take_counts_until_the_agent_ends_and_is_written_
         ended.add(ONE)
     assert ONE in ended
     path.parent.mkdir()
-    ended.add(ONE)
-    assert ONE in EndedJobs(path, Ticking())
+    ended.add(TWO)
+    again = EndedJobs(path, Ticking())
+    assert (ONE in again, TWO in again) == (True, True)
 
 
 def test_a_memory_that_cannot_be_read_is_not_taken_for_empty(path):
     path.mkdir()
     with pytest.raises(FedhelmError, match=r"ended_jobs\.txt cannot be read"):
         EndedJobs(path, Ticking())
+
+
+def test_a_line_that_says_nothing_is_named_and_not_read_over(path):
+    good = f"{ONE} 2026-11-22T15:04:05.123Z"
+    path.write_text(f"{good}\r\n\n{TWO}  2026-11-22\n{good}\n")
+    with pytest.raises(BadInput, match=rf"ended_jobs\.txt:3: '{TWO}  2026-11-22' is not a job and a time, such as"):
+        EndedJobs(path, Ticking())
+    path.write_text(f"{good}\r\n\n")
+    assert ONE in EndedJobs(path, Ticking())
 
 
 def test_of_many_the_oldest_are_forgotten_and_nothing_of_their_time_is_taken_in(path):
