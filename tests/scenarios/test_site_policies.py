@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fedhelm.errors import BadInput, NotAuthorised
 from tests.support.jobs import make_job
 from tests.support.organisations import Organisations
+from tests.support.waiting import eventually_sync
 
 pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("organisations")]
 
-LEA, LARS = "lea@alpha.org", "lars@alpha.org"
+LEA, LARS, ANNA, ROOT = "lea@alpha.org", "lars@alpha.org", "anna@alpha.org", "root@alpha.org"
 OWN_POLICY = """\
 {
   // Of the leads, only one is trusted here.
@@ -92,3 +95,16 @@ def test_a_site_takes_jobs_of_those_whom_its_own_policy_names(world):
     status, reason = outcome(world, LARS, folder)
     assert (status, reason) == ("FINISHED:COMPLETED", ""), world.tails()
     assert ran(files) == {"site-a"}
+
+
+def test_a_site_obeys_whom_its_own_policy_lets_operate_it(world):
+    told = world.session(ANNA).operate_sites("restart", ("site-a",), reason="new driver")  # an org_admin of its own
+    assert told.told == ()
+    assert told.refused["site-a"].startswith(f"site site-a, org_admin {ANNA}: "), told.refused
+    assert world.session(ROOT).operate_sites("restart", ("site-a",)).told == ("site-a",)
+
+    def orders():
+        lines = [json.loads(line) for line in (world.kits["site-a"].root / "audit.jsonl").read_text().splitlines()]
+        return [(one["outcome"], one.get("by", {}).get("name")) for one in lines if one["action"] == "site.restart"]
+
+    eventually_sync(lambda: orders() == [("denied", None), ("allowed", ROOT)], 20, world.tails())
