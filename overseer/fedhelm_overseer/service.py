@@ -18,9 +18,9 @@ from fedhelm.errors import FedhelmError, StoreUnavailable
 from fedhelm.security.audit import AUDIT_FILE, AuditTrail
 from fedhelm.security.audit_start import open_trail
 from fedhelm.security.authorization import Policy, default_policy
-from fedhelm.security.gates import read_policy
 from fedhelm.security.kept_revocations import KeptRevocations
-from fedhelm.security.reloading import ReloadingKit, watch_kit
+from fedhelm.security.own_policy import OwnPolicy
+from fedhelm.security.reloading import LOOK_S, ReloadingKit, watch_kit
 from fedhelm.security.tls import refresh_server, server_context
 from fedhelm.tasks import cancel, spawn
 from fedhelm_overseer.app import create_app
@@ -41,12 +41,16 @@ _MAX_HEAD = 16 * 1024
 
 @dataclasses.dataclass
 class _Asked:
-    """What is asked about whoever calls; ``policy`` changes with the kit."""
+    """What is asked about whoever calls; ``policy`` changes with the kit, and with the overseer's own file."""
 
-    policy: Policy
+    own: OwnPolicy
     kept: KeptRevocations
     trail: AuditTrail
     clock: Clock
+
+    def policy(self) -> Policy:
+        """Return who may do what, as of now."""
+        return self.own.policy
 
 
 class _Opened:
@@ -58,9 +62,7 @@ class _Opened:
             self.desk = Desk(kit, self.store, asked.clock, asked.kept)
             self.observer = Observer(self.desk, kit.timing.observe)
             self.threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="desk")
-            self.app = create_app(
-                kit, self.desk, self.threads, asked.trail, policy=lambda: asked.policy, clock=asked.clock
-            )
+            self.app = create_app(kit, self.desk, self.threads, asked.trail, policy=asked.policy, clock=asked.clock)
         except BaseException:
             self.store.close()
             raise
@@ -127,9 +129,9 @@ class Service:
         self._reloading = ReloadingKit(kit, clock=self._clock)
         self._context = server_context(kit)
         self._place = lease_place(kit)
-        policy = _policy_of(kit)
-        self._asked = asked = _Asked(policy, KeptRevocations(kit), _open_trail(kit, self._clock), self._clock)
-        self._front = Front(kit.project, asked.kept, lambda: asked.policy, asked.trail, self._clock)
+        own = OwnPolicy(kit.root, missing=default_policy())  # kits of before had none for overseers
+        self._asked = asked = _Asked(own, KeptRevocations(kit), _open_trail(kit, self._clock), self._clock)
+        self._front = Front(kit.project, asked.kept, asked.policy, asked.trail, self._clock)
         try:
             self._open = self._open_now()
         except StoreUnavailable as error:
@@ -175,10 +177,11 @@ class Service:
                 loop.add_signal_handler(number, self.stop)
         opening = spawn(self._open_store(), "open the lease store")
         watching = spawn(watch_kit(self._reloading, self._take_kit), "watch the kit")
+        policy = spawn(self._watch_policy(), "watch the policy")
         try:
             await self._server.serve(sockets=[self._listener])
         finally:
-            await cancel(opening, watching)
+            await cancel(opening, watching, policy)
             if self._open is not None:
                 self._open.close()
             self._listener.close()
@@ -196,7 +199,13 @@ class Service:
         self._kit = dataclasses.replace(kit, timing=self._kit.timing)
         if self._open is not None:
             spawn(self._follow(self._open.desk), "take the new kit")
-        self._asked.policy = _policy_of(kit)  # last: a mistake in local/ leaves the former one in force, and no more
+        self._asked.own.take()  # last: a mistake in local/ leaves what it said before in force, and no more
+
+    async def _watch_policy(self) -> None:
+        """Take ``local/authorization.json`` whenever it changes, for ever; a mistake is in the log."""
+        while True:
+            await asyncio.to_thread(self._asked.own.look)
+            await asyncio.sleep(LOOK_S)
 
     async def _follow(self, desk: Desk) -> None:
         try:
@@ -233,11 +242,6 @@ class Service:
     def _end_streams(self) -> None:
         if self._open is not None:
             self._open.end_streams()
-
-
-def _policy_of(kit: Kit) -> Policy:
-    """Read the policy; kits of before had none for overseers, which went by the default."""
-    return read_policy(kit.root, missing=default_policy())
 
 
 def _open_trail(kit: Kit, clock: Clock) -> AuditTrail:

@@ -13,9 +13,9 @@ from fedhelm.security.audit import AUDIT_FILE, AuditTrail
 from fedhelm.security.audit_start import open_trail
 from fedhelm.security.authorization import Policy, default_policy
 from fedhelm.security.kept_revocations import KeptRevocations
+from fedhelm.security.own_policy import OwnPolicy
 from fedhelm.security.reloading import LOOK_S
 from fedhelm.wire.chain import ServiceHandlers
-from fedhelm_server.own_policy import OwnPolicy
 
 __all__ = ["CLOSE_S", "Callers"]
 
@@ -68,15 +68,19 @@ class Callers:
         """Go on with the policy, the certificate and the roots of a kit that took the place of the former one.
 
         Raises:
-            BadInput: a mistake in a policy file; the policy in force stays.
+            BadInput: a mistake in a policy file; what that file said before stays in force.
             KitError: a file cannot be read.
         """
         if self.revocations is not None:
             self.revocations.trust(kit)
         for listener in self.on_kit:
             listener(kit)
-        self.own = OwnPolicy(kit.root)
-        self._decide_by(self.own.policy)
+        if self.own is None:
+            self.own = OwnPolicy(kit.root)
+        try:
+            self.own.take()
+        finally:
+            self._decide_by(self.own.policy)
 
     def _decide_by(self, policy: Policy) -> None:
         self.policy = policy
@@ -88,7 +92,7 @@ class Callers:
         while True:
             own = self.own
             policy = None if own is None else await asyncio.to_thread(own.look)
-            if policy is not None and own is self.own:
+            if policy is not None:
                 self._decide_by(policy)
             await asyncio.sleep(interval)
 

@@ -189,7 +189,9 @@ async def test_an_installed_kit_counts_for_new_connections_and_old_ones_go_on(ru
 POLICY = '{"format_version": "1.0", "permissions": {"project_admin": {"operate": "%s", "view": "any"}}}'
 
 
-async def test_the_policy_of_an_installed_kit_counts_and_a_mistake_in_ones_own_leaves_the_former(running, caplog):
+async def test_the_policy_of_an_installed_kit_counts_and_so_does_ones_own_and_a_mistake_in_it_changes_nothing(
+    running, caplog
+):
     admin, local = OverseerConsoleClient(running.kits[ADMIN]), running.kits["overseer"].local / "authorization.json"
 
     async def denied():
@@ -199,14 +201,22 @@ async def test_the_policy_of_an_installed_kit_counts_and_a_mistake_in_ones_own_l
             return "operate is none for project_admin" in str(error)
         return False
 
+    async def allowed():
+        return not await denied()
+
     with contextlib.closing(admin):
-        assert not await denied()
+        assert await allowed()
         running.replace_kit("overseer", 2, POLICY % "none")
         await eventually(denied)
         assert (await off_loop(admin.system)).paused
-        local.write_text(POLICY % "sometimes")
         running.replace_kit("overseer", 3, POLICY % "any")
-        await eventually(lambda: "unknown condition 'sometimes'" in caplog.text)
+        await eventually(allowed)
+        local.write_text(POLICY % "none")
+        await eventually(denied)
+        local.write_text(POLICY % "sometimes")
+        await eventually(lambda: "the policy of before stays in force" in caplog.text)
+        running.replace_kit("overseer", 4, POLICY % "any")
+        await eventually(lambda: "the new kit of overseer cannot be used" in caplog.text)
         assert await denied()
         await running.stop()
         running.listener = listen("127.0.0.1", running.port)
@@ -214,10 +224,6 @@ async def test_the_policy_of_an_installed_kit_counts_and_a_mistake_in_ones_own_l
             running.start()
         local.unlink()
         running.start()
-
-        async def allowed():
-            return not await denied()
-
         await eventually(allowed)
 
 

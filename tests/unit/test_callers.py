@@ -12,12 +12,12 @@ from fedhelm.errors import AlreadyRunning, BadInput, ExitStatus, FedhelmError
 from fedhelm.security.audit import AUDIT_FILE
 from fedhelm.security.audit_lines import Entry, Outcome, Report, read_lines
 from fedhelm.security.authorization import Object, Right, Subject, decide
+from fedhelm.security.own_policy import OwnPolicy
 from fedhelm.security.pki import CertificateAuthority
 from fedhelm.security.revocation import RevocationList, Revoked
 from fedhelm.tasks import cancel, spawn
 from fedhelm_server import cli
 from fedhelm_server.callers import Callers
-from fedhelm_server.own_policy import OwnPolicy
 from tests.support.kits import make_kits
 from tests.support.waiting import eventually, eventually_sync
 
@@ -144,11 +144,12 @@ def test_another_kit_brings_another_policy_to_every_service_and_a_mistake_leaves
         before = callers.policy
         with pytest.raises(BadInput):
             callers.take(kit)
-        assert callers.policy is before is callers.services[0].policy
+        assert callers.policy == before
+        assert callers.services[0].policy is callers.policy
 
 
 async def test_an_edited_policy_counts_while_the_server_runs_and_a_mistake_leaves_the_one_in_force(kit, caplog):
-    caplog.set_level("INFO", "fedhelm.server")
+    caplog.set_level("INFO", "fedhelm.kit")
     with callers_of(kit) as callers:
         callers.services += [Service(), Service()]
         watching = spawn(callers.watch_own_policy(0.001), "policy")
@@ -188,6 +189,38 @@ def test_what_was_not_verified_again_is_not_read_again(kit):
     write_local(kit, NOBODY_ABORTS)
     assert own.look() is not None
     assert decide(own.policy, ALICE, Right.SUBMIT_JOB, OWN).allowed
+
+
+def test_a_folder_that_cannot_be_looked_into_leaves_the_policy_in_force(kit):
+    write_local(kit, NOBODY_ABORTS)
+    own = OwnPolicy(kit.root)
+    kit.local.rename(kit.root / "kept")
+    kit.local.write_text("no folder")
+    for _ in range(3):
+        assert own.look() is None
+    assert own.problem.startswith(f"{kit.local / 'authorization.json'}: cannot be read: Not a directory")
+    assert not decide(own.policy, ALICE, Right.MANAGE_JOB, OWN).allowed
+    kit.local.unlink()
+    (kit.root / "kept").rename(kit.local)
+    assert own.look() is None
+    assert own.problem is None
+    assert not decide(own.policy, ALICE, Right.MANAGE_JOB, OWN).allowed
+
+
+def test_another_kit_counts_although_there_is_a_mistake_in_ones_own_file(kit):
+    write_local(kit, NOBODY_ABORTS)
+    own = OwnPolicy(kit.root)
+    write_local(kit, MISTAKEN)
+    (kit.startup / "authorization.json").write_text(
+        '{"format_version": "1.0", "permissions": {"lead": {"view": "any"}}}'
+    )
+    with pytest.raises(BadInput):
+        own.take()
+    assert not decide(own.policy, ALICE, Right.SUBMIT_JOB, OWN).allowed
+    write_local(kit, NOBODY_ABORTS)
+    assert own.look() is not None
+    assert not decide(own.policy, ALICE, Right.SUBMIT_JOB, OWN).allowed
+    assert decide(own.policy, ALICE, Right.VIEW, OWN).allowed
 
 
 def revoked(authority, version, *serials):
