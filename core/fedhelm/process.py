@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -14,12 +15,13 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fedhelm.errors import AlreadyRunning
 
 __all__ = [
     "KIT_MARK",
+    "OPEN_FILES",
     "ROLE_MARK",
     "MarkedProcess",
     "ParticipantLock",
@@ -28,6 +30,8 @@ __all__ = [
     "die_with_parent",
     "fsync_dir",
     "marked_processes",
+    "open_files",
+    "raise_open_files",
     "read_state",
     "set_non_dumpable",
     "set_subreaper",
@@ -57,6 +61,29 @@ def die_with_parent(parent_pid: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+OPEN_FILES: Final = 65536
+"""Open files that a participant wants to be allowed, if the machine lets it."""
+
+
+def raise_open_files() -> int:
+    """Allow this process, and those that it starts, up to :data:`OPEN_FILES` open files; return how many it has now.
+
+    A session or a unit often allows 1,024, of which as many connections take every one that the store needs; the hard
+    limit, which nobody but root can raise, is mostly far above.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if open_files() < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return open_files()
+
+
+def open_files() -> int:
+    """Return how many open files this process may have; where there is no limit, :data:`OPEN_FILES`."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return OPEN_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def set_subreaper() -> None:

@@ -19,7 +19,7 @@ from fedhelm.errors import ExitStatus, PortTaken, StoreUnavailable, WrongStore
 from fedhelm.output import CommandParser, guarded
 from fedhelm.persist.record import READABLE_VERSIONS
 from fedhelm.persist.store import open_store, probe
-from fedhelm.process import KIT_MARK, ParticipantLock, child_env
+from fedhelm.process import KIT_MARK, ParticipantLock, child_env, raise_open_files
 from fedhelm.provision.launch import PROGRAM, background
 from fedhelm.provision.stop import wait_until
 from fedhelm.security.audit_start import read_audit_settings
@@ -63,6 +63,7 @@ def _foreground(args: argparse.Namespace) -> int:
         # The mark by which `poc status` finds a participant's processes is read from the environment at exec.
         arguments = [*PROGRAM, "server", "--kit", str(kit.root)]
         os.execve(sys.executable, arguments, child_env(kit.root, "supervisor"))  # noqa: S606  replaces this process
+    raise_open_files()  # its child and the runners have it from here
     lock = ParticipantLock(kit.run)
     lock.acquire()
     try:

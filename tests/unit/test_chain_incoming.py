@@ -19,6 +19,7 @@ from fedhelm.wire import serving as serving_module
 from fedhelm.wire.chain import ServiceHandlers
 from fedhelm.wire.channels import FleetStub, aio_channel
 from fedhelm.wire.faults import decode_error
+from fedhelm.wire.serving import connections_of
 from tests.fakes.wire_service import FLEET, FleetDesk, Noted, serving
 from tests.support import http2
 from tests.support.kits import ADMIN as ADMIN_NAME
@@ -276,6 +277,29 @@ async def test_one_certificate_has_so_many_calls_over_all_its_connections(kits, 
                 return await send(again, "Contribute", message)
 
         await eventually(served)
+
+
+async def test_a_crowd_without_certificates_is_closed_and_takes_nothing_from_those_who_are_served(kits, monkeypatch):
+    monkeypatch.setattr(serving_module, "connections_of", lambda _: 3)
+    async with serving(kits["server1"], FLEET, FleetDesk()) as port, channel_to(kits["site-1"], port) as channel:
+        stub = FleetStub(channel, "server1")
+        await stub.contribute(fleet.Contribution(), T)
+        crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+        closed = [asyncio.ensure_future(reader.read(1)) for reader, _ in crowd]
+        await eventually(lambda: sum(one.done() for one in closed) == 8)
+        assert (await stub.contribute(fleet.Contribution(), T)).seq == 1
+        for one, (_, writer) in zip(closed, crowd, strict=True):
+            one.cancel()
+            writer.close()
+        async with channel_to(kits["site-2"], port) as other:  # there is room again
+            assert (await FleetStub(other, "server1").contribute(fleet.Contribution(), T)).seq == 1
+
+
+@pytest.mark.parametrize(
+    ("open_files", "connections"), [(256, 64), (1024, 384), (4096, 1920), (65536, 4096), (1 << 30, 4096)]
+)
+def test_connections_leave_files_to_the_store(open_files, connections):
+    assert connections_of(open_files) == connections
 
 
 async def test_a_server_with_all_its_calls_tells_the_next_to_come_again(kits, monkeypatch):

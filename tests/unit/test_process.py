@@ -183,6 +183,23 @@ def test_marked_processes_are_found_and_others_are_not(tmp_path):
         assert marked_processes(kit) == [MarkedProcess(two.pid, "job", os.getpid())]
 
 
+def test_a_process_allows_itself_the_open_files_that_the_machine_lets_it_have():
+    code = """
+import resource, subprocess, sys
+from fedhelm.process import OPEN_FILES, raise_open_files
+hard = min(OPEN_FILES, int(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+assert raise_open_files() == hard == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+assert raise_open_files() == hard
+print(subprocess.check_output(["sh", "-c", "ulimit -n"], text=True).strip())
+"""
+    for hard in ("300", "500"):
+        told = subprocess.run(
+            [sys.executable, "-c", code, hard], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert told.stdout.strip() == hard, "a child has it too"
+
+
 def test_a_zombie_is_not_alive(tmp_path):
     with python("pass", env=child_env(tmp_path, "job")) as process:
         eventually_sync(lambda: not alive(process.pid))  # it has ended, and nobody has reaped it

@@ -9,9 +9,10 @@ import grpc
 import grpc.aio
 
 import fedhelm.wire
+from fedhelm.process import open_files
 from fedhelm.wire.alive import keep_alive
 
-__all__ = ["MAX_RPCS", "MAX_STREAMS", "WINDOW", "new_server", "serve_options"]
+__all__ = ["MAX_RPCS", "MAX_STREAMS", "WINDOW", "connections_of", "new_server", "serve_options"]
 
 assert fedhelm.wire  # imported before grpc, for the environment it sets
 
@@ -29,13 +30,25 @@ and a few for each job that runs. With :data:`WINDOW` it bounds what a connectio
 MAX_RPCS: Final = 4096
 """Calls that are served at once at one port; one more is told to come again. Each of 500 sites may have eight."""
 
+MAX_CONNECTIONS: Final = 4096
+"""Connections of one port, with and without a certificate; one more is closed at once. A site has one."""
+
+KEPT_FILES: Final = 256
+"""Open files that connections leave to the rest of a server: the log, blobs, runners."""
+
 HANDSHAKE_MS = 10_000
 """Time that a connection has to finish TLS; one that does not is closed (grpc's own limit is 120 s)."""
+
+
+def connections_of(open_files: int) -> int:
+    """Return how many connections a port may have in a process with two ports that may open so many files. Pure."""
+    return max(KEPT_FILES // 4, min(MAX_CONNECTIONS, (open_files - KEPT_FILES) // 2))
 
 
 def serve_options() -> list[tuple[str, int]]:
     """Return the options of a gRPC server: keep-alive, limits, and no silent sharing of a port."""
     return [
+        ("grpc.max_allowed_incoming_connections", connections_of(open_files())),
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", MAX_CONTROL),
         ("grpc.max_send_message_length", MAX_CONTROL),
