@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fedhelm.config.kit import Kit
 from fedhelm.errors import ExitStatus
 from fedhelm.output import CommandParser, guarded
-from fedhelm.process import KIT_MARK, ROLE_MARK, ParticipantLock
+from fedhelm.process import KIT_MARK, ROLE_MARK, ParticipantLock, raise_open_files
 
 if TYPE_CHECKING:
     from fedhelm_client.orders import Action
@@ -58,6 +58,7 @@ def _foreground(root: Path) -> int:
     read_audit_settings(kit.local)
     read_site_settings(kit.local)
     check_privacy(kit)
+    raise_open_files()
     lock = ParticipantLock(kit.run)
     lock.acquire()
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedhelm.errors import ExitStatus
 from fedhelm.output import CommandParser, guarded
-from fedhelm.process import KIT_MARK, ParticipantLock, child_env, write_state
+from fedhelm.process import KIT_MARK, ParticipantLock, child_env, raise_open_files, write_state
 
 __all__ = ["main"]
 
@@ -48,6 +48,7 @@ def _foreground(root: Path) -> int:
     kit = open_kit(root, role="overseer", remember=True)
     log.setup(kit.name, None if _goes_to(kit.log_file) else kit.log_file)
     apply_levels(kit)
+    raise_open_files()
     lock = ParticipantLock(kit.run)
     lock.acquire()
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from fedhelm.process import OPEN_FILES
 from fedhelm.provision.container_values import (
     DATA,
     HEALTH_COMMAND,
@@ -82,6 +83,7 @@ def _common(project: Project, participant: Participant) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "pids_limit": PIDS,
+        "ulimits": {"nofile": {"soft": OPEN_FILES, "hard": OPEN_FILES}},
         "working_dir": KIT,
         "entrypoint": ["fedhelm"],
         "logging": {"driver": "local"},

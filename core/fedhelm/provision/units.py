@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedhelm.process import OPEN_FILES
 from fedhelm.provision.container_values import STOP_SECONDS, store_mount
 from fedhelm.provision.launch import COMMANDS
 from fedhelm.provision.project import Project
@@ -41,6 +42,8 @@ RestartPreventExitStatus=2 4
 # The participant ends its own processes; what is left after that is killed.
 KillMode=mixed
 TimeoutStopSec={stop}s
+# A connection is an open file, and the store needs some too.
+LimitNOFILE={open_files}
 
 NoNewPrivileges=yes
 CapabilityBoundingSet=
@@ -88,6 +91,7 @@ def unit_files(project: Project) -> dict[str, str]:
             program=PROGRAM,
             command=command,
             stop=STOP_SECONDS,
+            open_files=OPEN_FILES,
             mounts=f"RequiresMountsFor={written}\n" if written else "",
             store=f" {written}" if written else "",
             devices=_DEVICES.get(role, "PrivateDevices=yes\n"),
