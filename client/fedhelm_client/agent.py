@@ -25,7 +25,7 @@ from fedhelm_client.executor import JobExecution
 from fedhelm_client.folders import JobFolder, make_runtime_dir, outbox_dir
 from fedhelm_client.job_process import end_strays
 from fedhelm_client.links import Dial, Links, dial_with_tls
-from fedhelm_client.orders import Action, Orders, action_of
+from fedhelm_client.orders import Action, Orders, action_of, check_order
 from fedhelm_client.outbox import load_jobs
 from fedhelm_client.roster import Ask, ServerWatch
 from fedhelm_client.site import Site
@@ -221,28 +221,33 @@ class Agent:
         """Look at one order after the other; the first that is obeyed ends this agent."""
         while self.ordered is None:
             order, server = await self._orders.get()
-            action = action_of(order)
             try:
-                found = await asyncio.to_thread(
-                    orders.take, self._kit, order, self._trust.revocations, self._clock.utcnow()
-                )
+                if orders.known(order):
+                    self._links.answer(server, order.id)
+                else:
+                    await self._obey_one(orders, order, server)
             except FedhelmError as error:
                 _log.warning("%s says %.20r, which is not obeyed: %s", server, order.action, error)
-                self._trail.order(action or "order", order.id, server, error=error)
                 self._links.answer(server, order.id, f"{error} ({error.hint})" if error.hint else str(error))
-                continue
             except Exception:  # noqa: BLE001 - a defect met by one order must not make this site deaf to the next
                 _log.exception("the order to %.20r cannot be looked at", order.action)
                 self._links.answer(server, order.id, f"site {self._kit.name}: the agent failed: see its log.txt")
-                continue
-            if found is None or action is None:
-                self._links.answer(server, order.id)
-                continue
-            why = " ".join(found.order.reason.split())[:200]
-            _log.info("ordered to %s by %s%s", action, found.admin, f": {why}" if why else "")
-            self._trail.order(action, order.id, server, admin=found.admin, reason=found.order.reason)
-            self.ordered = action
-            self._stop.set()
+
+    async def _obey_one(self, orders: Orders, order: fleet_pb2.Order, server: str) -> None:
+        action, admin = action_of(order), None
+        now, revocations = self._clock.utcnow(), self._trust.revocations
+        try:
+            found = await asyncio.to_thread(check_order, self._kit, order, revocations, now)
+            admin = found.admin
+            await asyncio.to_thread(orders.take, self._kit, found)
+        except FedhelmError as error:
+            self._trail.order(action or "order", order.id, server, admin=admin, error=error)
+            raise
+        why = found.order.reason
+        _log.info("ordered to %s by %s%s", action, admin, f": {' '.join(why.split())[:200]}" if why else "")
+        self._trail.order(found.order.action, order.id, server, admin=admin, reason=why)
+        self.ordered = action
+        self._stop.set()
 
     def _on_assignment(self, assignment: fleet_pb2.Assignment) -> None:
         for assigned in assignment.jobs:

@@ -17,12 +17,13 @@ from fedhelm.plain_json import parse_plain
 from fedhelm.process import atomic_write
 from fedhelm.security.authorization import Object
 from fedhelm.security.gates import ask, read_policy, subject_of
+from fedhelm.security.identity import Principal
 from fedhelm.security.kept_revocations import KeptRevocations
 from fedhelm.security.order_signing import VerifiedOrder, verify_order
 from fedhelm.security.statements import Trust
 from fedhelm.v1 import fleet_pb2
 
-__all__ = ["Action", "Orders", "action_of", "check_order"]
+__all__ = ["Action", "Orders", "action_of", "check_order", "check_rights"]
 
 _log = logging.getLogger("fedhelm.client")
 
@@ -37,7 +38,7 @@ def action_of(order: fleet_pb2.Order) -> Action | None:
 
 
 def check_order(kit: Kit, order: fleet_pb2.Order, revocations: KeptRevocations, now: datetime) -> VerifiedOrder:
-    """Let an order pass that an admin gave this site just now, and may give it; blocking.
+    """Let an order pass that an admin gave this site just now; blocking. Whether they may is :func:`check_rights`.
 
     Args:
         kit: the site's.
@@ -47,9 +48,8 @@ def check_order(kit: Kit, order: fleet_pb2.Order, revocations: KeptRevocations, 
 
     Raises:
         BadInput: it is none.
-        BadSignature: nobody who may signed this, for this site, within the last quarter of an hour.
-        NotAuthorised: this site's policy does not give them the right to operate it.
-        KitError: root or policy of this site cannot be read, or its list of revoked certificates is damaged.
+        BadSignature: no admin signed this, for this site, within the last quarter of an hour.
+        KitError: the root of this site cannot be read, or its list of revoked certificates is damaged.
     """
     action = action_of(order)
     if action is None or not order.id or len(order.id) > 64:
@@ -70,11 +70,20 @@ def check_order(kit: Kit, order: fleet_pb2.Order, revocations: KeptRevocations, 
         raise BadSignature(f"site {kit.name}: {error.message}", hint=error.hint) from error
     if not found.order.names(kit.name):
         raise BadSignature(f"site {kit.name}: the order to {action} of {found.admin} is for other sites")
-    where = Object(kit.name, kit.org)
-    decision = ask(read_policy(kit.root), subject_of(found.admin), "system.operate", where)
-    if not decision.allowed:
-        raise NotAuthorised(f"site {kit.name}, {found.admin}: {decision.rule}; {decision.why}")
     return found
+
+
+def check_rights(kit: Kit, admin: Principal) -> None:
+    """Let an order pass whose admin this site's own policy lets operate it; blocking.
+
+    Raises:
+        NotAuthorised: names the site and the rule.
+        BadInput: a mistake in the site's policy. KitError: it is missing.
+    """
+    where = Object(kit.name, kit.org)
+    decision = ask(read_policy(kit.root), subject_of(admin), "system.operate", where)
+    if not decision.allowed:
+        raise NotAuthorised(f"site {kit.name}, {admin}: {decision.rule}; {decision.why}")
 
 
 class Orders:
@@ -94,26 +103,24 @@ class Orders:
         except (OSError, ValueError, TypeError) as error:
             _log.warning("%s cannot be read: an order may be obeyed a second time: %s", path, error)
 
-    def take(
-        self, kit: Kit, order: fleet_pb2.Order, revocations: KeptRevocations, now: datetime
-    ) -> VerifiedOrder | None:
-        """Return what to do now; None for an order that was obeyed already.
+    def known(self, order: fleet_pb2.Order) -> bool:
+        """Tell whether an order was obeyed already."""
+        return order.id in self._obeyed
 
-        The order is remembered durably before it is returned. What cannot be remembered is not obeyed: said again after
-        a restart, it would restart this agent for ever.
+    def take(self, kit: Kit, found: VerifiedOrder) -> None:
+        """Let an order be obeyed now: it is remembered durably when this returns.
+
+        What cannot be remembered is not obeyed: said again after a restart, it would restart this agent for ever.
 
         Raises:
-            FedhelmError: as :func:`check_order`; or it cannot be remembered.
+            FedhelmError: as :func:`check_rights`; or it cannot be remembered.
         """
-        if order.id in self._obeyed:
-            return None
-        found = check_order(kit, order, revocations, now)
-        obeyed = [*self._obeyed, order.id][-_KEPT:]
+        check_rights(kit, found.admin)
+        obeyed = [*self._obeyed, found.order.order][-_KEPT:]
         try:
             atomic_write(self._path, json.dumps(obeyed).encode())
         except OSError as error:
             raise FedhelmError(
-                f"site {kit.name}: the order to {order.action} is not obeyed, it cannot be remembered: {error}"
+                f"site {kit.name}: the order to {found.order.action} is not obeyed, it cannot be remembered: {error}"
             ) from error
         self._obeyed = obeyed
-        return found

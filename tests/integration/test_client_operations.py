@@ -163,6 +163,7 @@ async def test_what_no_admin_signed_or_the_sites_policy_denies_is_not_obeyed(fed
     lines = [json.loads(line) for line in (fed.kit.root / "audit.jsonl").read_text().splitlines()]
     denied, unsigned, obeyed = [line for line in lines if line["action"] == "site.shutdown"]
     assert [line["outcome"] for line in (denied, unsigned, obeyed)] == ["denied", "denied", "allowed"]
+    assert denied["by"]["name"] == "admin@nvidia.com"
     assert "operate is none for project_admin" in denied["why"]
     assert "nobody signed it" in unsigned["why"]
     assert (obeyed["by"]["name"], obeyed["object"]["reason"]) == ("admin@nvidia.com", "the night")

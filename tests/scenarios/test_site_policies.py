@@ -107,4 +107,4 @@ def test_a_site_obeys_whom_its_own_policy_lets_operate_it(world):
         lines = [json.loads(line) for line in (world.kits["site-a"].root / "audit.jsonl").read_text().splitlines()]
         return [(one["outcome"], (one["by"] or {}).get("name")) for one in lines if one["action"] == "site.restart"]
 
-    eventually_sync(lambda: orders() == [("denied", None), ("allowed", ROOT)], 20, world.tails())
+    eventually_sync(lambda: orders() == [("denied", ANNA), ("allowed", ROOT)], 20, world.tails())

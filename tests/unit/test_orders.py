@@ -14,7 +14,7 @@ from fedhelm.security.order_signing import SiteOrder, sign_order
 from fedhelm.security.pki import CertificateAuthority, load_certificate
 from fedhelm.security.revocation import RevocationList, Revoked
 from fedhelm.v1 import fleet_pb2
-from fedhelm_client.orders import Orders, action_of
+from fedhelm_client.orders import Orders, action_of, check_order
 from tests.fakes.provision_clock import FixedClock
 from tests.support.kits import ADMIN, make_kits
 
@@ -56,7 +56,12 @@ def order(kits):
 def take(site, path):
     def call(order, orders=None, revocations=None, now=None):
         revocations = revocations or KeptRevocations(site)
-        return (orders or Orders(path)).take(site, order, revocations, now or SystemClock().utcnow())
+        orders = orders or Orders(path)
+        if orders.known(order):
+            return None
+        found = check_order(site, order, revocations, now or SystemClock().utcnow())
+        orders.take(site, found)
+        return found
 
     return call
 

@@ -99,6 +99,8 @@ def test_a_job_keeps_the_policy_that_it_began_with(kit, folder):
     later.bundle.mkdir()
     decree(kit, CLIP)
     assert outgoing_of_job(kit, later).told == (), "it began without one"
+    later.privacy.unlink()  # by the site's operator, for a job that must not go on like that
+    assert outgoing_of_job(kit, later).told == ("clip(norm=1)", "metrics(only=loss)")
 
 
 def test_a_job_that_is_over_takes_the_policy_that_it_began_with_along(kit, folder):
