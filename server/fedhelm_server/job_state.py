@@ -212,7 +212,7 @@ class JobState:
         return cls(**{**state, **changed})
 
 
-_OF_SITES = frozenset({"members", "weights", "site_metrics", "refused"})
+_OF_SITES = frozenset({"members", "weights", "site_metrics"})
 
 
 def is_whole(entry: Mapping[str, Any]) -> bool:
@@ -226,7 +226,7 @@ def counted(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _slim(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {key: value for key, value in entry.items() if key not in _OF_SITES}
+    return {key: value for key, value in entry.items() if key not in _OF_SITES and key != "refused"}
 
 
 def _keys(closed: Iterable[Mapping[str, Any]]) -> set[RoundKey]:

@@ -73,12 +73,14 @@ def _checked(
     unfit: dict[str, str] = {}
     headers: dict[str, Header] = {}
     starts: dict[str, int] = {}
+    known: dict[Header, Header] = {}  # hundreds of sites have one header, and it may have thousands of tensors
     for site, weight, source in ordered:
         if (wrong := weight_problem(weight)) is not None:
             unfit[site] = wrong
             continue
         try:
-            headers[site], starts[site] = read_source_header(source, "it")
+            header, starts[site] = read_source_header(source, "it")
+            headers[site] = known.setdefault(header, header)
         except BadInput as error:
             unfit[site] = f"cannot be read: {error.message}"
     unfit |= misfits(headers, model, members)
@@ -88,9 +90,9 @@ def _checked(
     if not total:
         names = ", ".join(site for site, _, _ in ordered) or "no site"
         raise BadInput(f"the weights of {names} add up to {total}: there is nothing to average")
+    begins = {header: {entry.name: entry.begin for entry in header} for header in known}
     contributions = [
-        _Contribution(site, weight, source, starts[site], {entry.name: entry.begin for entry in headers[site]})
-        for site, weight, source in ordered
+        _Contribution(site, weight, source, starts[site], begins[headers[site]]) for site, weight, source in ordered
     ]
     return _common_layout([*headers.values()]), contributions, total
 

@@ -28,7 +28,8 @@ def misfits(headers: Mapping[str, Header], model: Header | None = None, members:
     Raises:
         Undecided: there is no model, and no more than half agree: nobody can tell whose fault it is.
     """
-    tables = {site: _table(header) for site, header in headers.items()}
+    table_of = {header: _table(header) for header in headers.values()}
+    tables = {site: table_of[header] for site, header in headers.items()}
     if not tables:
         return {}
     common, count = Counter(tables[site] for site in sorted(tables)).most_common(1)[0]
