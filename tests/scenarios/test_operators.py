@@ -107,7 +107,7 @@ def test_a_site_restarted_in_mid_round_gives_the_same_bits_and_deleted_jobs_are_
     refused = standing.console(f"delete_job {job}", "--yes")
     assert (refused.rc, refused.error["code"]) == (2, "REFUSED")
 
-    assert _say(standing, "restart client site-2", "--yes") == {"told": ["site-2"], "missed": []}
+    assert _say(standing, "restart client site-2", "--yes") == {"told": ["site-2"], "missed": [], "refused": {}}
     eventually_sync(lambda: calls(shared, "site-2") == ["train 1", "train 2", "train 2"], 30, standing.tails())
     assert standing.pids("site-2", "agent") == [agent], "a new agent in the same process"
     assert _ended(standing, job, shared) == unfaulted
