@@ -140,6 +140,7 @@ def test_a_shut_down_system_leaves_the_overseer_and_goes_on_after_the_next_start
         "sites_left": [],
         "servers": standing.servers,
         "servers_left": [],
+        "sites_refused": {},
         "complete": True,
     }
     eventually_sync(lambda: {name for name, _, _ in standing.processes()} == {"overseer"}, 15, "the supervisors end")
