@@ -39,6 +39,7 @@ def _foreground(root: Path) -> int:
         command = [sys.executable, "-m", "fedhelm.cli", "overseer", "--kit", str(root)]
         sys.stdout.flush()
         os.execve(sys.executable, command, child_env(root, "overseer"))  # noqa: S606 - replaces this process by itself
+    raise_open_files()
     import asyncio
 
     from fedhelm import log

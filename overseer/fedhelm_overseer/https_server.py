@@ -1,6 +1,7 @@
 """uvicorn's server as an overseer runs it: signals are the service's, and a handshake has to end soon.
 
-Connections are accepted here, so that the log can say whom TLS refused: asyncio's own server drops them in silence.
+Connections are accepted here, so that the log can say whom TLS refused: asyncio's own server drops them in silence. And
+so that a crowd leaves files for the lease store: who has not shown a certificate yet makes room for who comes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from typing import Final
 import uvicorn
 
 from fedhelm.clock import Clock, SystemClock
+from fedhelm.process import open_files
 from fedhelm.tasks import cancel, spawn
 from fedhelm_overseer.refusals import Refusals, reason_of
 
-__all__ = ["HANDSHAKE_S", "HttpsServer"]
+__all__ = ["HANDSHAKE_S", "KEPT_FILES", "MAX_CONNECTIONS", "HttpsServer"]
 
 HANDSHAKE_S: Final = 10.0
 """Seconds that a TLS handshake may take; whoever shows nothing is cut off then. asyncio's own limit is 60 s."""
+
+MAX_CONNECTIONS: Final = 4096
+"""Connections, with and without a certificate, where so many files may be open."""
+KEPT_FILES: Final = 128
+"""Open files that connections leave to the rest: the lease store, the audit file, the log."""
 
 _CLOSE_S: Final = 2.0
 _CUT_S: Final = 0.05
@@ -55,7 +62,8 @@ class HttpsServer(uvicorn.Server):
         self._clock = clock or SystemClock()
         self._refusals = Refusals()
         self._doors: list[asyncio.Task[None]] = []
-        self._arriving: set[asyncio.Task[None]] = set()
+        self._arriving: dict[asyncio.Task[None], None] = {}  # in the order in which they came
+        self._most = max(KEPT_FILES // 4, min(MAX_CONNECTIONS, open_files() - KEPT_FILES))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -79,10 +87,24 @@ class HttpsServer(uvicorn.Server):
                 _log.error("no connection can be accepted: %s", error.strerror or error)
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            task = spawn(self._welcome(connection, str(address[0])), "handshake")
-            self._arriving.add(task)
-            task.add_done_callback(self._arriving.discard)
+            if self._has_room():
+                task = spawn(self._welcome(connection, str(address[0])), "handshake")
+                self._arriving[task] = None
+                task.add_done_callback(lambda ended: self._arriving.pop(ended, None))
+            else:
+                connection.close()
             await asyncio.sleep(0)  # those who are in have their turn, however many knock
+
+    def _has_room(self) -> bool:
+        """Tell whether one more may come; whoever has been shaking hands for longest goes for it."""
+        if len(self._arriving) + len(self.server_state.connections) < self._most:
+            return True
+        oldest = next(iter(self._arriving), None)
+        if oldest is None:
+            return False
+        del self._arriving[oldest]
+        oldest.cancel()
+        return True
 
     async def _welcome(self, connection: socket.socket, address: str) -> None:
         """Shake hands; what comes of it belongs to the connection's protocol."""

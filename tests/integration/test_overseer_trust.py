@@ -302,6 +302,29 @@ async def test_an_overseer_that_cannot_accept_for_a_while_goes_on_later(running,
     assert "no connection can be accepted: Too many open files" in caplog.text
 
 
+async def test_a_crowd_without_certificates_keeps_nobody_out_who_has_one(running, monkeypatch):
+    """Nor those who are in: they are not among those who make room."""
+    monkeypatch.setattr("fedhelm_overseer.https_server.MAX_CONNECTIONS", 8)
+    await running.again()
+    kit = running.kits["site-1"]
+    with contextlib.ExitStack() as crowd:
+        inside = crowd.enter_context(contextlib.closing(await off_loop(connected, kit, running.port)))
+        assert (await off_loop(asked, inside, "GET", "/system"))[0] == 200
+        silent = [
+            crowd.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=30)) for _ in range(40)
+        ]
+        late = crowd.enter_context(contextlib.closing(await off_loop(connected, kit, running.port)))
+        assert (await off_loop(asked, late, "GET", "/system"))[0] == 200
+        assert (await off_loop(asked, inside, "GET", "/system"))[0] == 200
+        assert await off_loop(silent[0].recv, 1) == b""
+        callers = [
+            crowd.enter_context(contextlib.closing(await off_loop(connected, kit, running.port))) for _ in range(6)
+        ]
+        assert [(await off_loop(asked, one, "GET", "/system"))[0] for one in callers] == [200] * 6
+        one_more = crowd.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=30))
+        assert await off_loop(one_more.recv, 1) == b""
+
+
 async def test_whom_tls_refuses_is_in_the_log_with_address_and_reason(running, caplog):
     stranger = CertificateAuthority.create("poc").issue("site", "site-1", "x")
     expired = running.authority.issue("site", "site-1", "x", start=SystemClock().utcnow() - timedelta(days=400))
