@@ -136,4 +136,5 @@ MENDED: tuple[Mended, ...] = (
     Mended("console: metrics", "OverflowError in render._metrics", these(b'{"a":1' + b"0" * 400 + b"}")),
     Mended("console: metrics", "RecursionError in render._metrics", DEEP),
     Mended("backup.json", "RecursionError in project_backup.read_backup", DEEP),
+    Mended("script: lines", "OverflowError in policy.rounded", replaced(b'"nan"', b"1" + b"0" * 400)),
 )

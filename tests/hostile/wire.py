@@ -20,6 +20,7 @@ from fedhelm.errors import FedhelmError
 from fedhelm.local import frames
 from fedhelm.local.script_protocol import Result, TaskOrder, Welcome, check_lines, check_metrics
 from fedhelm.persist.blobs import blake3_hex
+from fedhelm.privacy.policy import PrivacyPolicy
 from fedhelm.v1 import admin_pb2 as admin
 from fedhelm.v1 import common_pb2 as common
 from fedhelm.v1 import fleet_pb2 as fleet
@@ -78,6 +79,7 @@ DOWNLOAD = admin.DownloadManifest(
     ],
 )
 OVERSEER = OverseerAddress("overseer", "127.0.0.1", 8443)
+ROUNDED = PrivacyPolicy.parse('{"format_version": "1.0", "metrics": {"digits": 3}}', "privacy.json")
 EVENT = {"id": 3, "time": "2026-01-01T00:00:00.000Z", "kind": "failover", "text": "x", "data": {"name": "server1"}}
 
 
@@ -299,9 +301,13 @@ def _frames() -> Iterator[Decoder]:
         ("task", task, TaskOrder.from_frame),
         ("result", result, Result.from_frame),
         ("metrics", {"metrics": {"loss": 0.5}}, lambda frame: check_metrics(frame.get("metrics"))),
-        ("lines", {"lines": [line]}, lambda frame: check_lines(frame.get("lines"))),
+        ("lines", {"lines": [line]}, _lines_that_leave),
     ):
         yield Decoder(f"script: {kind}", _frame(take), (dump({"type": kind, **value}),))
+
+
+def _lines_that_leave(frame: dict[str, Any]) -> object:
+    return [ROUNDED.outgoing_line(line) for line in check_lines(frame.get("lines"))]
 
 
 def _frame(take: Callable[[dict[str, Any]], object]) -> Callable[[bytes], object]:
