@@ -63,7 +63,7 @@ class HttpsServer(uvicorn.Server):
         self._refusals = Refusals()
         self._doors: list[asyncio.Task[None]] = []
         self._arriving: dict[asyncio.Task[None], None] = {}  # in the order in which they came
-        self._most = max(KEPT_FILES // 4, min(MAX_CONNECTIONS, open_files() - KEPT_FILES))
+        self._most = min(MAX_CONNECTIONS, max(KEPT_FILES // 4, open_files() - KEPT_FILES))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
