@@ -18,7 +18,6 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -30,14 +29,11 @@ from fedhelm.learning.refusals import Undecided, Unfit
 from fedhelm.learning.registry import workflow_of
 from fedhelm.learning.workflow import (
     Action,
-    ClosedView,
     CloseRound,
     ContributionView,
     Fail,
     Finish,
     OpenRound,
-    RoundView,
-    StepView,
     Wait,
     weighted_metrics,
 )
@@ -52,64 +48,21 @@ from fedhelm_server.job_state import RoundKey, RoundState
 from fedhelm_server.places import job_folder, model_owner
 from fedhelm_server.projection import LiveProjection
 from fedhelm_server.segments import line_items, read_segments
+from fedhelm_server.step_views import NOBODY, given_in_log, step_view
 
 if TYPE_CHECKING:
     from fedhelm_server.job_provenance import Statement
 
-__all__ = ["Runner", "given_in_log", "main", "step_view"]
+__all__ = ["Runner", "main"]
 
 _log = logging.getLogger("fedhelm.runner")
 
 
 STORE_RETRY_S = 0.5
 
-_NOBODY: Mapping[str, str] = MappingProxyType({})
-
 
 class _Gone(Exception):
     """The child is gone, or wants this runner to end."""
-
-
-def given_in_log(job: JobState) -> dict[str, Mapping[str, Any]]:
-    """Return the contributions to the open round that are in the log, by site."""
-    return {site: placed.item for site, placed in job.open.contributions.items()} if job.open else {}
-
-
-def step_view(
-    job: JobState,
-    step: int,
-    opened_for_s: float,
-    given: Mapping[str, Mapping[str, Any]] | None = None,
-    refused: Mapping[str, str] = _NOBODY,
-) -> StepView:
-    """Return what the workflow may see of the job.
-
-    Args:
-        job: the job.
-        step: of its workflow.
-        opened_for_s: how long the round has been open.
-        given: the contributions to the open round, if not the log's.
-        refused: site -> why its contribution does not count: in this round the site is as one that failed.
-    """
-    given = given_in_log(job) if given is None else given
-    given = {site: item for site, item in given.items() if site not in refused}
-    closed = tuple(
-        ClosedView(entry["round"], entry["kind"], entry["metrics"]) for entry in job.closed if entry["step"] == step
-    )
-    open_ = None
-    if job.open is not None:
-        contributions = {site: ContributionView(site, item["weight"], item["metrics"]) for site, item in given.items()}
-        open_ = RoundView(
-            step,
-            job.open.round,
-            job.open.kind,  # type: ignore[arg-type]
-            job.open.members,
-            contributions,
-            opened_for_s,
-        )
-    failed = {site: entry["reason"] for site, entry in job.failed.items()}
-    failed |= {site: f"the contribution of {site} {why}" for site, why in refused.items()}
-    return StepView(closed, open_, job.sites, failed)
 
 
 class Runner:
@@ -209,10 +162,7 @@ class Runner:
         except Unfit as error:
             self._refuse(error)
         except Undecided as error:
-            if not self._awaited():
-                self._done("FINISHED:FAILED", f"round {job.open.round if job.open else 0}: {error}")
-            else:
-                self._wait(None)  # one more contribution may tell
+            self._await_one_more(error)
         except StoreUnavailable:
             self._wait(STORE_RETRY_S)  # full or away: what is in the log is safe, try again
         except FedhelmError as error:
@@ -223,13 +173,21 @@ class Runner:
         """Who gave what cannot be averaged, and why: found with exactly the contributions that there are now."""
         open_ = self._job.open
         if open_ is None or self._refused is None or self._refused[:2] != (open_.key, frozenset(self._given())):
-            return _NOBODY
+            return NOBODY
         return self._refused[2]
 
-    def _awaited(self) -> list[str]:
-        """The sites that may still contribute to the open round."""
-        members = self._job.open.members if self._job.open else ()
-        return [site for site in members if site not in self._given() and site not in self._job.failed]
+    def _await_one_more(self, error: Undecided) -> None:
+        """One more contribution may tell whose fault it is; where none can come the job ends."""
+        job, open_ = self._job, self._job.open
+        assert open_ is not None
+        awaited = [site for site in open_.members if site not in self._given() and site not in job.failed]
+        if not awaited:
+            self._done("FINISHED:FAILED", f"round {open_.round}: {error}")
+            return
+        if (open_.key, str(error)) not in self._told:
+            self._told.add((open_.key, str(error)))
+            self._say(f"round {open_.round}: {error}; it waits for {', '.join(awaited)}")
+        self._wait(None)
 
     def _refuse(self, error: Unfit) -> None:
         """Go on without these in this round. Another runner, from the same contributions, comes to the same."""

@@ -12,7 +12,7 @@ from fedhelm.persist.blobs import BlobWriter
 from fedhelm_server import runners
 from fedhelm_server.job_book import JobBook, finished
 from fedhelm_server.places import model_owner
-from fedhelm_server.runner import step_view
+from fedhelm_server.step_views import step_view
 
 __all__ = ["VirtualRunners", "aggregate", "fold"]
 

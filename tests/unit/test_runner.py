@@ -296,6 +296,24 @@ def test_the_first_round_has_nothing_but_contributions_to_compare_and_two_cannot
     assert job.reason.startswith("round 1: the contributions of a-site and b-site do not fit one another: tensor 'w'")
 
 
+def test_two_that_do_not_fit_wait_for_one_who_tells(bench):
+    """With two answers the round would close; a third one comes after the runner has looked."""
+
+    bench.job(sites=("a-site", "b-site", "c-site"), min_responses=2)
+    child = bench.child(refusing(BAD["another shape"], ("a-site", "b-site")))
+    serve = child._on_frame
+
+    def third(channel, frame):
+        serve(channel, frame)
+        if any("it waits for c-site" in line["value"] for line in frame.get("lines", ())):
+            child.give("c-site", arrays=FINE)
+
+    child._on_frame = third
+    job = bench.run(child)
+    assert job.status == "FINISHED:COMPLETED"
+    assert [*job.closed[0]["refused"]] == ["a-site"]
+
+
 def test_a_job_that_waits_for_all_ends_with_the_name_and_the_reason(bench):
     bench.job(sites=("a-site", "b-site", "c-site"))
     job = bench.run(bench.child(refusing(BAD["another shape"])))
