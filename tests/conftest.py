@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
+
 import fedhelm.wire
 
 assert fedhelm.wire.TLS_1_3_ONLY
 
 # Files that take minutes go first, so that no worker is left alone with one at the end.
 _LONGEST = ("test_faults_between.py", "test_faults.py", "test_overseers.py", "test_simulation.py")
+
+
+@pytest.fixture(autouse=True)
+def umask_of_before():
+    """The command of a site sets its process's umask; where a test calls it, it is not that of the next tests."""
+    before = os.umask(0o077)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 def pytest_collection_modifyitems(items):
