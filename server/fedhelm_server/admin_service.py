@@ -8,6 +8,7 @@ import logging
 import secrets
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ LOGIN_CONTEXT = b"fedhelm-login\0"
 MAX_BUNDLE = 512 * 1024 * 1024
 """Largest job bundle, bytes."""
 
+MAX_UPLOADS = 2
+"""Bundles of one admin that are read at once; each has two chunks in memory."""
+
 NONCE_S = 30.0
 MAX_NONCES = 100
 """Logins of one admin that may be under way at once; the oldest gives way, so that nobody locks out another."""
@@ -71,6 +75,7 @@ class AdminService:
         self._control = control
         self._downloads = Downloads(runtime)
         self._nonces: dict[str, dict[bytes, float]] = {}
+        self._uploads: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_UPLOADS))
         self._watchers: set[asyncio.Event] = set()
         runtime.on_change.append(self._changed)
 
@@ -149,11 +154,13 @@ class AdminService:
         await self._control.disk.require_room()
         blobs = self._runtime.store.blobs
         check = functools.partial(self._check_upload, caller=call.principal)
-        first = await anext(messages, b"")
-        header = announced(first)
-        size = 0 if header is None else min(header.manifest.size, MAX_BUNDLE)
-        async with self._control.disk.room_for(size) as coming:
-            return ref_to_proto(await receive_blob(counted_down(first, messages, coming), blobs, check, MAX_BUNDLE))
+        async with self._uploads[call.principal.name]:  # one more waits, unread
+            first = await anext(messages, b"")
+            header = announced(first)
+            size = 0 if header is None else min(header.manifest.size, MAX_BUNDLE)
+            async with self._control.disk.room_for(size) as coming:
+                ref = await receive_blob(counted_down(first, messages, coming), blobs, check, MAX_BUNDLE)
+        return ref_to_proto(ref)
 
     async def submit_job(self, request: admin.SubmitJobRequest, call: Call) -> admin.SubmitJobReply:
         """Record an uploaded bundle as a job; the answer means that it is in the log."""

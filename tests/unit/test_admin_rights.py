@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedhelm.errors import Ambiguous, Conflict, JobNotFound, NotAuthorised, NotFound
-from fedhelm.persist.blobs import Manifest, blake3_hex
+from fedhelm.persist.blobs import blake3_hex
 from fedhelm.persist.log import Log
 from fedhelm.persist.store import Store
 from fedhelm.security.authorization import Policy
@@ -33,6 +33,7 @@ from tests.fakes.persist_memory import MemoryBlobStore, MemoryLogStore
 from tests.fakes.server_kit import server_kit
 from tests.fakes.server_log import Clock, Writer, done, found, state, submitted
 from tests.support.calls import called
+from tests.support.waiting import eventually
 
 ALICES, BOBS, OLD, NO_JOB = "abcdefghijkl", "abcdefghijkm", "zyxwvutsrqpo", "nopqrstuvwxy"
 """Alice's runs, Bob's has ended; the old one was submitted by Alice when nobody wrote down organisations."""
@@ -312,10 +313,33 @@ async def test_nobody_writes_under_the_id_of_anothers_job(desk):
     assert list((await desk.upload(BOB, "kkkkkkkkkkkk")).indices) == [0]
 
 
+async def test_an_admins_third_upload_waits_for_one_of_two(desk):
+    hold, read = asyncio.Event(), []
+
+    async def held(job):
+        read.append(job)
+        yield common.PutBlobHeader(owner=bundle_owner(job), manifest=ONE_BYTE, indices=[0]).SerializeToString()
+        await hold.wait()
+        yield b"x"
+
+    def upload(who, job):
+        return asyncio.ensure_future(desk.service.put_blob(held(job), called(who, "Admin.PutBlob")))
+
+    jobs = ["kkkkkkkkkkkk", "llllllllllll", "mmmmmmmmmmmm"]
+    running = [upload(ALICE, job) for job in jobs]
+    running.append(upload(BOB, "nnnnnnnnnnnn"))
+    await eventually(lambda: "nnnnnnnnnnnn" in read)
+    assert read == [*jobs[:2], "nnnnnnnnnnnn"]
+    hold.set()
+    assert [ref.owner for ref in await asyncio.gather(*running[:3])] == [bundle_owner(job) for job in jobs]
+    await running[3]
+
+
+ONE_BYTE = common.Manifest(size=1, chunk_size=1, chunks=[blake3_hex(b"x")])
+
+
 async def header(job):
-    manifest = Manifest(1, 1, (blake3_hex(b"x"),))
-    sent = common.Manifest(size=1, chunk_size=1, chunks=manifest.chunks)
-    yield common.PutBlobHeader(owner=bundle_owner(job), manifest=sent, indices=[0]).SerializeToString()
+    yield common.PutBlobHeader(owner=bundle_owner(job), manifest=ONE_BYTE, indices=[0]).SerializeToString()
     pytest.fail("its bytes were read")
 
 
