@@ -12,6 +12,7 @@ import pytest
 from fedhelm.clock import SystemClock, iso
 from fedhelm.errors import AuditUnavailable, BadInput, BadSignature, Corrupt, FedhelmError, KitError, NotAuthorised
 from fedhelm.job.bundle import pack
+from fedhelm.provision.install import exchange
 from fedhelm.security.authorization import Policy, default_policy
 from fedhelm.security.identity import Principal
 from fedhelm.security.job_signing import MAX_AGE, Submission, sign_submission
@@ -496,13 +497,13 @@ async def test_nothing_of_a_job_is_unpacked_that_the_audit_file_does_not_have(si
     folder.make()
     trail = SiteTrail.open(site)
     path = site.root / "audit.jsonl"
-    path.rename(site.root / "kept")
-    path.mkdir()  # nothing can be written there
+    kept = site.root / "kept"
+    kept.mkdir()
+    exchange(path, kept)  # a folder is there now, and nothing can be written; in one step, lest a file appear meanwhile
     with pytest.raises(AuditUnavailable, match="not run at site-1: its line cannot be written to the audit file: Is a"):
         await prepare(shared(site, upload, trail), folder, assigned, site.run)
     assert not folder.bundle.exists()
-    path.rmdir()
-    (site.root / "kept").rename(path)
+    exchange(path, kept)
     trail.close()
     assert [line["outcome"] for line in noted(site)] == ["failed"]
     await take(site, upload, assigned)
