@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 import fedhelm.wire
 
 assert fedhelm.wire.TLS_1_3_ONLY
+
+settings.register_profile("busy", deadline=None)  # no test depends on speed
+settings.load_profile("busy")
 
 # Files that take minutes go first, so that no worker is left alone with one at the end.
 _LONGEST = ("test_faults_between.py", "test_faults.py", "test_overseers.py", "test_simulation.py")
