@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from fedhelm.clock import SystemClock
+from fedhelm.provision.install import exchange
 from fedhelm.security.audit import AuditFile, AuditTrail
 from fedhelm.security.authorization import Policy, default_policy
 from fedhelm.security.kept_revocations import KeptRevocations
@@ -287,18 +288,17 @@ def test_a_thousand_addresses_have_no_thousand_lines():
 
 
 class Broken:
-    """Where the audit file was, something stands that cannot be written."""
+    """Where the audit file was, something stands that cannot be written; in one step, lest a file appear meanwhile."""
 
     def __init__(self, path):
         self.path, self.kept = path, path.with_name("kept")
 
     def begin(self):
-        self.path.rename(self.kept)
-        self.path.mkdir()
+        self.kept.mkdir()
+        exchange(self.path, self.kept)
 
     def end(self):
-        self.path.rmdir()
-        self.kept.rename(self.path)
+        exchange(self.path, self.kept)
 
 
 async def test_a_command_is_refused_while_no_line_can_be_written_and_leases_and_looks_are_not(office):
