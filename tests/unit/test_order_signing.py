@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -124,11 +125,12 @@ def test_what_is_signed_has_a_form(olga, trust, clock, change):
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(at=st.integers(0), flip=st.integers(1, 255))
-def test_any_other_byte_is_refused(olga, trust, clock, at, flip):
-    signed = bytearray(sign_order(olga, ORDER, clock=clock))
-    signed[at % len(signed)] ^= flip
-    with pytest.raises(BadSignature):
-        check(bytes(signed), trust)
+def test_with_any_other_byte_it_says_nothing_else(olga, trust, clock, at, flip):
+    signed = sign_order(olga, ORDER, clock=clock)
+    other = bytearray(signed)
+    other[at % len(other)] ^= flip
+    with suppress(BadSignature):  # the last letter of base64 has bits that mean nothing
+        assert check(bytes(other), trust) == check(signed, trust)
 
 
 def test_a_signature_over_other_words_is_refused(olga, trust, clock):
